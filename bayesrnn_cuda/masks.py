@@ -1,0 +1,94 @@
+"""Dropout masks: one per sequence, held for all its time steps (paper, section 3)."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerMasks(NamedTuple):
+    """The masks of one layer in one direction; `None` stands for no dropout.
+
+    There is no time dimension: the same mask serves every step, that is the method.
+    """
+
+    keep_x: Tensor | None = None  # bool [G or 1, B, I]: what is kept of the input
+    keep_h: Tensor | None = None  # bool [G or 1, B, H]: what is kept of h_{t-1}
+    scale_x: float = 1.0  # 1 / (1 - p) of the input
+    scale_h: float = 1.0  # 1 / (1 - p) of h_{t-1}
+
+    def index_select(self, index: Tensor) -> "LayerMasks":
+        """The masks of the sequences in `index` (int64 [B']), in that order."""
+
+        def pick(keep: Tensor | None) -> Tensor | None:
+            return None if keep is None else keep.index_select(1, index)
+
+        return self._replace(keep_x=pick(self.keep_x), keep_h=pick(self.keep_h))
+
+
+def check_probability(name: str, p: float) -> float:
+    """`p` as a float; ValueError unless it lies in [0, 1]."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name}: expected a probability of dropping in [0, 1], got {p!r}")
+    return float(p)
+
+
+def dropout_scale(p: float) -> float:
+    """1 / (1 - p), and 0 for p = 1, where nothing is kept and the result must be 0, not NaN."""
+    return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
+
+
+def sample_keep(
+    shape: Iterable[int],
+    p: float,
+    *,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A mask that is True with probability 1 - p, independently at each place: bool [*shape]."""
+    # rand lies in [0, 1): p = 0 keeps everything and p = 1 nothing, exactly.
+    return torch.rand(tuple(shape), device=device, generator=generator) >= p
+
+
+def apply_mask(x: Tensor, keep: Tensor, p: float) -> Tensor:
+    """x * keep / (1 - p). A NaN that is dropped stays dropped."""
+    return torch.where(keep, x * dropout_scale(p), x.new_zeros(()))
+
+
+def sample_layer_masks(
+    gates: int,
+    batch_size: int,
+    input_size: int,
+    hidden_size: int,
+    *,
+    input_dropout: float,
+    recurrent_dropout: float,
+    tie_gates: bool = False,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> LayerMasks:
+    """Masks of one layer and direction, `gates` independent ones or, tied, one for all gates."""
+    sets = 1 if tie_gates else gates
+
+    def draw(p: float, size: int) -> Tensor | None:
+        if p == 0.0:
+            return None
+        return sample_keep((sets, batch_size, size), p, device=device, generator=generator)
+
+    return LayerMasks(
+        keep_x=draw(input_dropout, input_size),
+        keep_h=draw(recurrent_dropout, hidden_size),
+        scale_x=dropout_scale(input_dropout),
+        scale_h=dropout_scale(recurrent_dropout),
+    )
+
+
+class DropoutModule(nn.Module):
+    """Base of the modules that draw masks: in training, or in `eval()` under `mc_dropout`."""
+
+    mc = False  # set by mc_dropout for the time of its `with` block
+
+    @property
+    def draws_masks(self) -> bool:
+        return self.training or self.mc

@@ -1,0 +1,80 @@
+"""torch.ops.bayesrnn: loads the compiled library and tells torch the shapes of its results.
+
+The schemas stand in csrc/ops.cpp and nowhere else. The ops are functional: tensors, masks, scales,
+lengths, direction and engine go in, new tensors come out, nothing is mutated.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+_spec = importlib.util.find_spec("bayesrnn_cuda._C")
+if _spec is None or _spec.origin is None:
+    raise ImportError(
+        "bayesrnn_cuda: the compiled library bayesrnn_cuda._C is missing; "
+        "build it with `pip install .` (or `pip install -e .`) in the repository"
+    )
+LIBRARY_PATH: str = _spec.origin
+torch.ops.load_library(LIBRARY_PATH)
+
+
+@torch.library.register_fake("bayesrnn::lstm")
+def _lstm_fake(
+    x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
+    scale_x=1.0, scale_h=1.0, reverse=False, save=True, engine="auto",
+):  # fmt: skip
+    T, B, H = x.shape[0], x.shape[1], h0.shape[1]
+    saved = T if save else 0
+    return (
+        x.new_empty(T, B, H),
+        x.new_empty(B, H),
+        x.new_empty(B, H),
+        x.new_empty(saved, B, 4 * H),
+        x.new_empty(saved, B, H),
+    )
+
+
+@torch.library.register_fake("bayesrnn::gru")
+def _gru_fake(
+    x, h0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
+    scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, save=True, engine="auto",
+):  # fmt: skip
+    T, B, H = x.shape[0], x.shape[1], h0.shape[1]
+    saved = T if save else 0
+    return (
+        x.new_empty(T, B, H),
+        x.new_empty(B, H),
+        x.new_empty(saved, B, 3 * H),
+        x.new_empty(saved if reset_after else 0, B, H),
+    )
+
+
+def _weight_grads(weight_ih: Tensor, weight_hh: Tensor, bias: bool) -> tuple[Tensor, ...]:
+    rows = weight_ih.shape[0] if bias else 0
+    return (
+        torch.empty_like(weight_ih, memory_format=torch.contiguous_format),
+        torch.empty_like(weight_hh, memory_format=torch.contiguous_format),
+        weight_ih.new_empty(rows),
+        weight_ih.new_empty(rows),
+    )
+
+
+@torch.library.register_fake("bayesrnn::lstm_backward")
+def _lstm_backward_fake(
+    dy, dh_n, dc_n, x, h0, c0, weight_ih, weight_hh, keep_x, keep_h, lengths, y, gates, cells,
+    scale_x=1.0, scale_h=1.0, reverse=False, bias=True, need_dx=True, engine="auto",
+):  # fmt: skip
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    grads = _weight_grads(weight_ih, weight_hh, bias)
+    return (dx, x.new_empty(h0.shape), x.new_empty(c0.shape), *grads)
+
+
+@torch.library.register_fake("bayesrnn::gru_backward")
+def _gru_backward_fake(
+    dy, dh_n, x, h0, weight_ih, weight_hh, keep_x, keep_h, lengths, y, gates, hidden_n,
+    scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, bias=True, need_dx=True,
+    engine="auto",
+):  # fmt: skip
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    return (dx, x.new_empty(h0.shape), *_weight_grads(weight_ih, weight_hh, bias))

@@ -1,0 +1,189 @@
+"""Prediction with uncertainty: dropout that stays on, averages over masks (paper, eq. 5)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .masks import DropoutModule
+
+_LIKELIHOODS = ("gaussian", "categorical")
+
+
+@contextmanager
+def mc_dropout(module: nn.Module) -> Iterator[nn.Module]:
+    """Within the block, every dropout inside `module` draws masks although `module.eval()`.
+
+    Serves this package's modules and torch's own nn.Dropout family. Batch norm and the like stay
+    as `eval()` left them. Nests, and restores what it found.
+    """
+    ours = [m for m in module.modules() if isinstance(m, DropoutModule)]
+    torchs = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    before = [m.mc for m in ours], [m.training for m in torchs]
+    for m in ours:
+        m.mc = True
+    for m in torchs:
+        m.training = True
+    try:
+        yield module
+    finally:
+        for m, mc in zip(ours, before[0], strict=True):
+            m.mc = mc
+        for m, training in zip(torchs, before[1], strict=True):
+            m.training = training
+
+
+class MCPrediction(NamedTuple):
+    """Averages over sampled masks, in the shape of one output (entropies: less its last dim)."""
+
+    mean: Tensor  # of the outputs, or of the class probabilities
+    std: Tensor  # standard deviation over the samples, 1/S under the root
+    entropy: Tensor | None  # of the mean probabilities, in nats; None for gaussian
+    mutual_information: Tensor | None  # entropy minus the samples' mean entropy, in nats; likewise
+
+
+def mc_predict(
+    module: nn.Module | Callable[..., Any],
+    *inputs: Tensor,
+    samples: int = 100,
+    likelihood: str = "gaussian",
+    batch_dim: int | None = None,
+    output_batch_dim: int | None = None,
+    chunk: int | None = None,
+) -> MCPrediction:
+    """MC dropout: the predictive distribution over `samples` mask sets (paper, eq. 5, section 4.3).
+
+    The samples run as batch: every input is repeated along its batch dimension, so that a sequence
+    meets S different mask sets in one call. No gradients are kept.
+
+    Args:
+        module: takes `inputs`, returns a tensor or a tuple whose first entry is taken (nn.LSTM).
+        inputs: tensors with the same batch dimension, size B there.
+        samples: S >= 1.
+        likelihood: "gaussian": the output is a value, mean and std are its own;
+            "categorical": the output is logits over its last dimension, and probabilities
+            (softmax) are averaged, never logits.
+        batch_dim: of the inputs; None: as the modules inside say (`batch_first`), else 0.
+        output_batch_dim: of the output; None: the only dimension of size S * B.
+        chunk: samples per call, to bound memory; None: all at once.
+
+    Raises:
+        ValueError: samples or chunk below 1, unknown likelihood, no input, inputs of different
+            batch sizes, or a batch dimension that cannot be told.
+    """
+    for name, value in (("samples", samples), ("chunk", samples if chunk is None else chunk)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if likelihood not in _LIKELIHOODS:
+        raise ValueError(
+            f"likelihood: expected one of {', '.join(_LIKELIHOODS)}, got {likelihood!r}"
+        )
+    if batch_dim is None:
+        batch_dim = _batch_dim(module)
+    batch = _batch_size(inputs, batch_dim)
+    scope = mc_dropout(module) if isinstance(module, nn.Module) else nullcontext()
+    moments = _Moments()
+    entropies = _Moments()
+    with torch.no_grad(), scope:
+        for size in _chunk_sizes(samples, chunk):
+            repeated = [_repeat(x, size, batch_dim) for x in inputs]
+            output = module(*repeated)
+            output = output[0] if isinstance(output, tuple | list) else output
+            dim = _output_dim(output, size * batch, output_batch_dim)
+            draws = output.unflatten(dim, (size, batch)).movedim(dim, 0)
+            if likelihood == "categorical":
+                log_p = draws.log_softmax(dim=-1)
+                draws = log_p.exp()
+                entropies.add(_entropy(draws, log_p))
+            moments.add(draws)
+    if likelihood == "gaussian":
+        return MCPrediction(moments.mean, moments.std(), None, None)
+    total = _entropy(moments.mean, moments.mean.log())
+    # rounding can push a difference of equal numbers below its true bound of 0
+    information = (total - entropies.mean).clamp_min(0)
+    return MCPrediction(moments.mean, moments.std(), total, information)
+
+
+class _Moments:
+    """Mean and spread over dim 0 of chunks that arrive one by one (Chan et al., 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.tensor(0.0)
+        self._squares = torch.tensor(0.0)  # sum of squared deviations from the mean
+
+    def add(self, draws: Tensor) -> None:
+        count = draws.shape[0]
+        mean = draws.mean(dim=0)
+        squares = (draws - mean).square().sum(dim=0)
+        if self.count == 0:
+            self.count, self.mean, self._squares = count, mean, squares
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self._squares = self._squares + squares + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def std(self) -> Tensor:
+        return (self._squares / self.count).sqrt()
+
+
+def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
+    """-sum p log p over the last dimension, 0 log 0 = 0."""
+    return -torch.where(p > 0, p * log_p, torch.zeros_like(p)).sum(dim=-1)
+
+
+def _batch_dim(module: object) -> int:
+    """0 or 1 by the `batch_first` of the modules inside, 0 if none has any."""
+    inside = module.modules() if isinstance(module, nn.Module) else ()
+    flags = {m.batch_first for m in inside if isinstance(getattr(m, "batch_first", None), bool)}
+    if len(flags) > 1:
+        raise ValueError(
+            "batch_dim: expected to be given, since the module has both batch_first=True and "
+            "batch_first=False inside, got None"
+        )
+    return 1 if flags == {False} else 0
+
+
+def _batch_size(inputs: Sequence[Tensor], batch_dim: int) -> int:
+    if not inputs:
+        raise ValueError("inputs: expected at least 1 tensor, got 0")
+    for x in inputs:
+        if not -x.dim() <= batch_dim < x.dim():
+            raise ValueError(f"batch_dim: expected a dimension of {list(x.shape)}, got {batch_dim}")
+    sizes = [x.shape[batch_dim] for x in inputs]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"inputs: expected one size in dimension {batch_dim}, got {sizes}")
+    return sizes[0]
+
+
+def _output_dim(output: Tensor, size: int, given: int | None) -> int:
+    if given is not None:
+        if not -output.dim() <= given < output.dim() or output.shape[given] != size:
+            raise ValueError(
+                f"output_batch_dim: expected a dimension of size {size} in {list(output.shape)}, "
+                f"got {given}"
+            )
+        return given % output.dim()
+    matches = [d for d, length in enumerate(output.shape) if length == size]
+    if len(matches) != 1:
+        raise ValueError(
+            f"output_batch_dim: expected to be given, since {len(matches)} dimensions of the "
+            f"output {list(output.shape)} have size {size} (samples * batch), got None"
+        )
+    return matches[0]
+
+
+def _chunk_sizes(samples: int, chunk: int | None) -> list[int]:
+    whole = samples if chunk is None else chunk
+    return [min(whole, samples - start) for start in range(0, samples, whole)]
+
+
+def _repeat(x: Tensor, samples: int, dim: int) -> Tensor:
+    """x repeated as [..., S*B, ...], sample by sample, without a copy where B = 1."""
+    dim %= x.dim()
+    shape = (*x.shape[:dim], samples, *x.shape[dim:])
+    return x.unsqueeze(dim).expand(shape).flatten(dim, dim + 1)

@@ -1,0 +1,121 @@
+"""LSTM and GRU with variational dropout in plain PyTorch: what every engine is tested against.
+
+Any dtype and device, any order of derivatives, a Python loop over time. One notation throughout:
+a_k = W_k (m^x_k s_x x_t) + b^ih_k is the input part of gate k and
+r_k = U_k (m^h_k s_h h_{t-1}) + b^hh_k its recurrent part,
+with keep_* = m the masks and scale_* = s = 1 / (1 - p).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .masks import LayerMasks
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer in one direction, in PyTorch's layout and gate order."""
+
+    weight_ih: Tensor  # [G*H, I]
+    weight_hh: Tensor  # [G*H, H]
+    bias_ih: Tensor | None = None  # [G*H]
+    bias_hh: Tensor | None = None  # [G*H]
+
+
+def lstm(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: LayerWeights,
+    masks: LayerMasks | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer in one direction. Arguments and results as `bayesrnn_cuda.functional.lstm`."""
+    masks = masks or LayerMasks()
+    h, c = h0, c0
+    y = [x.new_zeros(h0.shape)] * x.shape[0]
+    for t in _steps(x.shape[0], reverse):
+        a = _linear(x[t], weights.weight_ih, weights.bias_ih, masks.keep_x, masks.scale_x, 4)
+        r = _linear(h, weights.weight_hh, weights.bias_hh, masks.keep_h, masks.scale_h, 4)
+        i = torch.sigmoid(a[0] + r[0])
+        f = torch.sigmoid(a[1] + r[1])
+        g = torch.tanh(a[2] + r[2])
+        o = torch.sigmoid(a[3] + r[3])
+        c_t = f * c + i * g
+        h_t = o * torch.tanh(c_t)
+        h, c, y[t] = _advance(t, lengths, (h_t, h), (c_t, c))
+    return torch.stack(y), h, c
+
+
+def gru(
+    x: Tensor,
+    h0: Tensor,
+    weights: LayerWeights,
+    masks: LayerMasks | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    reset_after: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer in one direction. Arguments and results as `bayesrnn_cuda.functional.gru`."""
+    masks = masks or LayerMasks()
+    h = h0
+    y = [x.new_zeros(h0.shape)] * x.shape[0]
+    for t in _steps(x.shape[0], reverse):
+        a = _linear(x[t], weights.weight_ih, weights.bias_ih, masks.keep_x, masks.scale_x, 3)
+        q = _masked(h, masks.keep_h, masks.scale_h, 3)
+        u, b = _per_gate(weights.weight_hh, weights.bias_hh, 3)
+        r = torch.sigmoid(a[0] + _affine(q[0], u[0], b[0]))
+        z = torch.sigmoid(a[1] + _affine(q[1], u[1], b[1]))
+        if reset_after:
+            n = torch.tanh(a[2] + r * _affine(q[2], u[2], b[2]))
+        else:
+            n = torch.tanh(a[2] + _affine(r * q[2], u[2], b[2]))
+        h_t = (1 - z) * n + z * h
+        h, _, y[t] = _advance(t, lengths, (h_t, h), (h_t, h))
+    return torch.stack(y), h
+
+
+def _steps(steps: int, reverse: bool) -> range:
+    return range(steps - 1, -1, -1) if reverse else range(steps)
+
+
+def _masked(v: Tensor, keep: Tensor | None, scale: float, gates: int) -> list[Tensor]:
+    """What each gate sees of v [B, K]: m_k s v. The select keeps a dropped NaN out."""
+    if keep is None:
+        return [v * scale if scale != 1.0 else v] * gates
+    zero = v.new_zeros(())
+    return [torch.where(m, v * scale, zero) for m in keep.expand(gates, -1, -1)]
+
+
+def _per_gate(weight: Tensor, bias: Tensor | None, gates: int) -> tuple[list, list]:
+    """weight [G*H, K] and bias [G*H] cut into G blocks."""
+    return list(weight.chunk(gates)), [None] * gates if bias is None else list(bias.chunk(gates))
+
+
+def _affine(v: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(v, weight, bias)
+
+
+def _linear(
+    v: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor | None, scale: float, gates: int
+) -> list[Tensor]:
+    """One [B, H] per gate k: weight_k (m_k s v) + bias_k."""
+    w, b = _per_gate(weight, bias, gates)
+    q = _masked(v, keep, scale, gates)
+    return [_affine(q[k], w[k], b[k]) for k in range(gates)]
+
+
+def _advance(
+    t: int, lengths: Tensor | None, h: tuple[Tensor, Tensor], c: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, c, y_t) after step t; h and c hold (new, old). Past its length a sequence keeps its
+    state and writes zeros."""
+    if lengths is None:
+        return h[0], c[0], h[0]
+    inside = (t < lengths).unsqueeze(1)
+    h_t = torch.where(inside, *h)
+    return h_t, torch.where(inside, *c), torch.where(inside, h[0], h[0].new_zeros(()))

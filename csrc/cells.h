@@ -1,0 +1,132 @@
+// cells.h - the gate algebra of LSTM and GRU, forward and backward: the only copy in the project.
+//
+// Math supplies Value (a scalar or a vector of units), sigmoid and tanh; host and device share
+// this. Notation: a = input part W (m x) + b_ih and q = recurrent part U (m h) + b_hh, one value
+// per gate; d* = gradient of the loss. `prev` is the state that is carried and never masked:
+// c_{t-1} of the LSTM, h_{t-1} of the GRU. `kept` is what backward needs beside the activated
+// gates.
+//
+// Gradients per gate stand in slots: da is what flows into a, dq what flows into q. They are equal
+// but for n of the GRU that resets after U, which therefore has a slot more than it has gates.
+#pragma once
+
+#if defined(__CUDACC__)
+#define BRNN_INLINE __host__ __device__ __forceinline__
+#else
+#define BRNN_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace brnn {
+
+template <class Math>
+struct Lstm {
+  using V = typename Math::Value;
+  static constexpr int gates = 4;  // i, f, g, o
+  static constexpr int slots = 4;
+  static constexpr bool has_kept = true;  // c_t
+  static constexpr bool reset_before = false;
+  static constexpr int slot_of_a(int gate) { return gate; }
+  static constexpr int slot_of_q(int gate) { return gate; }
+
+  BRNN_INLINE static void forward(const V (&a)[4], const V (&q)[4], V prev, V (&gate)[4], V& kept,
+                                  V& state, V& h) {
+    const V i = Math::sigmoid(a[0] + q[0]);
+    const V f = Math::sigmoid(a[1] + q[1]);
+    const V g = Math::tanh(a[2] + q[2]);
+    const V o = Math::sigmoid(a[3] + q[3]);
+    const V c = f * prev + i * g;
+    gate[0] = i, gate[1] = f, gate[2] = g, gate[3] = o;
+    kept = state = c;
+    h = o * Math::tanh(c);
+  }
+
+  // carry: dc_t on entry, dc_{t-1} on return.
+  BRNN_INLINE static void backward(const V (&gate)[4], V kept, V prev, V dh, V& carry,
+                                   V (&dslot)[4]) {
+    const V one = Math::value(1);
+    const V i = gate[0], f = gate[1], g = gate[2], o = gate[3];
+    const V tanh_c = Math::tanh(kept);
+    const V dc = carry + dh * o * (one - tanh_c * tanh_c);
+    dslot[0] = dc * g * i * (one - i);
+    dslot[1] = dc * prev * f * (one - f);
+    dslot[2] = dc * i * (one - g * g);
+    dslot[3] = dh * tanh_c * o * (one - o);
+    carry = dc * f;
+  }
+};
+
+// reset_after, as torch.nn.GRU: n = tanh(a_n + r * q_n).
+template <class Math>
+struct Gru {
+  using V = typename Math::Value;
+  static constexpr int gates = 3;         // r, z, n
+  static constexpr int slots = 4;         // r, z, n into a, n into q
+  static constexpr bool has_kept = true;  // q_n
+  static constexpr bool reset_before = false;
+  static constexpr int slot_of_a(int gate) { return gate; }
+  static constexpr int slot_of_q(int gate) { return gate == 2 ? 3 : gate; }
+
+  BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V& kept,
+                                  V& state, V& h) {
+    const V r = Math::sigmoid(a[0] + q[0]);
+    const V z = Math::sigmoid(a[1] + q[1]);
+    const V n = Math::tanh(a[2] + r * q[2]);
+    gate[0] = r, gate[1] = z, gate[2] = n;
+    kept = q[2];
+    state = h = n + z * (prev - n);
+  }
+
+  // carry: the part of dh_t that skipped the gates of step t+1 on entry, of step t on return.
+  BRNN_INLINE static void backward(const V (&gate)[3], V kept, V prev, V dh, V& carry,
+                                   V (&dslot)[4]) {
+    const V one = Math::value(1);
+    const V r = gate[0], z = gate[1], n = gate[2];
+    const V d = dh + carry;
+    const V dn = d * (one - z) * (one - n * n);
+    dslot[0] = dn * kept * r * (one - r);
+    dslot[1] = d * (prev - n) * z * (one - z);
+    dslot[2] = dn;
+    dslot[3] = dn * r;
+    carry = d * z;
+  }
+};
+
+// reset_after=False, Cho et al.: n = tanh(a_n + U_n (r * m h) + b_n). A step needs U twice: r
+// first.
+template <class Math>
+struct GruResetBefore {
+  using V = typename Math::Value;
+  static constexpr int gates = 3;  // r, z, n
+  static constexpr int slots = 3;
+  static constexpr bool has_kept = false;
+  static constexpr bool reset_before = true;
+  static constexpr int slot_of_a(int gate) { return gate; }
+  static constexpr int slot_of_q(int gate) { return gate; }
+
+  BRNN_INLINE static void forward_reset(V a_r, V q_r, V& r) { r = Math::sigmoid(a_r + q_r); }
+  // q[2] = U_n (r * m h) + b_n; gate[0] = r from forward_reset.
+  BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V&,
+                                  V& state, V& h) {
+    const V z = Math::sigmoid(a[1] + q[1]);
+    const V n = Math::tanh(a[2] + q[2]);
+    gate[1] = z, gate[2] = n;
+    state = h = n + z * (prev - n);
+  }
+
+  // Leaves dslot[0], which needs U_n^T dslot[2] first: backward_reset.
+  BRNN_INLINE static void backward(const V (&gate)[3], V, V prev, V dh, V& carry, V (&dslot)[3]) {
+    const V one = Math::value(1);
+    const V z = gate[1], n = gate[2];
+    const V d = dh + carry;
+    dslot[1] = d * (prev - n) * z * (one - z);
+    dslot[2] = d * (one - z) * (one - n * n);
+    carry = d * z;
+  }
+  // masked: m h_{t-1}, dmasked: what flows into r * masked; returns the part for masked.
+  BRNN_INLINE static V backward_reset(V r, V masked, V dmasked, V& dslot_r) {
+    dslot_r = dmasked * masked * r * (Math::value(1) - r);
+    return dmasked * r;
+  }
+};
+
+}  // namespace brnn

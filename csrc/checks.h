@@ -1,0 +1,148 @@
+// checks.h - every check of an op's arguments, in one wording: "argument: expected ..., got ...".
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace brnn::checks {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+template <class Expected, class Actual>
+[[noreturn]] void fail(const char* argument, const Expected& expected, const Actual& actual) {
+  std::ostringstream message;
+  message << argument << ": expected " << expected << ", got " << actual;
+  throw std::runtime_error(message.str());
+}
+
+inline std::string text(const Shape& shape) {
+  std::ostringstream out;
+  out << "[";
+  for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
+  out << "]";
+  return out.str();
+}
+
+inline Shape shape_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Shape(sizes.begin(), sizes.end());
+}
+
+inline std::string dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Int: return "int32";
+    default: return torch::headeronly::toString(type);
+  }
+}
+
+inline std::string device_name(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  if (t.is_cuda()) return "cuda:" + std::to_string(t.get_device_index());
+  return "device type " + std::to_string(static_cast<int>(t.device().type()));
+}
+
+inline void check_shape(const char* argument, const Tensor& t, const Shape& expected,
+                        const char* letters) {
+  if (shape_of(t) != expected)
+    fail(argument, "shape " + text(expected) + " (" + letters + ")", text(shape_of(t)));
+}
+
+inline void check_dtype(const char* argument, const Tensor& t, ScalarType expected,
+                        const char* why) {
+  if (t.scalar_type() != expected)
+    fail(argument, "dtype " + dtype_name(expected) + why, dtype_name(t.scalar_type()));
+}
+
+inline void check_device(const char* argument, const Tensor& t, const Tensor& x) {
+  if (device_name(t) != device_name(x))
+    fail(argument, "device " + device_name(x) + " as x", device_name(t));
+}
+
+// A floating-point tensor of a layer: device, dtype and shape.
+inline void check_tensor(const char* argument, const Tensor& t, const Tensor& x,
+                         const Shape& expected, const char* letters) {
+  check_device(argument, t, x);
+  check_dtype(argument, t, x.scalar_type(), " as x");
+  check_shape(argument, t, expected, letters);
+}
+
+inline void check_tensor(const char* argument, const OptionalTensor& t, const Tensor& x,
+                         const Shape& expected, const char* letters) {
+  if (t) check_tensor(argument, *t, x, expected, letters);
+}
+
+inline void check_keep(const char* argument, const OptionalTensor& keep, const Tensor& x, int64_t G,
+                       int64_t K, const char* letters) {
+  if (!keep) return;
+  check_device(argument, *keep, x);
+  check_dtype(argument, *keep, ScalarType::Bool, "");
+  const Shape untied{G, x.size(1), K}, tied{1, x.size(1), K};
+  if (shape_of(*keep) != untied && shape_of(*keep) != tied)
+    fail(argument, "shape " + text(untied) + " or " + text(tied) + " (" + letters + ")",
+         text(shape_of(*keep)));
+}
+
+inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
+  if (!lengths) return;
+  check_device("lengths", *lengths, x);
+  check_dtype("lengths", *lengths, ScalarType::Long, "");
+  check_shape("lengths", *lengths, {x.size(1)}, "B");
+  if (!lengths->is_cpu()) return;  // reading them elsewhere would wait for the device
+  const auto* data = static_cast<const int64_t*>(lengths->const_data_ptr());
+  for (int64_t b = 0; b < x.size(1); ++b) {
+    const int64_t length = data[b * lengths->stride(0)];
+    if (length < 0 || length > x.size(0))
+      fail("lengths", "values from 0 to " + std::to_string(x.size(0)) + " (T)", length);
+  }
+}
+
+// What every layer takes, whatever engine runs it. c0 exists for LSTM only.
+inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const OptionalTensor& c0,
+                        const Tensor& weight_ih, const Tensor& weight_hh,
+                        const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                        const OptionalTensor& keep_x, const OptionalTensor& keep_h,
+                        const OptionalTensor& lengths) {
+  if (x.dim() != 3) fail("x", "3 dimensions (T, B, I)", text(shape_of(x)));
+  if (x.size(0) < 1) fail("x", "a sequence of at least 1 step (T, B, I)", text(shape_of(x)));
+  if (x.size(2) < 1) fail("x", "an input size of at least 1 (T, B, I)", text(shape_of(x)));
+  if (h0.dim() != 2) fail("h0", "2 dimensions (B, H)", text(shape_of(h0)));
+  const int64_t B = x.size(1), I = x.size(2), H = h0.size(1);
+  if (H < 1) fail("h0", "a hidden size of at least 1 (B, H)", text(shape_of(h0)));
+  check_tensor("h0", h0, x, {B, H}, "B, H");
+  check_tensor("c0", c0, x, {B, H}, "B, H");
+  check_tensor("weight_ih", weight_ih, x, {G * H, I}, "G*H, I");
+  check_tensor("weight_hh", weight_hh, x, {G * H, H}, "G*H, H");
+  if (bias_ih.has_value() != bias_hh.has_value())
+    fail(bias_ih ? "bias_hh" : "bias_ih", "both biases or neither", "None");
+  check_tensor("bias_ih", bias_ih, x, {G * H}, "G*H");
+  check_tensor("bias_hh", bias_hh, x, {G * H}, "G*H");
+  check_keep("keep_x", keep_x, x, G, I, "G or 1, B, I");
+  check_keep("keep_h", keep_h, x, G, H, "G or 1, B, H");
+  check_lengths(lengths, x);
+}
+
+// What the CPU engine can run.
+inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
+  if (engine != "auto" && engine != "cpu")
+    fail("engine", "auto or cpu for x on the CPU", "'" + engine + "'");
+  const auto type = x.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::BFloat16)
+    fail("x", "dtype float32, float64 or bfloat16 on the CPU", dtype_name(type));
+}
+
+}  // namespace brnn::checks

@@ -1,0 +1,58 @@
+// engine.h - what the CPU engine offers, and the little it needs from its host.
+//
+// The engine is compiled once per instruction set (isa/*.cpp) and chosen at run time. It includes
+// no torch header: threads come from the host, memory is one scratch block given by the caller.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../layer.h"
+
+namespace brnn::cpu {
+
+enum class Cell { lstm, gru, gru_reset_before };
+
+// Calls body(context, begin, end) on disjoint ranges that cover [0, count), perhaps in parallel.
+// It promises no concurrency: no range may wait for another.
+using Body = void (*)(void* context, int64_t begin, int64_t end);
+using ParallelFor = void (*)(int64_t count, Body body, void* context);
+
+struct Host {
+  ParallelFor parallel_for;
+  int threads;  // how many parts are worth making
+};
+
+// Entry points for one storage type. scratch_bytes tells what the call with the same arguments
+// needs.
+template <class S>
+struct Engine {
+  size_t (*forward_scratch_bytes)(Cell, const Forward<S>&, int threads);
+  void (*forward)(Cell, const Forward<S>&, const Host&, void* scratch);
+  size_t (*backward_scratch_bytes)(Cell, const Backward<S>&, int threads);
+  void (*backward)(Cell, const Backward<S>&, const Host&, void* scratch);
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  int vector_bytes, rows;  // of a microkernel, for `plan`
+  Engine<float> f32;
+  Engine<double> f64;
+  Engine<bfloat16> bf16;
+
+  template <class S>
+  const Engine<S>& engine() const {
+    if constexpr (sizeof(S) == 4) return f32;
+    if constexpr (sizeof(S) == 8) return f64;
+    if constexpr (sizeof(S) == 2) return bf16;
+  }
+};
+
+extern const Isa kAvx512, kAvx2, kPortable;
+
+// The best instruction set of this machine, or the one named by BAYESRNN_CPU_ISA (for tests).
+// Throws std::runtime_error if that name is unknown or the machine lacks it.
+const Isa& isa();
+
+}  // namespace brnn::cpu

@@ -1,0 +1,17 @@
+// portable.cpp - the CPU engine for any machine: SSE2 on x86-64, NEON on arm64.
+#define BRNN_ISA portable
+#include "instance.h"
+
+namespace brnn::cpu {
+
+extern const Isa kPortable = {
+    "portable",
+    [] { return true; },
+    BRNN_ISA::kVectorBytes,
+    BRNN_ISA::kRows,
+    BRNN_ISA::kEngine<float>,
+    BRNN_ISA::kEngine<double>,
+    BRNN_ISA::kEngine<bfloat16>,
+};
+
+}  // namespace brnn::cpu

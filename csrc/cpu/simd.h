@@ -1,0 +1,227 @@
+// simd.h - a vector of floats or doubles for the instruction set this file is compiled for.
+//
+// Included once per instruction set with BRNN_ISA naming the namespace, so that no function
+// compiled for one machine can be linked into the code of another. GCC's vector extensions carry
+// most of it; intrinsics serve where they say something the language cannot: partial loads, 1/x,
+// bf16 rounding.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "../cells.h"
+#include "../layer.h"
+
+namespace brnn::BRNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRows = 12;  // rows of a microkernel: 12 x 2 sums + 2 operands of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kRows = 6;  // 6 x 2 sums + 2 operands + 1 broadcast of 16 registers
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kRows = 12;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kRows = 6;
+#endif
+
+template <class C>
+struct Vec {
+  static constexpr int size = kVectorBytes / sizeof(C);
+  typedef C Native __attribute__((vector_size(kVectorBytes)));
+  Native v;
+
+  BRNN_INLINE friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  BRNN_INLINE friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+  BRNN_INLINE friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+  BRNN_INLINE friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+};
+
+template <class C>
+BRNN_INLINE Vec<C> broadcast(C value) {
+  return {value - typename Vec<C>::Native{}};  // value - 0, not 0 + value: keeps -0
+}
+
+template <class C>
+BRNN_INLINE Vec<C> load(const C* p) {
+  Vec<C> r;
+  std::memcpy(&r.v, p, sizeof r.v);
+  return r;
+}
+
+template <class C>
+BRNN_INLINE void store(C* p, Vec<C> a) {
+  std::memcpy(p, &a.v, sizeof a.v);
+}
+
+// The first n lanes from or to memory, zeros in the others; memory past them is not touched.
+template <class C>
+BRNN_INLINE Vec<C> load(const C* p, int n) {
+  if (n >= Vec<C>::size) return load(p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4) {
+    return {(typename Vec<C>::Native)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)};
+  }
+#endif
+  Vec<C> r{};
+  for (int i = 0; i < n; ++i) r.v[i] = p[i];
+  return r;
+}
+
+template <class C>
+BRNN_INLINE void store(C* p, Vec<C> a, int n) {
+  if (n >= Vec<C>::size) return store(p, a);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4) {
+    return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)a.v);
+  }
+#endif
+  for (int i = 0; i < n; ++i) p[i] = a.v[i];
+}
+
+// bfloat16 in memory, float in registers.
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+BRNN_INLINE Vec<float> load(const bfloat16* p, int n) {
+  Halves h{};
+  if (n >= Vec<float>::size) {
+    std::memcpy(&h, p, sizeof h);
+  } else {
+    for (int i = 0; i < n; ++i) h[i] = p[i].bits;
+  }
+  return {(Vec<float>::Native)(__builtin_convertvector(h, Words) << 16)};
+}
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+BRNN_INLINE Words bfloat16_bits(Vec<float> a) {
+  const Words w = (Words)a.v;
+  const Words rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
+  return a.v == a.v ? rounded : (w >> 16) | 0x40;
+}
+
+BRNN_INLINE void store(bfloat16* p, Vec<float> a, int n) {
+  const Halves h = __builtin_convertvector(bfloat16_bits(a), Halves);
+  if (n >= Vec<float>::size) {
+    std::memcpy(p, &h, sizeof h);
+  } else {
+    for (int i = 0; i < n; ++i) p[i].bits = h[i];
+  }
+}
+
+// What storing as S and loading again gives.
+template <class S, class C>
+BRNN_INLINE Vec<C> rounded_to(Vec<C> a) {
+  if constexpr (sizeof(S) == sizeof(C)) {
+    return a;
+  } else {
+    return {(typename Vec<C>::Native)(bfloat16_bits(a) << 16)};
+  }
+}
+
+// One mask byte for each lane of a vector of floats or doubles.
+template <int LaneBytes>
+struct KeepBytes;
+template <>
+struct KeepBytes<4> {
+  typedef int8_t type __attribute__((vector_size(kVectorBytes / 4)));
+};
+template <>
+struct KeepBytes<8> {
+  typedef int8_t type __attribute__((vector_size(kVectorBytes / 8)));
+};
+
+// a where keep is not 0, else 0 (whatever a is: NaN and Inf too).
+template <class C>
+BRNN_INLINE Vec<C> select(const uint8_t* keep, int n, Vec<C> a) {
+  typedef decltype(typename Vec<C>::Native{} == typename Vec<C>::Native{}) Lanes;
+  typename KeepBytes<sizeof(C)>::type k{};
+  if (n >= Vec<C>::size) {
+    std::memcpy(&k, keep, sizeof k);
+  } else {
+    for (int i = 0; i < n; ++i) k[i] = keep[i];
+  }
+  const Lanes lanes = __builtin_convertvector(k, Lanes);
+  return {(typename Vec<C>::Native)((Lanes)a.v & -lanes)};
+}
+
+// sigmoid and tanh of floats to 3 ulp; double by the C library, lane by lane.
+template <class C>
+struct Math {
+  using Value = Vec<C>;
+  using Native = typename Value::Native;
+
+  BRNN_INLINE static Value value(C c) { return broadcast(c); }
+
+  BRNN_INLINE static Value sigmoid(Value x) {
+    if constexpr (sizeof(C) == 8) {
+      Value r;
+      for (int i = 0; i < Value::size; ++i) r.v[i] = 1 / (1 + std::exp(-x.v[i]));
+      return r;
+    } else {
+      Native t = -x.v;
+      t = t > 87.0f ? broadcast(87.0f).v : t;  // a NaN passes both comparisons
+      t = t < -87.0f ? broadcast(-87.0f).v : t;
+      Native two_n;
+      const Native e = expm1_reduced(t, two_n);
+      const Native den = e * two_n + two_n + 1.0f;
+      return {reciprocal(den)};
+    }
+  }
+
+  BRNN_INLINE static Value tanh(Value x) {
+    if constexpr (sizeof(C) == 8) {
+      Value r;
+      for (int i = 0; i < Value::size; ++i) r.v[i] = std::tanh(x.v[i]);
+      return r;
+    } else {
+      // tanh |x| = -m / (2 + m) with m = e^(-2 |x|) - 1: exact near 0, no overflow.
+      typedef decltype(x.v == x.v) Lanes;
+      const Lanes sign = (Lanes)x.v & (Lanes)broadcast(-0.0f).v;
+      Native t = -2.0f * (Native)((Lanes)x.v ^ sign);
+      t = t < -40.0f ? broadcast(-40.0f).v : t;
+      Native two_n;
+      const Native e = expm1_reduced(t, two_n);
+      const Native m = e * two_n + (two_n - 1.0f);
+      const Native den = 2.0f + m;
+      const Native y = reciprocal(den);
+      Native r = -m * y;
+      r = r + (-m - den * r) * y;
+      return {(Native)((Lanes)r | sign)};
+    }
+  }
+
+ private:
+  // e^t = 2^n e^r with |r| <= ln 2 / 2: returns e^r - 1 and 2^n. Cody and Waite's two-part ln 2.
+  BRNN_INLINE static Native expm1_reduced(Native t, Native& two_n) {
+    typedef decltype(t == t) Lanes;
+    const Native shifter = broadcast(12582912.0f).v;  // 1.5 * 2^23: adding it rounds to an integer
+    const Native n = (t * 1.44269504089f + shifter) - shifter;
+    const Native r = (t - n * 0.693359375f) - n * -2.12194440e-4f;
+    Native q = r * (1.0f / 5040) + (1.0f / 720);
+    q = q * r + (1.0f / 120);
+    q = q * r + (1.0f / 24);
+    q = q * r + (1.0f / 6);
+    q = q * r + 0.5f;
+    two_n = (Native)((__builtin_convertvector(n, Lanes) + 127) << 23);
+    return (r * r) * q + r;
+  }
+
+  BRNN_INLINE static Native reciprocal(Native d) {
+#if defined(__AVX512F__)
+    const Native y = (Native)_mm512_rcp14_ps((__m512)d);
+    return y + y * (1.0f - d * y);
+#else
+    return 1.0f / d;
+#endif
+  }
+};
+
+}  // namespace brnn::BRNN_ISA

@@ -1,0 +1,78 @@
+// layer.h - one recurrent layer in one direction as plain sizes and pointers: no torch, no CUDA.
+//
+// Letters: T time steps, B sequences, I input size, H hidden size, G gates (LSTM i f g o, GRU r z
+// n). All tensors are dense and row-major; none alias. S is the storage type of every tensor.
+#pragma once
+
+#include <cstdint>
+
+namespace brnn {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// What is kept of an operand with K columns. keep == nullptr: everything.
+struct Mask {
+  const uint8_t* keep = nullptr;  // [G, B, K] untied or [B, K] tied; 1 = kept
+  int64_t gate_stride = 0;        // B * K untied, 0 tied
+  double scale = 1.0;             // 1 / (1 - p)
+
+  bool untied() const { return gate_stride != 0; }
+};
+
+// What forward and backward share.
+template <class S>
+struct Layer {
+  int64_t T, B, I, H;
+  bool reverse;            // from each sequence's last step to its first
+  const int64_t* lengths;  // [B] in 0..T, or nullptr: all T
+  Mask mask_x;             // K = I
+  Mask mask_h;             // K = H
+
+  const S* x;          // [T, B, I]
+  const S* h0;         // [B, H]
+  const S* c0;         // [B, H]; LSTM only
+  const S* weight_ih;  // [G*H, I]
+  const S* weight_hh;  // [G*H, H]
+
+  int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
+  // The time step that is processed s-th.
+  int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
+  bool inside(int64_t b, int64_t t) const { return t < length(b); }
+  // The step that sees h0, and the one whose state is h_n.
+  bool starts(int64_t b, int64_t t) const { return t == (reverse ? length(b) - 1 : 0); }
+  bool ends(int64_t b, int64_t t) const { return t == (reverse ? 0 : length(b) - 1); }
+};
+
+template <class S>
+struct Forward : Layer<S> {
+  const S* bias_ih;  // [G*H] or nullptr
+  const S* bias_hh;  // [G*H] or nullptr
+
+  S* y;      // [T, B, H]
+  S* h_n;    // [B, H]
+  S* c_n;    // [B, H]; LSTM only
+  S* gates;  // [T, B, G*H] activated gates, or nullptr: not kept
+  S* kept;   // [T, B, H] LSTM: c_t; GRU (reset after): U_n (m h) + b_n; nullptr: not kept
+};
+
+template <class S>
+struct Backward : Layer<S> {
+  const S* y;      // [T, B, H]
+  const S* gates;  // [T, B, G*H]
+  const S* kept;   // [T, B, H], as Forward
+  const S* dy;     // [T, B, H] or nullptr: zero
+  const S* dh_n;   // [B, H] or nullptr
+  const S* dc_n;   // [B, H] or nullptr
+
+  S* dx;          // [T, B, I] or nullptr: not wanted
+  S* dh0;         // [B, H]
+  S* dc0;         // [B, H]; LSTM only
+  S* dweight_ih;  // [G*H, I]
+  S* dweight_hh;  // [G*H, H]
+  S* dbias_ih;    // [G*H] or nullptr
+  S* dbias_hh;    // [G*H] or nullptr
+};
+
+}  // namespace brnn

@@ -1,0 +1,54 @@
+# make train   trains the language models on text that Python carries, prints their perplexities
+# make test    runs every test
+# Both set up .venv first: the only thing needed is Python 3.10 or later and a C++20 compiler.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Which torch to install. The package runs under any torch>=2.10: make TORCH='torch>=2.10' test
+TORCH  ?= torch==2.13.0
+# Extra arguments for pytest or for the training command: make test ARGS='-k lstm'
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: help train test lint format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
+	@echo '  make lint    ruff and clang-format, as CI runs them'
+	@echo '  make format  lets both rewrite the files'
+	@echo '  make clean   removes .venv and what was built'
+
+train: $(VENV)/ready
+	$(BIN)/bayesrnn train --compare $(ARGS)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files csrc | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files csrc | xargs $(BIN)/clang-format -i
+
+# torch comes first: the build needs its headers, and pip must not choose another one later.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)'
+	@touch $@
+
+$(VENV)/ready: $(VENV)/torch $(SOURCES)
+	$(BIN)/pip install --quiet -e '.[train,test]'
+	@touch $@
+
+$(VENV)/lint: $(VENV)/torch pyproject.toml
+	$(BIN)/pip install --quiet ruff==0.17.6 clang-format==23.1.5
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build bayesrnn_cuda/*.so *.egg-info

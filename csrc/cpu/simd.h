@@ -36,6 +36,9 @@ template <class C>
 struct Vec {
   static constexpr int size = kVectorBytes / sizeof(C);
   typedef C Native __attribute__((vector_size(kVectorBytes)));
+  // In memory: any address, and no alias of anything but C (memcpy would be one of everything, and
+  // make the compiler reload what it knows after each store).
+  typedef C Memory __attribute__((vector_size(kVectorBytes), aligned(alignof(C))));
   Native v;
 
   BRNN_INLINE friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
@@ -51,14 +54,12 @@ BRNN_INLINE Vec<C> broadcast(C value) {
 
 template <class C>
 BRNN_INLINE Vec<C> load(const C* p) {
-  Vec<C> r;
-  std::memcpy(&r.v, p, sizeof r.v);
-  return r;
+  return {*reinterpret_cast<const typename Vec<C>::Memory*>(p)};
 }
 
 template <class C>
 BRNN_INLINE void store(C* p, Vec<C> a) {
-  std::memcpy(p, &a.v, sizeof a.v);
+  *reinterpret_cast<typename Vec<C>::Memory*>(p) = a.v;
 }
 
 // The first n lanes from or to memory, zeros in the others; memory past them is not touched.
@@ -126,30 +127,35 @@ BRNN_INLINE Vec<C> rounded_to(Vec<C> a) {
   }
 }
 
-// One mask byte for each lane of a vector of floats or doubles.
-template <int LaneBytes>
-struct KeepBytes;
-template <>
-struct KeepBytes<4> {
-  typedef int8_t type __attribute__((vector_size(kVectorBytes / 4)));
-};
-template <>
-struct KeepBytes<8> {
-  typedef int8_t type __attribute__((vector_size(kVectorBytes / 8)));
-};
-
 // a where keep is not 0, else 0 (whatever a is: NaN and Inf too).
 template <class C>
 BRNN_INLINE Vec<C> select(const uint8_t* keep, int n, Vec<C> a) {
-  typedef decltype(typename Vec<C>::Native{} == typename Vec<C>::Native{}) Lanes;
-  typename KeepBytes<sizeof(C)>::type k{};
-  if (n >= Vec<C>::size) {
-    std::memcpy(&k, keep, sizeof k);
+#if defined(__AVX512F__)
+  const auto inside = __mmask16(n >= Vec<C>::size ? 0xFFFF >> (16 - Vec<C>::size) : (1 << n) - 1);
+  const __m128i bytes = _mm_maskz_loadu_epi8(inside, keep);
+  const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
+  if constexpr (sizeof(C) == 4) return {(typename Vec<C>::Native)_mm512_maskz_mov_ps(kept, a.v)};
+  else return {(typename Vec<C>::Native)_mm512_maskz_mov_pd(__mmask8(kept), a.v)};
+#else
+  // Widened twice by two: GCC takes the single step to 32 bits apart, byte by byte.
+  typedef int8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
+  typedef int16_t Shorts __attribute__((vector_size(kVectorBytes / 2)));
+  typedef int32_t Lanes __attribute__((vector_size(kVectorBytes)));
+  if constexpr (sizeof(C) == 4) {
+    Bytes k{};
+    if (n >= Vec<C>::size) {
+      std::memcpy(&k, keep, sizeof k);
+    } else {
+      for (int i = 0; i < n; ++i) k[i] = keep[i];
+    }
+    const Lanes lanes = __builtin_convertvector(__builtin_convertvector(k, Shorts), Lanes);
+    return {(typename Vec<C>::Native)((Lanes)a.v & -lanes)};
   } else {
-    for (int i = 0; i < n; ++i) k[i] = keep[i];
+    for (int i = 0; i < Vec<C>::size; ++i)
+      if (i >= n || !keep[i]) a.v[i] = 0;
+    return a;
   }
-  const Lanes lanes = __builtin_convertvector(k, Lanes);
-  return {(typename Vec<C>::Native)((Lanes)a.v & -lanes)};
+#endif
 }
 
 // sigmoid and tanh of floats to 3 ulp; double by the C library, lane by lane.

@@ -1,0 +1,293 @@
+"""What every benchmark here shares: cases, a correctness check, interleaved medians, JSON, table.
+
+A figure is a ratio of medians of interleaved runs in one process. Nothing is timed before its
+results have been compared with the reference.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import benchmark
+
+import bayesrnn_cuda as brnn
+
+# Relative to the largest value; the reference runs in float64.
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9, torch.bfloat16: 0.1, torch.float16: 0.02}
+# glibc keeps what it got instead of returning it to the system and faulting it in at the next call.
+RETAINED_HEAP = {
+    "MALLOC_TOP_PAD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer: cell ("lstm" or "gru"), sizes, dtype, dropout probability of both masks."""
+
+    cell: str
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    dtype: str = "float32"
+    p: float = 0.25
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def input(self, device: torch.device) -> Tensor:
+        x = torch.randn(self.T, self.B, self.I, device=device, dtype=self.torch_dtype)
+        return x.requires_grad_()
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.T}/{self.B}/{self.I}/{self.H} {self.dtype}"
+
+
+# The shapes of DESIGN that fit a CPU, and odd ones: H no multiple of 16, B of 1 and 7, I != H.
+PAPER_SHAPES = ((200, 128, 128, 128), (35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500))
+ODD_SHAPES = ((50, 7, 100, 147), (100, 1, 300, 300), (30, 33, 47, 391))
+
+
+@dataclass
+class Variant:
+    """Something to time: `layer(x)` gives (output, state). `check` compares it before that."""
+
+    name: str
+    layer: Callable[[Tensor], Any]
+    parameters: list[Tensor]
+    check: Callable[[], None] | None = None
+
+
+@dataclass
+class Row:
+    """Milliseconds of one variant in one case: medians, and the quartile range beside them."""
+
+    variant: str
+    forward_ms: float
+    forward_backward_ms: float
+    forward_spread: float
+    forward_backward_spread: float
+    ratio: dict[str, float] = field(default_factory=dict)  # to the case's first variant
+
+
+def ours(case: Case, device: torch.device, masks: str) -> Variant:
+    """This package's layer with `masks` untied, tied or none."""
+    p = 0.0 if masks == "none" else case.p
+    cls = brnn.BayesianLSTM if case.cell == "lstm" else brnn.BayesianGRU
+    layer = cls(
+        case.I, case.H, input_dropout=p, recurrent_dropout=p, tie_gates=masks == "tied",
+        device=device, dtype=case.torch_dtype,
+    )  # fmt: skip
+    return Variant(
+        f"bayesrnn {masks}",
+        layer,
+        list(layer.parameters()),
+        lambda: _check_against_reference(case, layer, device),
+    )
+
+
+def torch_layer(case: Case, device: torch.device) -> Variant:
+    """torch's own layer, without masks: cuDNN on a GPU, oneDNN or ATen on a CPU."""
+    cls = nn.LSTM if case.cell == "lstm" else nn.GRU
+    layer = cls(case.I, case.H, device=device, dtype=case.torch_dtype)
+    return Variant(f"torch.nn.{case.cell.upper()}", layer, list(layer.parameters()))
+
+
+def eager_loop(case: Case, device: torch.device) -> Variant:
+    """The masked layer as a Python loop over time steps: the reference."""
+    cls = brnn.BayesianLSTM if case.cell == "lstm" else brnn.BayesianGRU
+    layer = cls(
+        case.I, case.H, input_dropout=case.p, recurrent_dropout=case.p, engine="reference",
+        device=device, dtype=case.torch_dtype,
+    )  # fmt: skip
+    return Variant("eager masked loop", layer, list(layer.parameters()))
+
+
+def measure(case: Case, variants: Sequence[Variant], device: torch.device, runs: int) -> list[Row]:
+    """Checks, then times all variants in turn, `runs` rounds; ratios are to the first variant."""
+    x = case.input(device)
+    dy = torch.randn(case.T, case.B, case.H, device=device, dtype=case.torch_dtype)
+    for variant in variants:
+        if variant.check is not None:
+            variant.check()
+
+    def forward(variant: Variant) -> None:
+        with torch.no_grad():
+            variant.layer(x)
+
+    def forward_backward(variant: Variant) -> None:
+        x.grad = None
+        for parameter in variant.parameters:
+            parameter.grad = None
+        variant.layer(x)[0].backward(dy)
+
+    rows = [Row(v.name, 0.0, 0.0, 0.0, 0.0) for v in variants]
+    for what, function in (("forward", forward), ("forward_backward", forward_backward)):
+        samples = _interleaved(function, variants, runs)
+        first = statistics.median(samples[0])
+        for row, times in zip(rows, samples, strict=True):
+            quartiles = statistics.quantiles(times, n=4)
+            setattr(row, f"{what}_ms", statistics.median(times) * 1e3)
+            setattr(row, f"{what}_spread", (quartiles[2] - quartiles[0]) * 1e3)
+            row.ratio[what] = statistics.median(times) / first
+    return rows
+
+
+def _interleaved(
+    function: Callable[[Variant], None], variants: Sequence[Variant], runs: int
+) -> list[list[float]]:
+    """Seconds a call: one list per variant, `runs` long."""
+    timers = [
+        benchmark.Timer(
+            "function(variant)",
+            globals={"function": function, "variant": variant},
+            num_threads=torch.get_num_threads(),
+        )
+        for variant in variants
+    ]
+    # Enough calls for 50 ms, so that a short case is not the clock's noise.
+    calls = [max(1, int(0.05 / max(1e-6, timer.timeit(1).mean))) for timer in timers]
+    times: list[list[float]] = [[] for _ in variants]
+    for _ in range(runs):
+        for timer, number, into in zip(timers, calls, times, strict=True):
+            into.append(timer.timeit(number).mean)
+    return times
+
+
+def _check_against_reference(case: Case, layer: nn.Module, device: torch.device) -> None:
+    """Output and every gradient with the same masks, on a shortened sequence, in float64."""
+    steps = min(case.T, 8)
+    x = torch.randn(steps, case.B, case.I, device=device, dtype=case.torch_dtype)
+    dy = torch.randn(steps, case.B, case.H, device=device, dtype=case.torch_dtype)
+    masks = layer.sample_masks(case.B)
+    cls = type(layer)
+    exact = cls(case.I, case.H, engine="reference", device=device, dtype=torch.float64)
+    exact.load_state_dict(layer.state_dict())
+    results = []
+    for module, dtype in ((layer, case.torch_dtype), (exact, torch.float64)):
+        inputs = [x.to(dtype).requires_grad_(), *module.parameters()]
+        y = module(inputs[0], masks=masks)[0]
+        results.append([y, *torch.autograd.grad(y, inputs, dy.to(dtype))])
+    for name, got, want in zip(("y", "x", "w_ih", "w_hh", "b_ih", "b_hh"), *results, strict=True):
+        error = (got.double() - want).abs().max() / want.abs().max()
+        if not error <= TOLERANCE[case.torch_dtype]:
+            raise AssertionError(f"{case}: {name} is off by {error:.1e} of its largest value")
+
+
+def peak_memory(variant: Variant, case: Case, device: torch.device) -> int:
+    """Bytes that one forward and backward takes beyond what is there before it."""
+    x = case.input(device)
+    dy = torch.randn(case.T, case.B, case.H, device=device, dtype=case.torch_dtype)
+    variant.layer(x)[0].backward(dy)  # first call: what libraries keep for good
+    x.grad = None
+    for parameter in variant.parameters:
+        parameter.grad = None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        variant.layer(x)[0].backward(dy)
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
+    variant.layer(x)[0].backward(dy)
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status: expected a line {name}, got none")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on: processor, threads, versions, heap."""
+    processor = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":", 1)[1].strip()
+                break
+    facts = {
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "retained_heap": "MALLOC_TOP_PAD_" in os.environ,
+        **brnn.info(),
+    }
+    facts.pop("library")
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+def with_retained_heap() -> None:
+    """Starts this program again with RETAINED_HEAP unless it is set: malloc reads it at start."""
+    if not set(RETAINED_HEAP) <= set(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | RETAINED_HEAP)
+
+
+def table(title: str, results: Sequence[tuple[Case, Sequence[Row]]]) -> str:
+    """One line per case and variant, ratios in front."""
+    lines = [title, f"{'':44}{'forward':>20}{'forward+backward':>22}"]
+    for case, rows in results:
+        lines.append(str(case))
+        lines += [
+            f"  {row.variant:42}{row.ratio['forward']:8.2f} {row.forward_ms:8.2f} ms"
+            f"{row.ratio['forward_backward']:10.2f} {row.forward_backward_ms:8.2f} ms"
+            for row in rows
+        ]
+    return "\n".join(lines)
+
+
+def save(path: Path, device: torch.device, results: Sequence[tuple[Case, Sequence[Row]]]) -> None:
+    """JSON with machine and versions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": machine(device),
+        "results": [
+            {**asdict(case), "rows": [asdict(row) for row in rows]} for case, rows in results
+        ],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--dtype", action="append", choices=sorted(str(d)[6:] for d in TOLERANCE))
+    parser.add_argument("--cell", action="append", choices=("lstm", "gru"))
+    parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H")
+    parser.add_argument("--runs", type=int, default=7, help="rounds of the interleaved timing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--default-heap", action="store_true", help="malloc as it is")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON there")
+    return parser
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    """The cases that the options name; without any, all shapes in float32."""
+    for dtype in arguments.dtype or ("float32",):
+        for cell in arguments.cell or ("lstm", "gru"):
+            for shape in arguments.shape or PAPER_SHAPES + ODD_SHAPES:
+                yield Case(cell, *shape, dtype=dtype)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.split(","))
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"expected T,B,I,H, got '{text}'")
+    return sizes

@@ -79,13 +79,15 @@ def plan(
         dtype, device: of input and weights.
 
     Raises:
-        ValueError: unknown cell, or a size below 1.
+        ValueError: unknown cell, a size below 1, or a dtype that is not torch's.
     """
     if cell not in ("lstm", "gru"):
         raise ValueError(f"cell: expected lstm or gru, got {cell!r}")
     for name, size in (("T", T), ("B", B), ("I", I), ("H", H)):
-        if size < 1:
-            raise ValueError(f"{name}: expected at least 1, got {size}")
+        if not hasattr(size, "__index__") or size < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype: expected a torch.dtype, got {dtype!r}")
     device = torch.device(device)
     sizes = (cell, T, B, I, H, dtype, device)
     if device.type != "cpu":

@@ -45,10 +45,12 @@ def lstm(
         ValueError: unknown engine.
         RuntimeError: wrong rank, size, dtype or device; names argument, expected and actual.
     """
-    keep_x, keep_h, scale_x, scale_h = masks or LayerMasks()
+    keep_x, keep_h, scale_x, scale_h = _check_masks(masks)
+    x, h0, c0, *weights = _autocast(x, h0, c0, *weights)
     tensors = (x, h0, c0, *weights, keep_x, keep_h, lengths)
     if engines.resolve(engine, x) == "reference":
         engines.check("lstm", *tensors)
+        weights = LayerWeights(*weights)
         return reference.lstm(x, h0, c0, weights, masks, lengths=lengths, reverse=reverse)
     save = _needs_grad(x, h0, c0, *weights)
     y, h_n, c_n, _, _ = _OPS.lstm(*tensors, scale_x, scale_h, reverse, save, engine)
@@ -78,10 +80,12 @@ def gru(
     Returns:
         y [T, B, H], h_n [B, H] in the dtype of x.
     """
-    keep_x, keep_h, scale_x, scale_h = masks or LayerMasks()
+    keep_x, keep_h, scale_x, scale_h = _check_masks(masks)
+    x, h0, *weights = _autocast(x, h0, *weights)
     tensors = (x, h0, *weights, keep_x, keep_h, lengths)
     if engines.resolve(engine, x) == "reference":
         engines.check("gru", x, h0, None, *tensors[2:])
+        weights = LayerWeights(*weights)
         return reference.gru(
             x, h0, weights, masks, lengths=lengths, reverse=reverse, reset_after=reset_after
         )
@@ -90,5 +94,29 @@ def gru(
     return y, h_n
 
 
+def _check_masks(masks: LayerMasks | None) -> LayerMasks:
+    if masks is not None and not isinstance(masks, LayerMasks):
+        raise ValueError(f"masks: expected LayerMasks or None, got {type(masks).__name__}")
+    return masks or LayerMasks()
+
+
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def autocast_enabled(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the dtype of autocast, where that is on, as torch.nn.LSTM has it."""
+    x = tensors[0]
+    if not autocast_enabled(x):
+        return tensors
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )

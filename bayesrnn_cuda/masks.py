@@ -1,5 +1,6 @@
 """Dropout masks: one per sequence, held for all its time steps (paper, section 3)."""
 
+import numbers
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class LayerMasks(NamedTuple):
 
 def check_probability(name: str, p: float) -> float:
     """`p` as a float; ValueError unless it lies in [0, 1]."""
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p <= 1.0:
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0.0 <= p <= 1.0:
         raise ValueError(f"{name}: expected a probability of dropping in [0, 1], got {p!r}")
     return float(p)
 
@@ -48,7 +49,17 @@ def sample_keep(
 ) -> Tensor:
     """A mask that is True with probability 1 - p, independently at each place: bool [*shape]."""
     # rand lies in [0, 1): p = 0 keeps everything and p = 1 nothing, exactly.
-    return torch.rand(tuple(shape), device=device, generator=generator) >= p
+    # torch.rand with a generator argument, None even, takes no symbolic sizes (torch.compile).
+    options = {} if generator is None else {"generator": generator}
+    return torch.rand(tuple(shape), device=device, **options) >= p
+
+
+def check_keep(keep: Tensor, shape: tuple[int, ...]) -> None:
+    """ValueError unless `keep` is a mask of that shape."""
+    if tuple(keep.shape) != shape:
+        raise ValueError(f"keep: expected shape {list(shape)}, got {list(keep.shape)}")
+    if keep.dtype != torch.bool:
+        raise ValueError(f"keep: expected dtype bool, got {str(keep.dtype).removeprefix('torch.')}")
 
 
 def apply_mask(x: Tensor, keep: Tensor, p: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Drop-in recurrent layers with variational dropout, and the dropout of words and outputs."""
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from .masks import (
     DropoutModule,
     LayerMasks,
     apply_mask,
+    check_keep,
     check_probability,
     sample_keep,
     sample_layer_masks,
@@ -20,9 +22,9 @@ from .reference import LayerWeights
 
 
 def _check_size(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-    return value
+    return operator.index(value)
 
 
 def _check_flag(name: str, value: bool) -> bool:
@@ -61,7 +63,7 @@ class _BayesianRNN(DropoutModule):
         self.bias = _check_flag("bias", bias)
         self.batch_first = _check_flag("batch_first", batch_first)
         self.bidirectional = _check_flag("bidirectional", bidirectional)
-        if isinstance(input_dropout, Sequence):
+        if isinstance(input_dropout, Sequence) and not isinstance(input_dropout, str):
             if len(input_dropout) != num_layers:
                 raise ValueError(
                     f"input_dropout: expected a float or one per layer ({num_layers}), "
@@ -157,6 +159,9 @@ class _BayesianRNN(DropoutModule):
             lengths = lengths.to(x.device)
         else:
             x = input
+        dtype = self.weight_ih_l0.dtype
+        if x.dtype != dtype and not functional.autocast_enabled(x):
+            raise ValueError(f"input: expected {dtype}, the dtype of the parameters, got {x.dtype}")
         unbatched = x.dim() == 2
         if x.dim() not in (2, 3):
             raise ValueError(f"input: expected 2 (unbatched) or 3 dimensions, got {x.dim()}")
@@ -191,6 +196,8 @@ class _BayesianRNN(DropoutModule):
             raise ValueError(f"hx: expected a tuple (h_0, c_0), got {got}")
         expected = (shape[0], shape[2]) if unbatched else shape
         for name, state in zip(("h_0", "c_0"), hx, strict=False):
+            if not isinstance(state, Tensor):
+                raise ValueError(f"hx: expected a tensor {name}, got {type(state).__name__}")
             if tuple(state.shape) != expected:
                 raise ValueError(
                     f"hx: expected {name} of shape {list(expected)}, got {list(state.shape)}"
@@ -203,11 +210,15 @@ class _BayesianRNN(DropoutModule):
         """The masks given, else new ones while dropout is on, else none."""
         count = self.num_layers * self.num_directions
         if masks is not None:
+            expected = f"masks: expected {count} LayerMasks, one per layer and direction"
+            # a LayerMasks is itself a tuple, of four
+            if isinstance(masks, LayerMasks) or not isinstance(masks, list | tuple):
+                raise ValueError(f"{expected}, got {type(masks).__name__}")
             if len(masks) != count:
-                raise ValueError(
-                    f"masks: expected {count} LayerMasks, one per layer and direction, "
-                    f"got {len(masks)}"
-                )
+                raise ValueError(f"{expected}, got {len(masks)}")
+            for entry in masks:
+                if not isinstance(entry, LayerMasks):
+                    raise ValueError(f"{expected}, got {type(entry).__name__} among them")
             return masks
         return self.sample_masks(batch_size) if self.draws_masks else [LayerMasks()] * count
 
@@ -320,8 +331,21 @@ class BayesianGRU(_BayesianRNN):
     gates = 3
     states = 1
 
-    def __init__(self, *args, reset_after: bool = True, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        **options,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, **options
+        )
         self.reset_after = _check_flag("reset_after", reset_after)
 
     def forward(
@@ -425,15 +449,15 @@ class BayesianEmbedding(DropoutModule):
         if keep is None:
             kept = _keep_word_types(columns, self.dropout)
         else:
-            expected = (columns.shape[1], self.num_embeddings)
-            if tuple(keep.shape) != expected:
-                raise ValueError(f"keep: expected shape {list(expected)}, got {list(keep.shape)}")
+            check_keep(keep, (columns.shape[1], self.num_embeddings))
             kept = keep.gather(1, columns.transpose(0, 1).long()).transpose(0, 1)
         kept = kept.transpose(0, 1) if self.batch_first else kept
         return apply_mask(vectors, kept.reshape(tokens.shape).unsqueeze(-1), self.dropout)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, dropout={self.dropout}"
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}, dropout={self.dropout}"]
+        parts += [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
+        return ", ".join(parts + (["batch_first=True"] if self.batch_first else []))
 
 
 def _keep_word_types(tokens: Tensor, p: float) -> Tensor:
@@ -479,23 +503,27 @@ class LockedDropout(DropoutModule):
         """x with features dropped, in its own shape.
 
         Args:
-            x: [T, B, F], [B, T, F] if batch_first, or [T, F]: one sequence.
+            x: [T, B, F], or [B, T, F] if batch_first.
             keep: bool [B, F] from `sample_mask`, used in every mode.
 
         Raises:
             ValueError: x of another rank, or a mask of another shape.
         """
-        if x.dim() not in (2, 3):
-            raise ValueError(f"x: expected 2 or 3 dimensions, got {x.dim()}")
-        time = 1 if self.batch_first and x.dim() == 3 else 0
-        shape = (1, x.shape[-1]) if x.dim() == 2 else (x.shape[1 - time], x.shape[-1])
+        if x.dim() != 3:
+            # [B, F] and [T, F] look alike; taking one for the other would share a mask silently.
+            raise ValueError(
+                "x: expected 3 dimensions, time and batch among them (one step [B, F]: use "
+                f"nn.Dropout; one sequence [T, F]: unsqueeze its batch), got {x.dim()}"
+            )
+        time = 1 if self.batch_first else 0
+        shape = (x.shape[1 - time], x.shape[-1])
         if keep is None:
             if self.p == 0.0 or not self.draws_masks:
                 return x
             keep = sample_keep(shape, self.p, device=x.device)
-        elif tuple(keep.shape) != shape:
-            raise ValueError(f"keep: expected shape {list(shape)}, got {list(keep.shape)}")
-        return apply_mask(x, keep if x.dim() == 2 else keep.unsqueeze(time), self.p)
+        else:
+            check_keep(keep, shape)
+        return apply_mask(x, keep.unsqueeze(time), self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}" + (", batch_first=True" if self.batch_first else "")

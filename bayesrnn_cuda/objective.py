@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .masks import check_probability
@@ -33,7 +34,8 @@ def kl_penalty(
         ValueError: length_scale <= 0, num_data < 1, an unknown name or a p outside [0, 1].
     """
     decays = _decays(module, length_scale, num_data, dropout)
-    return sum((0.5 * decay * w.square().sum() for w, decay in decays), start=0.0)
+    terms = (0.5 * decay * w.square().sum() for w, decay in decays)
+    return sum(terms, start=torch.zeros(()))
 
 
 def weight_decay_groups(
@@ -64,14 +66,19 @@ def _decays(
     """(parameter, p_keep l^2 / N), each parameter once."""
     if not length_scale > 0:
         raise ValueError(f"length_scale: expected more than 0, got {length_scale}")
-    if num_data < 1:
+    if not num_data >= 1:
         raise ValueError(f"num_data: expected at least 1, got {num_data}")
     dropout = dict(dropout or {})
     seen: set[nn.Parameter] = set()
     for name, submodule in module.named_modules():
         if name in dropout:
             p = check_probability(f"dropout[{name!r}]", dropout.pop(name))
-            pairs = ((w, p) for w in submodule.parameters(recurse=False))
+            pairs = [(w, p) for w in submodule.parameters(recurse=False)]
+            if not pairs:
+                raise ValueError(
+                    f"dropout: expected names of submodules with parameters of their own, "
+                    f"got {name!r}"
+                )
         elif hasattr(submodule, "dropout_of_parameters"):
             pairs = submodule.dropout_of_parameters()
         else:

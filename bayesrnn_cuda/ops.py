@@ -19,11 +19,22 @@ LIBRARY_PATH: str = _spec.origin
 torch.ops.load_library(LIBRARY_PATH)
 
 
+def _check_devices(x: Tensor, **tensors: Tensor | None) -> None:
+    """Meta tensors come here whatever device x has: a real x would get uninitialised results."""
+    for name, t in tensors.items():
+        if t is not None and t.device != x.device:
+            raise RuntimeError(f"{name}: expected device {x.device} as x, got {t.device}")
+
+
 @torch.library.register_fake("bayesrnn::lstm")
 def _lstm_fake(
     x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
     scale_x=1.0, scale_h=1.0, reverse=False, save=True, engine="auto",
 ):  # fmt: skip
+    _check_devices(
+        x, h0=h0, c0=c0, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih,
+        bias_hh=bias_hh, keep_x=keep_x, keep_h=keep_h, lengths=lengths,
+    )  # fmt: skip
     T, B, H = x.shape[0], x.shape[1], h0.shape[1]
     saved = T if save else 0
     return (
@@ -40,6 +51,10 @@ def _gru_fake(
     x, h0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
     scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, save=True, engine="auto",
 ):  # fmt: skip
+    _check_devices(
+        x, h0=h0, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih,
+        bias_hh=bias_hh, keep_x=keep_x, keep_h=keep_h, lengths=lengths,
+    )  # fmt: skip
     T, B, H = x.shape[0], x.shape[1], h0.shape[1]
     saved = T if save else 0
     return (
@@ -65,6 +80,10 @@ def _lstm_backward_fake(
     dy, dh_n, dc_n, x, h0, c0, weight_ih, weight_hh, keep_x, keep_h, lengths, y, gates, cells,
     scale_x=1.0, scale_h=1.0, reverse=False, bias=True, need_dx=True, engine="auto",
 ):  # fmt: skip
+    _check_devices(
+        x, dy=dy, dh_n=dh_n, dc_n=dc_n, h0=h0, c0=c0, weight_ih=weight_ih, weight_hh=weight_hh,
+        keep_x=keep_x, keep_h=keep_h, lengths=lengths, y=y, gates=gates, cells=cells,
+    )  # fmt: skip
     dx = x.new_empty(x.shape if need_dx else (0,))
     grads = _weight_grads(weight_ih, weight_hh, bias)
     return (dx, x.new_empty(h0.shape), x.new_empty(c0.shape), *grads)
@@ -76,5 +95,9 @@ def _gru_backward_fake(
     scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, bias=True, need_dx=True,
     engine="auto",
 ):  # fmt: skip
+    _check_devices(
+        x, dy=dy, dh_n=dh_n, h0=h0, weight_ih=weight_ih, weight_hh=weight_hh, keep_x=keep_x,
+        keep_h=keep_h, lengths=lengths, y=y, gates=gates, hidden_n=hidden_n,
+    )  # fmt: skip
     dx = x.new_empty(x.shape if need_dx else (0,))
     return (dx, x.new_empty(h0.shape), *_weight_grads(weight_ih, weight_hh, bias))

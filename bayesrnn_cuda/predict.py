@@ -1,14 +1,15 @@
 """Prediction with uncertainty: dropout that stays on, averages over masks (paper, eq. 5)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .masks import DropoutModule
 
+_TORCH_DROPOUT = (nn.modules.dropout._DropoutNd, nn.RNNBase)
 _LIKELIHOODS = ("gaussian", "categorical")
 
 
@@ -16,11 +17,12 @@ _LIKELIHOODS = ("gaussian", "categorical")
 def mc_dropout(module: nn.Module) -> Iterator[nn.Module]:
     """Within the block, every dropout inside `module` draws masks although `module.eval()`.
 
-    Serves this package's modules and torch's own nn.Dropout family. Batch norm and the like stay
-    as `eval()` left them. Nests, and restores what it found.
+    Serves this package's modules, torch's nn.Dropout family and the dropout inside nn.LSTM and
+    nn.GRU; a call of torch.nn.functional.dropout it cannot see. Batch norm and the like stay as
+    `eval()` left them. Nests, and restores what it found.
     """
     ours = [m for m in module.modules() if isinstance(m, DropoutModule)]
-    torchs = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    torchs = [m for m in module.modules() if isinstance(m, _TORCH_DROPOUT)]
     before = [m.mc for m in ours], [m.training for m in torchs]
     for m in ours:
         m.mc = True
@@ -45,7 +47,7 @@ class MCPrediction(NamedTuple):
 
 
 def mc_predict(
-    module: nn.Module | Callable[..., Any],
+    module: nn.Module,
     *inputs: Tensor,
     samples: int = 100,
     likelihood: str = "gaussian",
@@ -56,7 +58,8 @@ def mc_predict(
     """MC dropout: the predictive distribution over `samples` mask sets (paper, eq. 5, section 4.3).
 
     The samples run as batch: every input is repeated along its batch dimension, so that a sequence
-    meets S different mask sets in one call. No gradients are kept.
+    meets S different mask sets in one call. No gradients are kept. But for dropout the module runs
+    as in `eval()`, and is left in the mode it was in.
 
     Args:
         module: takes `inputs`, returns a tensor or a tuple whose first entry is taken (nn.LSTM).
@@ -66,13 +69,19 @@ def mc_predict(
             "categorical": the output is logits over its last dimension, and probabilities
             (softmax) are averaged, never logits.
         batch_dim: of the inputs; None: as the modules inside say (`batch_first`), else 0.
-        output_batch_dim: of the output; None: the only dimension of size S * B.
+        output_batch_dim: of the output; None: the only dimension of size S * B, or of several that
+            of the inputs, where the dimensions before it are those of the first input.
         chunk: samples per call, to bound memory; None: all at once.
 
     Raises:
-        ValueError: samples or chunk below 1, unknown likelihood, no input, inputs of different
-            batch sizes, or a batch dimension that cannot be told.
+        ValueError: not an nn.Module, samples or chunk below 1, unknown likelihood, no input, inputs
+            of different batch sizes, or a batch dimension that cannot be told.
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            "module: expected an nn.Module, whose dropout can be turned on, "
+            f"got {type(module).__name__}"
+        )
     for name, value in (("samples", samples), ("chunk", samples if chunk is None else chunk)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
@@ -83,24 +92,25 @@ def mc_predict(
     if batch_dim is None:
         batch_dim = _batch_dim(module)
     batch = _batch_size(inputs, batch_dim)
-    scope = mc_dropout(module) if isinstance(module, nn.Module) else nullcontext()
     moments = _Moments()
     entropies = _Moments()
-    with torch.no_grad(), scope:
+    with torch.no_grad(), _evaluating(module), mc_dropout(module):
         for size in _chunk_sizes(samples, chunk):
             repeated = [_repeat(x, size, batch_dim) for x in inputs]
             output = module(*repeated)
             output = output[0] if isinstance(output, tuple | list) else output
-            dim = _output_dim(output, size * batch, output_batch_dim)
+            # one answer for all chunks: the last may be smaller, and fit another dimension too
+            if output_batch_dim is None:
+                output_batch_dim = _infer_dim(output, size * batch, repeated[0], batch_dim)
+            dim = _check_dim(output, size * batch, output_batch_dim)
             draws = output.unflatten(dim, (size, batch)).movedim(dim, 0)
             if likelihood == "categorical":
-                log_p = draws.log_softmax(dim=-1)
-                draws = log_p.exp()
-                entropies.add(_entropy(draws, log_p))
+                draws = draws.softmax(dim=-1)
+                entropies.add(_entropy(draws))
             moments.add(draws)
     if likelihood == "gaussian":
         return MCPrediction(moments.mean, moments.std(), None, None)
-    total = _entropy(moments.mean, moments.mean.log())
+    total = _entropy(moments.mean)
     # rounding can push a difference of equal numbers below its true bound of 0
     information = (total - entropies.mean).clamp_min(0)
     return MCPrediction(moments.mean, moments.std(), total, information)
@@ -131,15 +141,27 @@ class _Moments:
         return (self._squares / self.count).sqrt()
 
 
-def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """`eval()` within the block; every submodule is left in the mode it was in."""
+    before = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+def _entropy(p: Tensor) -> Tensor:
     """-sum p log p over the last dimension, 0 log 0 = 0."""
-    return -torch.where(p > 0, p * log_p, torch.zeros_like(p)).sum(dim=-1)
+    return torch.special.entr(p).sum(dim=-1)
 
 
-def _batch_dim(module: object) -> int:
+def _batch_dim(module: nn.Module) -> int:
     """0 or 1 by the `batch_first` of the modules inside, 0 if none has any."""
-    inside = module.modules() if isinstance(module, nn.Module) else ()
-    flags = {m.batch_first for m in inside if isinstance(getattr(m, "batch_first", None), bool)}
+    found = (getattr(m, "batch_first", None) for m in module.modules())
+    flags = {flag for flag in found if isinstance(flag, bool)}
     if len(flags) > 1:
         raise ValueError(
             "batch_dim: expected to be given, since the module has both batch_first=True and "
@@ -160,21 +182,27 @@ def _batch_size(inputs: Sequence[Tensor], batch_dim: int) -> int:
     return sizes[0]
 
 
-def _output_dim(output: Tensor, size: int, given: int | None) -> int:
-    if given is not None:
-        if not -output.dim() <= given < output.dim() or output.shape[given] != size:
-            raise ValueError(
-                f"output_batch_dim: expected a dimension of size {size} in {list(output.shape)}, "
-                f"got {given}"
-            )
-        return given % output.dim()
-    matches = [d for d, length in enumerate(output.shape) if length == size]
-    if len(matches) != 1:
+def _check_dim(output: Tensor, size: int, dim: int) -> int:
+    if not -output.dim() <= dim < output.dim() or output.shape[dim] != size:
         raise ValueError(
-            f"output_batch_dim: expected to be given, since {len(matches)} dimensions of the "
-            f"output {list(output.shape)} have size {size} (samples * batch), got None"
+            f"output_batch_dim: expected a dimension of size {size} in {list(output.shape)}, "
+            f"got {dim}"
         )
-    return matches[0]
+    return dim % output.dim()
+
+
+def _infer_dim(output: Tensor, size: int, x: Tensor, batch_dim: int) -> int:
+    """Where the batch of `size` stands in the output for x, which has it in `batch_dim`."""
+    matches = [d for d, length in enumerate(output.shape) if length == size]
+    if len(matches) == 1:
+        return matches[0]
+    dim = batch_dim % x.dim()
+    if dim in matches and output.shape[:dim] == x.shape[:dim]:
+        return dim
+    raise ValueError(
+        f"output_batch_dim: expected to be given, since {len(matches)} dimensions of the "
+        f"output {list(output.shape)} have size {size} (samples * batch), got None"
+    )
 
 
 def _chunk_sizes(samples: int, chunk: int | None) -> list[int]:

@@ -53,6 +53,7 @@ inline std::string dtype_name(ScalarType type) {
 inline std::string device_name(const Tensor& t) {
   if (t.is_cpu()) return "cpu";
   if (t.is_cuda()) return "cuda:" + std::to_string(t.get_device_index());
+  if (t.device().type() == torch::headeronly::DeviceType::Meta) return "meta";
   return "device type " + std::to_string(static_cast<int>(t.device().type()));
 }
 

@@ -194,41 +194,65 @@ class BackwardPass {
     }
   }
 
+  // Where one sequence's values of one step stand.
+  struct Source {
+    bool inside, ends;
+    const S* dy;            // [H] or nullptr
+    const S* gates;         // [G*H]
+    const S* kept;          // [H]
+    const S* state_before;  // [H]
+
+    Source(const BackwardPass& pass, int64_t s, int64_t b) {
+      const Backward<S>& p = pass.p_;
+      const int64_t t = p.time(s);
+      inside = p.inside(b, t);
+      ends = p.dh_n && p.ends(b, t);
+      dy = p.dy ? pass.row(p.dy, t, b, p.H) : nullptr;
+      gates = pass.row(p.gates, t, b, G * p.H);
+      kept = Cell::has_kept ? pass.row(p.kept, t, b, p.H) : nullptr;
+      state_before = inside ? pass.state_before(s, b) : nullptr;
+    }
+  };
+
   // dz of step s from dh, for some sequences and the units of one panel.
   void gate_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t panel, int64_t b0, int count,
                       const C* dh) {
+    alignas(64) C total[kSlots][Panels<C>::kWide] = {};
     const int width = Panels<C>::width(p_.H, panel);
-    const int64_t t = p_.time(s);
-    for (int v = 0; v < width; v += V::size) {
-      const int64_t u = panel * Panels<C>::kWide + v;
-      const int n = lanes(u);
-      if (n <= 0) break;
-      V total[kSlots] = {};
-      for (int i = 0; i < count; ++i) {
-        const int64_t b = b0 + i;
+    const int64_t u0 = panel * Panels<C>::kWide;
+    for (int i = 0; i < count; ++i) {
+      const int64_t b = b0 + i;
+      const Source from(*this, s, b);
+      for (int v = 0; v < width; v += V::size) {
+        const int64_t u = u0 + v;
+        const int n = lanes(u);
+        if (n <= 0) break;
         const V dh_b = load(dh + i * width + v);
         V dslot[kSlots] = {};
-        if (p_.inside(b, t))
-          unit_gradients(s, t, b, u, n, dh_b, dslot);
-        else if (began_later(b) && t == p_.length(b))
+        if (from.inside)
+          unit_gradients(from, b, u, n, dh_b, dslot);
+        else if (began_later(b) && p_.time(s) == p_.length(b))
           write_dh0(b, u, n, dh_b);
-        for (int k = 0; k < kSlots; ++k) {
-          store(dz_.at(k, dz_row + i, u), dslot[k]);
-          total[k] = total[k] + dslot[k];
+        C* to = dz_.at(0, dz_row + i, u);
+        for (int k = 0; k < kSlots; ++k, to += dz_.set_stride()) {
+          store(to, dslot[k]);
+          add_to(total[k] + v, dslot[k]);
         }
       }
-      for (int k = 0; k < kSlots; ++k) add_to(dbias(part, k) + u, total[k]);
     }
+    for (int k = 0; k < kSlots; ++k)
+      for (int v = 0; v < width && u0 + v < p_.H; v += V::size)
+        add_to(dbias(part, k) + u0 + v, load(total[k] + v));
   }
 
-  void unit_gradients(int64_t s, int64_t t, int64_t b, int64_t u, int n, V dh, V (&dslot)[kSlots]) {
-    if (p_.dy) dh = dh + load(row(p_.dy, t, b, p_.H) + u, n);
-    if (p_.dh_n && p_.ends(b, t)) dh = dh + load(p_.dh_n + b * p_.H + u, n);
+  void unit_gradients(const Source& from, int64_t b, int64_t u, int n, V dh, V (&dslot)[kSlots]) {
+    if (from.dy) dh = dh + load(from.dy + u, n);
+    if (from.ends) dh = dh + load(p_.dh_n + b * p_.H + u, n);
     V gate[G];
-    for (int k = 0; k < G; ++k) gate[k] = load(row(p_.gates, t, b, G * p_.H) + k * p_.H + u, n);
-    const V kept = Cell::has_kept ? load(row(p_.kept, t, b, p_.H) + u, n) : V{};
+    for (int k = 0; k < G; ++k) gate[k] = load(from.gates + k * p_.H + u, n);
+    const V kept = Cell::has_kept ? load(from.kept + u, n) : V{};
     V carry = load(carry_ + b * pitch_ + u);
-    Cell::backward(gate, kept, load(state_before(s, b) + u, n), dh, carry, dslot);
+    Cell::backward(gate, kept, load(from.state_before + u, n), dh, carry, dslot);
     store(carry_ + b * pitch_ + u, carry);
   }
 

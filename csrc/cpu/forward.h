@@ -188,6 +188,24 @@ class ForwardPass {
       }
   }
 
+  // Where one sequence's results of one step go.
+  struct Target {
+    int64_t b;
+    bool inside, ends;
+    S* y;      // [H]
+    S* gates;  // [G*H] or nullptr
+    S* kept;   // [H] or nullptr
+
+    Target(const Forward<S>& p, int64_t s, int64_t b) : b(b) {
+      const int64_t t = p.time(s), at = t * p.B + b;
+      inside = p.inside(b, t);
+      ends = p.ends(b, t);
+      y = p.y + at * p.H;
+      gates = p.gates ? p.gates + at * G * p.H : nullptr;
+      kept = Cell::has_kept && p.kept ? p.kept + at * p.H : nullptr;
+    }
+  };
+
   // The gate algebra of step s for some rows and the units of one panel.
   void update(const Part& part, const Rows<C>& h, const Rows<C>& h_next, int64_t s, int64_t panel,
               int64_t row, int count, int64_t row0) const {
@@ -198,41 +216,58 @@ class ForwardPass {
                      row, count, q[gate]);
     }
     const int width = Panels<C>::width(p_.H, panel);
-    for (int i = 0; i < count; ++i)
+    const C* input[G];
+    for (int k = 0; k < G; ++k) input[k] = input_of(part, panel, k, row0 + row);
+    for (int i = 0; i < count; ++i) {
+      const Target target(p_, s, part.b0 + row + i);
       for (int v = 0; v < width; v += V::size) {
         const int64_t u = panel * Panels<C>::kWide + v;
         V a[G], r[G], gate[G], kept, state, out;
         for (int k = 0; k < G; ++k) {
-          a[k] = load(input_of(part, panel, k, row0 + row + i) + v);
+          a[k] = load(input[k] + i * width + v);
           r[k] = load(q[k] + i * width + v);
         }
         C* carried = part.state + (row + i) * pitch_ + u;
         if constexpr (Cell::reset_before) gate[0] = load(part.r + (row + i) * pitch_ + u);
         Cell::forward(a, r, load(carried), gate, kept, state, out);
-        write(part, h, h_next, s, row + i, u, gate, kept, state, rounded_to<S>(out), carried);
+        out = rounded_to<S>(out);
+        if (target.inside) {
+          write(target, h_next, row + i, u, gate, kept, state, out);
+          store(carried, state);
+        } else {
+          pass_by(target, h, h_next, row + i, u);
+        }
       }
+    }
   }
 
-  void write(const Part& part, const Rows<C>& h, const Rows<C>& h_next, int64_t s, int64_t row,
-             int64_t u, const V (&gate)[G], V kept, V state, V out, C* carried) const {
+  void write(const Target& to, const Rows<C>& h_next, int64_t row, int64_t u, const V (&gate)[G],
+             V kept, V state, V out) const {
     const int n = lanes(u);
-    const int64_t b = part.b0 + row, t = p_.time(s), at = (t * p_.B + b) * p_.H + u;
-    const bool inside = p_.inside(b, t);
-    const V zero{};
-    store(p_.y + at, inside ? out : zero, n);
-    if (p_.gates)
-      for (int k = 0; k < G; ++k)
-        store(p_.gates + (t * p_.B + b) * G * p_.H + k * p_.H + u, inside ? gate[k] : zero, n);
-    if (Cell::has_kept && p_.kept) store(p_.kept + at, inside ? kept : zero, n);
-    for (int set = 0; set < sets(p_.mask_h); ++set)
-      store(h_next.at(set, row, u),
-            inside ? masked(p_.mask_h, p_.H, set, b, u, n, out) : load(h.at(set, row, u)));
-    if (!inside) return;
-    store(carried, state);
-    if (p_.ends(b, t)) {
-      store(p_.h_n + b * p_.H + u, out, n);
-      if (p_.c0) store(p_.c_n + b * p_.H + u, state, n);
+    store(to.y + u, out, n);
+    if (to.gates)
+      for (int k = 0; k < G; ++k) store(to.gates + k * p_.H + u, gate[k], n);
+    if (to.kept) store(to.kept + u, kept, n);
+    C* next = h_next.at(0, row, u);
+    for (int set = 0; set < sets(p_.mask_h); ++set, next += h_next.set_stride())
+      store(next, masked(p_.mask_h, p_.H, set, to.b, u, n, out));
+    if (to.ends) {
+      store(p_.h_n + to.b * p_.H + u, out, n);
+      if (p_.c0) store(p_.c_n + to.b * p_.H + u, state, n);
     }
+  }
+
+  // Past its length a sequence keeps its state and writes zeros.
+  void pass_by(const Target& to, const Rows<C>& h, const Rows<C>& h_next, int64_t row,
+               int64_t u) const {
+    const int n = lanes(u);
+    const V zero{};
+    store(to.y + u, zero, n);
+    if (to.gates)
+      for (int k = 0; k < G; ++k) store(to.gates + k * p_.H + u, zero, n);
+    if (to.kept) store(to.kept + u, zero, n);
+    for (int set = 0; set < sets(p_.mask_h); ++set)
+      store(h_next.at(set, row, u), load(h.at(set, row, u)));
   }
 
   const Forward<S>& p_;

@@ -36,6 +36,7 @@ struct Rows {
     return sets * divide_up(K, int64_t{kBlock}) * rows * kBlock;
   }
   int64_t block_stride() const { return rows * kBlock; }
+  int64_t set_stride() const { return blocks * rows * kBlock; }
   C* at(int64_t set, int64_t row, int64_t k = 0) const {
     return data + ((set * blocks + k / kBlock) * rows + row) * kBlock + k % kBlock;
   }
@@ -213,8 +214,9 @@ void pack_row(const S* from, int64_t K, const Mask& mask, int64_t b, const Rows<
   for (int64_t k = 0; k < K; k += Vec<C>::size) {
     const int n = int(min<int64_t>(Vec<C>::size, K - k));
     const Vec<C> v = load(from + k, n);
-    for (int set = 0; set < sets; ++set)
-      store(to.at(set, row, k), masked(mask, K, set, b, k, n, v));
+    C* d = to.at(0, row, k);
+    for (int set = 0; set < sets; ++set, d += to.set_stride())
+      store(d, masked(mask, K, set, b, k, n, v));
   }
 }
 

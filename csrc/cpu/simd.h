@@ -134,8 +134,10 @@ BRNN_INLINE Vec<C> select(const uint8_t* keep, int n, Vec<C> a) {
   const auto inside = __mmask16(n >= Vec<C>::size ? 0xFFFF >> (16 - Vec<C>::size) : (1 << n) - 1);
   const __m128i bytes = _mm_maskz_loadu_epi8(inside, keep);
   const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
-  if constexpr (sizeof(C) == 4) return {(typename Vec<C>::Native)_mm512_maskz_mov_ps(kept, a.v)};
-  else return {(typename Vec<C>::Native)_mm512_maskz_mov_pd(__mmask8(kept), a.v)};
+  if constexpr (sizeof(C) == 4)
+    return {(typename Vec<C>::Native)_mm512_maskz_mov_ps(kept, a.v)};
+  else
+    return {(typename Vec<C>::Native)_mm512_maskz_mov_pd(__mmask8(kept), a.v)};
 #else
   // Widened twice by two: GCC takes the single step to 32 bits apart, byte by byte.
   typedef int8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));

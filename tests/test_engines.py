@@ -1,0 +1,190 @@
+"""plan, info and the names of the engines."""
+
+import inspect
+
+import pytest
+import torch
+
+import bayesrnn_cuda as brnn
+
+CELLS = ["lstm", "gru"]
+FUSED = [torch.float32, torch.float64, torch.bfloat16]
+SIZES = (35, 20, 200, 100)  # T, B, I, H
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def scratch(plan):
+    """The plan's figures in bytes."""
+    return {key: value for key, value in plan.details.items() if "bytes" in key}
+
+
+def module_of(cell, **options):
+    return {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU}[cell](4, 6, **options)
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", FUSED)
+def test_plan_of_the_cpu_engine(cell, dtype):
+    plan = brnn.plan(cell, *SIZES, dtype)
+    assert plan.engine == "cpu"
+    assert (plan.cell, plan.T, plan.B, plan.I, plan.H) == (cell, *SIZES)
+    assert plan.dtype == dtype
+    assert plan.device == torch.device("cpu")
+    assert plan.reason
+    assert plan.details["instruction_set"] in ("portable", "avx2", "avx512")
+    assert plan.details["threads"] == torch.get_num_threads()
+    assert all(isinstance(value, int) and value > 0 for value in scratch(plan).values())
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", FUSED)
+@pytest.mark.parametrize("size", ["I", "H"])
+def test_memory_grows_with_the_layer(cell, dtype, size):
+    small = dict(zip("TBIH", SIZES, strict=True))
+    before, after = (
+        scratch(brnn.plan(cell, **sizes, dtype=dtype))
+        for sizes in (small, small | {size: 8 * small[size]})
+    )
+    assert before.keys() == after.keys()
+    assert len(before) >= 2  # forward and backward
+    for key in before:
+        assert after[key] > before[key], key
+
+
+@every_cell
+def test_memory_never_shrinks_with_more_sequences_or_steps(cell):
+    for smaller, larger in (
+        ((35, 1, 64, 64), (35, 256, 64, 64)),
+        ((1, 8, 64, 64), (512, 8, 64, 64)),
+    ):
+        before, after = (scratch(brnn.plan(cell, *sizes)) for sizes in (smaller, larger))
+        assert all(after[key] >= before[key] for key in before)
+
+
+@every_cell
+def test_plan_of_the_smallest_and_of_a_large_layer(cell):
+    for sizes in ((1, 1, 1, 1), (1024, 16, 1024, 1024), (35, 2000, 650, 650)):
+        assert brnn.plan(cell, *sizes).engine == "cpu"
+
+
+@every_cell
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda", 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_plan_answers_for_cuda_without_a_gpu(cell, device, dtype):
+    plan = brnn.plan(cell, *SIZES, dtype, device)
+    assert plan.engine in brnn.info()["engines"]
+    assert plan.reason
+    assert plan.device == torch.device(device)
+    assert "cuda" in str(plan)
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
+def test_plan_says_why_there_is_no_fused_engine(cell, dtype):
+    plan = brnn.plan(cell, *SIZES, dtype)
+    assert plan.engine == "reference"
+    assert "float32" in plan.reason
+    assert plan.details == {}
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_plan_reads_as_a_sentence_and_a_list(cell, dtype, device):
+    plan = brnn.plan(cell, *SIZES, dtype, device)
+    head, reason, *details = str(plan).splitlines()
+    name = str(dtype).removeprefix("torch.")
+    assert head == f"{cell} T=35 B=20 I=200 H=100 {name} on {device}: engine {plan.engine}"
+    assert reason == f"  reason: {plan.reason}"
+    assert len(details) == len(plan.details)
+    assert all(line.startswith("  ") and ": " in line and "_" not in line for line in details)
+
+
+def test_plan_is_a_value():
+    assert brnn.plan("lstm", *SIZES) == brnn.plan("lstm", *SIZES)
+    assert brnn.plan("lstm", *SIZES) != brnn.plan("gru", *SIZES)
+    with pytest.raises(AttributeError):
+        brnn.plan("lstm", *SIZES).engine = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cell": "rnn"}, r"cell: expected lstm or gru, got 'rnn'"),
+        ({"cell": "LSTM"}, r"cell: expected lstm or gru, got 'LSTM'"),
+        ({"cell": None}, r"cell: expected lstm or gru, got None"),
+        *[
+            ({name: size}, rf"{name}: expected an integer of at least 1, got {size}")
+            for name in "TBIH"
+            for size in (0, -1)
+        ],
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_plan_errors(arguments, message, device):
+    with pytest.raises(ValueError, match=message):
+        brnn.plan(
+            **({"cell": "lstm", "T": 1, "B": 1, "I": 1, "H": 1, "device": device} | arguments)
+        )
+
+
+def test_info():
+    info = brnn.info()
+    assert info["bayesrnn_cuda"] == brnn.__version__
+    assert info["torch"] == torch.__version__
+    assert info["library"].startswith(str(inspect.getfile(brnn).removesuffix("__init__.py")))
+    assert info["cuda_available"] == torch.cuda.is_available()
+    assert isinstance(info["cuda_architectures"], list)
+    assert {"auto", "cpu", "reference"} <= set(info["engines"])
+    assert info["cpu_instruction_set"] in ("portable", "avx2", "avx512")
+    assert info["python"].count(".") >= 2
+
+
+@every_cell
+def test_every_engine_of_info_runs_on_the_cpu_and_agrees(cell):
+    x = torch.randn(3, 2, 4)
+    outputs = []
+    for engine in ("auto", "cpu", "reference"):
+        torch.manual_seed(0)
+        outputs.append(module_of(cell, engine=engine, input_dropout=0.5)(x)[0])
+    assert torch.equal(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0], outputs[2])
+
+
+@every_cell
+def test_auto_does_what_plan_says(cell):
+    """float16 has no fused engine on the CPU: "auto" takes the reference, "cpu" refuses."""
+    x = torch.randn(3, 2, 4).half()
+    assert brnn.plan(cell, 3, 2, 4, 6, torch.float16).engine == "reference"
+    torch.manual_seed(0)
+    auto = module_of(cell).half()
+    slow = module_of(cell, engine="reference").half()
+    slow.load_state_dict(auto.state_dict())
+    assert torch.equal(auto(x)[0], slow(x)[0])
+    with pytest.raises(RuntimeError, match=r"x: expected dtype float32, .* got float16"):
+        module_of(cell, engine="cpu").half()(x)
+
+
+def test_the_public_names_are_those_of_the_package():
+    assert set(brnn.__all__) <= set(dir(brnn))
+    public = {
+        "BayesianLSTM", "BayesianGRU", "BayesianEmbedding", "LockedDropout", "LayerMasks",
+        "LayerWeights", "MCPrediction", "Plan", "functional", "reference", "mc_dropout",
+        "mc_predict", "kl_penalty", "weight_decay_groups", "plan", "info",
+    }  # fmt: skip
+    assert public <= set(brnn.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(brnn.__all__))
+def test_every_public_name_is_documented(name):
+    assert inspect.getdoc(getattr(brnn, name))
+
+
+@pytest.mark.parametrize("cell", [brnn.BayesianLSTM, brnn.BayesianGRU])
+def test_signatures_start_as_those_of_torch(cell):
+    """Names and order of the positional arguments, as help() and editors show them."""
+    names = list(inspect.signature(cell).parameters)
+    assert names[:6] == [
+        "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional",
+    ]  # fmt: skip

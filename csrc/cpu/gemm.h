@@ -166,22 +166,23 @@ struct RowBlocks {
 // One panel of weight [G*N, K] transposed for x -> W x: [gates][K][width], zeros past N.
 template <class S, class C>
 void pack_transposed(const S* weight, const Panels<C>& to, int64_t panel) {
-  const int64_t n0 = panel * Panels<C>::kWide;
-  const int width = Panels<C>::width(to.N, panel), size = Vec<C>::size;
-  C tile[Panels<C>::kWide][Vec<C>::size];
-  for (int64_t gate = 0; gate < to.gates; ++gate) {
-    C* d = to.at(gate, panel);
-    for (int64_t k0 = 0; k0 < to.K; k0 += size) {
-      const int columns = int(min<int64_t>(size, to.K - k0));
-      for (int j = 0; j < width; ++j) {
-        const bool real = n0 + j < to.N;
-        store(tile[j],
-              real ? load(weight + (gate * to.N + n0 + j) * to.K + k0, columns) : Vec<C>{});
+  constexpr int size = Vec<C>::size;
+  const int width = Panels<C>::width(to.N, panel);
+  for (int64_t gate = 0; gate < to.gates; ++gate)
+    for (int v = 0; v < width; v += size) {
+      const int64_t n0 = panel * Panels<C>::kWide + v;
+      C* d = to.at(gate, panel) + v;
+      for (int64_t k0 = 0; k0 < to.K; k0 += size) {
+        const int columns = int(min<int64_t>(size, to.K - k0));
+        Vec<C> tile[size];
+        for (int j = 0; j < size; ++j) {
+          const S* row = weight + (gate * to.N + n0 + j) * to.K + k0;
+          tile[j] = n0 + j < to.N ? load(row, columns) : Vec<C>{};
+        }
+        transpose(tile);
+        for (int k = 0; k < columns; ++k) store(d + (k0 + k) * width, tile[k]);
       }
-      for (int k = 0; k < columns; ++k)
-        for (int j = 0; j < width; ++j) d[(k0 + k) * width + j] = tile[j][k];
     }
-  }
 }
 
 // One panel of weight [G*K, N] as it lies, for dz -> W^T dz: [gates][K][width], zeros past N.

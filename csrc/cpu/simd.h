@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -158,6 +159,27 @@ BRNN_INLINE Vec<C> select(const uint8_t* keep, int n, Vec<C> a) {
     return a;
   }
 #endif
+}
+
+// Swaps the off-diagonal D x D blocks of the rows a and b, which lie D apart.
+template <int D, class C, int... Lane>
+BRNN_INLINE void swap_blocks(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, Lane...>) {
+  constexpr int N = sizeof...(Lane);
+  const auto first = __builtin_shufflevector(a.v, b.v, (Lane & D ? N + Lane - D : Lane)...);
+  b.v = __builtin_shufflevector(a.v, b.v, (Lane & D ? N + Lane : Lane + D)...);
+  a.v = first;
+}
+
+// A square of vectors, in registers: log2(size) rounds of block swaps.
+template <int D = 1, class C, int N>
+BRNN_INLINE void transpose(Vec<C> (&rows)[N]) {
+  static_assert(N == Vec<C>::size);
+  if constexpr (D < N) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i)
+      if (!(i & D)) swap_blocks<D>(rows[i], rows[i + D], std::make_integer_sequence<int, N>{});
+    transpose<2 * D>(rows);
+  }
 }
 
 // sigmoid and tanh of floats to 3 ulp; double by the C library, lane by lane.

@@ -35,6 +35,7 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One LSTM layer in one direction. Arguments and results as `bayesrnn_cuda.functional.lstm`."""
     masks = masks or LayerMasks()
+    x = _inside(x, lengths)
     h, c = h0, c0
     y = [x.new_zeros(h0.shape)] * x.shape[0]
     for t in _steps(x.shape[0], reverse):
@@ -62,6 +63,7 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction. Arguments and results as `bayesrnn_cuda.functional.gru`."""
     masks = masks or LayerMasks()
+    x = _inside(x, lengths)
     h = h0
     y = [x.new_zeros(h0.shape)] * x.shape[0]
     for t in _steps(x.shape[0], reverse):
@@ -81,6 +83,15 @@ def gru(
 
 def _steps(steps: int, reverse: bool) -> range:
     return range(steps - 1, -1, -1) if reverse else range(steps)
+
+
+def _inside(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x [T, B, I] with zeros past each length: a NaN there must not reach a gradient as 0 * NaN."""
+    if lengths is None:
+        return x
+    steps = torch.arange(x.shape[0], device=x.device)
+    inside = steps.unsqueeze(1) < lengths
+    return torch.where(inside.unsqueeze(2), x, x.new_zeros(()))
 
 
 def _masked(v: Tensor, keep: Tensor | None, scale: float, gates: int) -> list[Tensor]:

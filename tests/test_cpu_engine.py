@@ -1,0 +1,240 @@
+"""The C++ CPU engine: each instruction set, threads, its sigmoid and tanh, NaN and Inf."""
+
+import os
+import subprocess
+import sys
+from math import inf, nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import (
+    CELLS,
+    Case,
+    differences,
+    large,
+    outputs,
+    parity,
+    product,
+    run,
+    run_each_alone,
+    sample,
+)
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+# Tails of vectors of 2 to 16 units, one row and more than a block of 12, masks and lengths.
+EACH_VARIANT = [
+    *product(cell=CELLS, T=(3,), B=(1, 13), I=(5,), H=(1, 7, 19, 33), masks=("untied",)),
+    *product(cell=CELLS, masks=("none", "tied"), lengths=(True,), reverse=(True,)),
+    *product(cell=CELLS, strided=(True,), bias=(False,)),
+    *[case for case in large() if case.masks == "untied" and not case.reverse],
+]
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+# ---- sigmoid and tanh, as the gates i and g of an LSTM whose only input is the argument
+
+
+def activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sigmoid, tanh) of x [N] as the engine computes them; a zero keeps its sign."""
+    parts = []
+    for some in x.split(8192):  # all at once would need much scratch memory
+        zero = x.new_zeros(len(some), 1)
+        *_, gates, _ = torch.ops.bayesrnn.lstm(
+            some.view(1, -1, 1), zero, zero, x.new_ones(4, 1), x.new_full((4, 1), -0.0),
+            x.new_full((4,), -0.0), x.new_full((4,), -0.0), None, None, None,
+        )  # fmt: skip
+        parts.append(gates[0])
+    gates = torch.cat(parts)
+    return gates[:, 0], gates[:, 2]
+
+
+def ulps(actual: torch.Tensor, exact: np.ndarray) -> float:
+    """Largest error in units of the last place that the exact value has in the dtype of actual."""
+    values = actual.numpy()
+    last_place = np.spacing(np.abs(exact).astype(values.dtype)).astype(np.longdouble)
+    return float((np.abs(values - exact) / last_place).max())
+
+
+def exact_activations(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(sigmoid, tanh) in more digits than float64 has: torch's own are no better than ours."""
+    wide = x.numpy().astype(np.longdouble)
+    return 1 / (1 + np.exp(-wide)), np.tanh(wide)
+
+
+def sweep() -> torch.Tensor:
+    """Floats of both signs from the smallest to 128, evenly in their bits, and 100,000 in 0..10."""
+    bits = np.arange(1, np.float32(128).view(np.int32), 9973, dtype=np.int32)
+    positive = torch.from_numpy(bits.view(np.float32))
+    positive = torch.cat([positive, torch.linspace(0, 10, 100_001)[1:]])
+    return torch.cat([positive, -positive])
+
+
+def check_activations() -> None:
+    x = sweep()
+    (sigmoid, tanh), (exact_sigmoid, exact_tanh) = activations(x), exact_activations(x)
+    assert ulps(tanh, exact_tanh) <= 3
+    assert torch.equal(tanh.signbit(), x.signbit())
+    assert tanh.abs().max() <= 1
+    # Below -87 e^x leaves the normal floats: there sigmoid stays at e^-87.
+    usual = x >= -87
+    assert ulps(sigmoid[usual], exact_sigmoid[usual.numpy()]) <= 3
+    assert sigmoid.min() >= 0 and sigmoid.max() <= 1
+    assert sigmoid[~usual].max() <= 2.0**-125
+
+    x = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 100, -100, inf, -inf, nan])
+    sigmoid, tanh = activations(x)
+    assert tanh[:8].tolist() == [0, 0, x[2], x[3], 1, -1, 1, -1]
+    assert tanh[:8].signbit().tolist() == x[:8].signbit().tolist()
+    assert sigmoid[:5].tolist() == [0.5, 0.5, 0.5, 0.5, 1]
+    assert sigmoid[6] == 1 and 0 <= sigmoid[7] <= sigmoid[5] <= 2.0**-125
+    assert sigmoid[8].isnan() and tanh[8].isnan()
+
+    x = torch.cat([torch.linspace(-40, 40, 20_001, dtype=torch.float64), torch.tensor([inf, -inf])])
+    for value, exact in zip(activations(x), exact_activations(x), strict=True):
+        assert ulps(value, exact) <= 3
+
+
+def check_parity() -> None:
+    for case in EACH_VARIANT:
+        for dtype in DTYPES:
+            assert not parity(case, dtype), (case, dtype)
+
+
+# ---- Instruction sets. One is chosen per process.
+
+
+def in_process(isa: str, code: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"BAYESRNN_CPU_ISA": isa, "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+CHECK_VARIANT = """
+import bayesrnn_cuda, torch, test_cpu_engine
+torch.set_num_threads(2)
+test_cpu_engine.check_activations()
+test_cpu_engine.check_parity()
+print(bayesrnn_cuda.info()["cpu_instruction_set"])
+"""
+AVAILABLE = {"AVX512": ["avx512", "avx2", "portable"], "AVX2": ["avx2", "portable"]}.get(
+    torch.backends.cpu.get_cpu_capability(), ["portable"]
+)
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_instruction_set(isa):
+    """Parity and accuracy under every instruction set that this machine has."""
+    process = in_process(isa, CHECK_VARIANT)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"{isa}\n"
+
+
+def test_unknown_instruction_set():
+    """The error stands where the engine is first used, and a second use gives it again."""
+    process = in_process(
+        "sse9",
+        """
+import torch, test_cpu_engine
+for _ in range(2):
+    try:
+        test_cpu_engine.activations(torch.zeros(3))
+    except RuntimeError as error:
+        print(error)
+""",
+    )
+    assert process.returncode == 0, process.stderr
+    names = ", ".join(AVAILABLE)
+    message = f"BAYESRNN_CPU_ISA: expected one of {names} on this machine, got 'sse9'"
+    assert process.stdout.splitlines() == [message, message]
+
+
+# ---- Threads and the make-up of a batch
+
+
+@pytest.mark.parametrize("B", [1, 5, 30])
+@pytest.mark.parametrize("cell", CELLS)
+def test_number_of_threads(cell, B):
+    """More threads than sequences, shares of unequal size: the same to rounding."""
+    case = Case(cell, T=40, B=B, I=19, H=37, lengths=B > 1)
+    inputs = sample(case)
+    exact = run(case, inputs, "reference")
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(run(case, inputs))
+        assert not differences(results[-1], exact)
+        assert not differences(run(case, inputs.to(torch.float32)), exact)
+    for name in exact:
+        for other in results[1:]:
+            torch.testing.assert_close(other[name], results[0][name], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_does_not_depend_on_its_batch(cell, reverse):
+    """13 sequences, more than a block of rows, equal themselves alone, to rounding."""
+    case = Case(cell, T=5, B=13, I=37, H=33, lengths=True, reverse=reverse)
+    inputs = sample(case)
+    together, alone = run(case, inputs), run_each_alone(case, inputs, "cpu")
+    for name, value in together.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_repeated_calls_give_the_same_bits(cell):
+    """No result depends on how threads meet."""
+    case = Case(cell, T=20, B=30, H=37)
+    inputs = sample(case, torch.float32)
+    torch.set_num_threads(3)
+    first = run(case, inputs)
+    for _ in range(20):
+        again = run(case, inputs)
+        assert all(torch.equal(again[k], first[k]) for k in first)
+
+
+# ---- NaN and Inf. What is dropped or lies past a length: test_reference.py, for both engines.
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_spoilt_sequence_spoils_no_other(cell, dtype, value):
+    case = Case(cell, B=13, H=19, lengths=True)
+    inputs = sample(case, dtype)
+    inputs.lengths[3] = case.T
+    spoilt = inputs._replace(x=inputs.x.clone())
+    spoilt.x[2, 3] = value
+    clean, results = run(case, inputs), run(case, spoilt)
+    others = torch.arange(case.B) != 3
+    for name in ("y", "d_x"):
+        assert torch.equal(results[name][:, others], clean[name][:, others])
+    for name in results.keys() & {"h_n", "c_n", "d_h0", "d_c0"}:
+        assert torch.equal(results[name][others], clean[name][others])
+    assert torch.equal(results["y"][:2, 3], clean["y"][:2, 3])  # before it happened
+    if value != value:
+        assert results["y"][2:, 3].isnan().any(-1).all()
+        assert results["d_weight_ih"].isnan().any()
+
+
+@pytest.mark.parametrize("value", [inf, -inf, 3e38, -3e38])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_infinite_input_saturates_as_the_reference(cell, dtype, value):
+    case = Case(cell, masks="none")
+    inputs = sample(case, dtype)
+    inputs.x[2, 1, 3] = value
+    expected = outputs(case, inputs.to(torch.float64), "reference")
+    for name, exact in expected.items():
+        assert exact.isfinite().all()
+        result = outputs(case, inputs, "cpu")[name]
+        allowed = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(result.double(), exact, rtol=allowed, atol=allowed)

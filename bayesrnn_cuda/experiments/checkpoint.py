@@ -1,0 +1,107 @@
+"""Checkpoints: written whole or not at all, read back without running code from the file."""
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from .configuration import UserError
+
+FORMAT = "bayesrnn_cuda checkpoint"
+VERSION = 1
+
+
+class CheckpointError(UserError):
+    """The file is not a checkpoint that this package can read. The message is one line."""
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Replaces `path` by what `write` writes; a crash leaves the old content or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` of UTF-8 text."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Writes `content` atomically.
+
+    Args:
+        path: the file.
+        kind: what the checkpoint is of, such as "language model"; `load_checkpoint` demands the
+            same.
+        content: tensors and plain Python values in dicts, lists and tuples.
+    """
+    document = {"format": FORMAT, "version": VERSION, "kind": kind, **content}
+    write_atomically(path, lambda file: torch.save(document, file))
+
+
+def load_checkpoint(path: Path, kind: str, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Content of the checkpoint at `path`, its tensors on `device`.
+
+    Raises:
+        CheckpointError: no such file, damaged, not a checkpoint of this package, of another version
+            or kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"expected a checkpoint at '{path}', got no such file")
+    document = _read(path, device)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"expected a checkpoint of this package in '{path}', got another program's file"
+        )
+    if document.get("version") != VERSION:
+        raise CheckpointError(
+            f"expected checkpoint version {VERSION} in '{path}', got {document.get('version')}"
+        )
+    if document.get("kind") != kind:
+        raise CheckpointError(
+            f"expected the checkpoint of a {kind} in '{path}', got that of a {document.get('kind')}"
+        )
+    return document
+
+
+def _read(path: Path, device: torch.device | str) -> Any:
+    try:
+        # torch.load does not verify the archive's checksums, zipfile does.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may break the decoders in any way
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"expected a checkpoint in '{path}', got a damaged or foreign file "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    raise CheckpointError(
+        f"expected a checkpoint in '{path}', got a damaged file (checksum of {damaged})"
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable; only POSIX opens folders."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,173 @@
+"""One frozen dataclass per experiment is its whole configuration: every field is also a command-
+line option, checked in one place.
+"""
+
+import argparse
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct: one line with what was expected and what was found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values a number may take, low <= value <= high, or low < value if `above` is set."""
+
+    words: str
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if value == math.inf or (self.above and value == self.low):
+            return False
+        return self.low <= value <= self.high
+
+
+COUNT = Range("a whole number from 1 to 2147483647", 1, 2**31 - 1)
+NATURAL = Range("a whole number from 0 to 2147483647", 0, 2**31 - 1)
+PROBABILITY = Range("a probability in [0, 1]", 0, 1)
+POSITIVE = Range("a number above 0", 0, above=True)
+AT_LEAST_ONE = Range("a number of at least 1", 1)
+FRACTION = Range("a number in [0, 1]", 0, 1)
+
+Config = TypeVar("Config")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    within: Range | None = None,
+    choices: tuple[str, ...] | None = None,
+    metavar: str | None = None,
+    resumable: bool = False,
+) -> Any:
+    """A configuration field that is also a command-line option.
+
+    Args:
+        default: value when the option is not given.
+        help: one line for `--help`.
+        group: heading under which `--help` lists it.
+        within: values allowed, for numbers.
+        choices: values allowed, for words.
+        metavar: how `--help` shows the value; None takes a word for its type.
+        resumable: whether a resumed run may be given another value.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "within": within,
+        "choices": choices,
+        "metavar": metavar,
+        "resumable": resumable,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """Command-line spelling of the field `name`: `seq_len` is `--seq-len`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_options(config: Any) -> None:
+    """Raises UserError for the first field of `config` with a value that is not allowed."""
+    for field in dataclasses.fields(config):
+        check_option(field, getattr(config, field.name))
+
+
+def check_option(field: dataclasses.Field, value: Any) -> None:
+    """Raises UserError if `value` is outside the range or choices of `field`."""
+    within, choices = field.metadata["within"], field.metadata["choices"]
+    if value is None:
+        return
+    if within is not None and value not in within:
+        raise UserError(f"argument {flag(field.name)}: expected {within.words}, got {value}")
+    if choices is not None and value not in choices:
+        raise UserError(
+            f"argument {flag(field.name)}: expected one of {', '.join(choices)}, got '{value}'"
+        )
+
+
+def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Adds one option per field of `config_class`; one that is not given leaves no attribute."""
+    hints = typing.get_type_hints(config_class)
+    headings = dict.fromkeys(field.metadata["group"] for field in dataclasses.fields(config_class))
+    groups = {heading: parser.add_argument_group(heading) for heading in headings}
+    for field in dataclasses.fields(config_class):
+        kind = _plain_type(hints[field.name])
+        text = field.metadata["help"]
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": field.name}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif field.metadata["choices"] is not None:
+            settings["metavar"] = "|".join(field.metadata["choices"])
+        else:
+            settings["type"] = _PARSERS[kind]
+            settings["metavar"] = field.metadata["metavar"] or _METAVARS[kind]
+        groups[field.metadata["group"]].add_argument(flag(field.name), **settings)
+
+
+def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """The fields of `config_class` that were given on the command line."""
+    names = [field.name for field in dataclasses.fields(config_class)]
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+
+
+def resumable_flags(config_class: type) -> list[str]:
+    """The options of `config_class` that a resumed run may be given anew."""
+    fields = dataclasses.fields(config_class)
+    return [flag(field.name) for field in fields if field.metadata["resumable"]]
+
+
+def resumed_config(config: Config, given: Mapping[str, Any]) -> Config:
+    """`config` of an earlier run with the options `given` now.
+
+    Raises:
+        UserError: an option differs that a resumed run must keep.
+    """
+    for field in dataclasses.fields(config):
+        if field.name not in given or field.metadata["resumable"]:
+            continue
+        before, now = getattr(config, field.name), given[field.name]
+        if before != now:
+            raise UserError(
+                f"argument {flag(field.name)}: expected {before} as in the run to resume, got {now}"
+            )
+    return dataclasses.replace(config, **given)
+
+
+def whole_number(text: str) -> int:
+    """argparse type: a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
+
+
+def number(text: str) -> float:
+    """argparse type: a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from None
+
+
+_PARSERS = {int: whole_number, float: number, str: str}
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def _plain_type(hint: Any) -> type:
+    """`int` for `int` and for `int | None`."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in hint.__args__ if part is not type(None))
+    return hint

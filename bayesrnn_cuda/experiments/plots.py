@@ -1,0 +1,74 @@
+"""Learning curves as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import write_atomically
+from .runs import note_once
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# One record an epoch, with epoch, train_perplexity and valid_perplexity.
+History = Sequence[Mapping[str, Any]]
+
+
+def run_figure(history: History) -> "Figure":
+    """Training and validation perplexity of one run, by epoch."""
+    figure, axes = _axes()
+    _draw(axes, history, "valid_perplexity", label="validation")
+    _draw(axes, history, "train_perplexity", label="training, with its dropout", linestyle="--")
+    axes.legend(frameon=False)
+    return figure
+
+
+def comparison_figure(histories: Mapping[str, History]) -> "Figure":
+    """Validation perplexity of several runs by epoch, one curve each, the best epoch marked."""
+    figure, axes = _axes()
+    for label, history in histories.items():
+        (line,) = _draw(axes, history, "valid_perplexity", label=label)
+        if history:
+            best = min(history, key=lambda record: record["valid_perplexity"])
+            axes.scatter(best["epoch"], best["valid_perplexity"], color=line.get_color(), zorder=3)
+    axes.set_ylabel("validation perplexity")
+    axes.legend(frameon=False, title="dot: best epoch")
+    return figure
+
+
+def save_figure(path: Path, draw: Any, *arguments: Any) -> bool:
+    """Writes `draw(*arguments)` as PNG and returns True; without matplotlib prints a note."""
+    try:
+        figure = draw(*arguments)
+    except ImportError:
+        note_once(
+            f"{path} was not drawn: matplotlib is missing, pip install 'bayesrnn_cuda[train]' "
+            "brings it"
+        )
+        return False
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    return True
+
+
+def _axes() -> tuple[Any, Any]:
+    # Figure without pyplot: no display, no global state.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("perplexity")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _draw(axes: Any, history: History, key: str, **style: Any) -> Any:
+    return axes.plot(
+        [record["epoch"] for record in history], [record[key] for record in history], **style
+    )

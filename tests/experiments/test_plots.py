@@ -1,0 +1,64 @@
+"""Figures: real PNG files with the curves they should have."""
+
+import sys
+
+import pytest
+
+from bayesrnn_cuda.experiments import runs
+from bayesrnn_cuda.experiments.plots import comparison_figure, run_figure, save_figure
+
+HISTORY = [
+    {"epoch": 1, "train_perplexity": 90.0, "valid_perplexity": 80.0},
+    {"epoch": 2, "train_perplexity": 50.0, "valid_perplexity": 60.0},
+    {"epoch": 3, "train_perplexity": 30.0, "valid_perplexity": 65.0},
+]
+
+
+def test_comparison_has_one_curve_a_model():
+    figure = comparison_figure({"standard": HISTORY, "naive": HISTORY[:2], "Bayesian": HISTORY})
+    (axes,) = figure.axes
+    curves = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert list(curves) == ["standard", "naive", "Bayesian"]
+    assert curves["standard"] == [[1, 80], [2, 60], [3, 65]]
+    assert curves["naive"] == [[1, 80], [2, 60]]
+    assert [tuple(dot.get_offsets()[0]) for dot in axes.collections] == [(2, 60)] * 3
+    assert axes.get_xlabel() and axes.get_ylabel() and axes.get_legend()
+
+
+def test_run_has_training_and_validation():
+    (axes,) = run_figure(HISTORY).axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[80, 60, 65], [90, 50, 30]]
+
+
+def test_file_is_a_png(tmp_path):
+    from matplotlib.image import imread
+
+    assert save_figure(tmp_path / "a.png", run_figure, HISTORY)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = imread(tmp_path / "a.png")
+    assert pixels.shape[0] > 300 and pixels.shape[1] > 500
+    assert pixels.std() > 0.05
+
+
+@pytest.fixture
+def forget_notes():
+    runs.note_once.cache_clear()
+
+
+def test_without_matplotlib_a_note_and_no_file(tmp_path, monkeypatch, capsys, forget_notes):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert not save_figure(tmp_path / "a.png", run_figure, HISTORY)
+    assert list(tmp_path.iterdir()) == []
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "a.png was not drawn: matplotlib is missing" in note
+    assert "bayesrnn_cuda[train]" in note
+
+
+def test_without_tqdm_one_note_and_no_bar(monkeypatch, capsys, forget_notes):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    for _ in range(2):
+        with runs.progress_bar("epoch", total=10) as bar:
+            bar.update(5)
+            bar.set_postfix_str("loss 1", refresh=False)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "tqdm is missing" in note

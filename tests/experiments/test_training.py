@@ -1,0 +1,322 @@
+"""Runs: windows, carried state, learning, folder, early stop, interruption and exact resumption."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from bayesrnn_cuda.experiments import training
+from bayesrnn_cuda.experiments.checkpoint import CheckpointError, load_checkpoint
+from bayesrnn_cuda.experiments.configuration import UserError
+from bayesrnn_cuda.experiments.language_model import KIND
+from bayesrnn_cuda.experiments.runs import Interrupted
+from bayesrnn_cuda.experiments.text import load_corpus
+from bayesrnn_cuda.experiments.training import Trainer, TrainingDiverged, read_run
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+def metrics(path):
+    """Lines of metrics.jsonl without what depends on the clock."""
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def resume(path, corpus, **given) -> Trainer:
+    return Trainer.resume(*read_run(path, given), corpus, path)
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Collects the loss of every update; `stop_at` sends this process a signal after that many."""
+
+    class Losses(list):
+        stop_at: int | None = None
+        number = signal.SIGINT
+
+    collected, step = Losses(), Trainer.step
+
+    def spy(trainer: Trainer):
+        loss = step(trainer)
+        collected.append(loss.item())
+        if len(collected) == collected.stop_at:
+            os.kill(os.getpid(), collected.number)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    return collected
+
+
+def test_windows_and_carried_state(tiny, corpus, tmp_path):
+    """The second window starts from the state after the first, without history, or from zero."""
+    for state in ("carry", "zero"):
+        trainer = Trainer.start(tiny(state=state, dropout_kind="none"), corpus, tmp_path)
+        calls = []
+        trainer.model.register_forward_pre_hook(
+            lambda module, inputs, calls=calls: calls.append(inputs)
+        )
+        trainer.step()
+        trainer.step()
+        (first, start), (second, carried) = calls
+        assert torch.equal(first, trainer.lanes[:5]) and torch.equal(second, trainer.lanes[5:10])
+        assert start is None
+        if state == "carry":
+            assert all(part.shape == (2, 4, 7) and not part.requires_grad for part in carried)
+            assert all(part.abs().sum() > 0 for part in carried)
+        else:
+            assert carried is None
+
+
+def test_state_starts_from_zero_in_every_epoch(tiny, corpus, tmp_path):
+    trainer = Trainer.start(tiny(epochs=2), corpus, tmp_path)
+    starts = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, inputs: starts.append(inputs[1] is None) if module.training else None
+    )
+    trainer.run()
+    assert [index for index, zero in enumerate(starts) if zero] == [0, trainer.windows]
+    assert len(starts) == 2 * trainer.windows
+
+
+def test_run_learns_and_fills_its_folder(tiny, corpus, tmp_path):
+    path = tmp_path / "deep" / "run"
+    result = Trainer.start(tiny(epochs=6, lr=0.03), corpus, path).run()
+    assert sorted(file.name for file in path.iterdir()) == [
+        *["best.pt", "config.json", "curves.png", "last.pt", "metrics.jsonl"]
+    ]
+    assert json.loads((path / "config.json").read_text())["hidden"] == 7
+    *epochs, final = metrics(path)
+    assert [record["epoch"] for record in epochs] == [1, 2, 3, 4, 5, 6]
+    assert epochs[-1]["train_perplexity"] == pytest.approx(math.exp(epochs[-1]["train_loss"]))
+    # The text has 8 types and 3 free choices a line of 6 tokens.
+    assert epochs[-1]["valid_perplexity"] < 0.6 * epochs[0]["valid_perplexity"]
+    assert final["final"] and final["test_perplexity"] == result.test
+    assert final["test_perplexity_mc"] == result.test_mc is not None
+    assert final["mc_samples"] == 3
+
+
+def test_best_epoch_is_kept_and_tested(tiny, corpus, tmp_path, monkeypatch):
+    """Validation perplexities 9, 5, 7: the parameters after epoch 2 are tested, not the last."""
+    answers, tested = iter([9.0, 5.0, 7.0]), []
+
+    def perplexity(model, tokens, **settings):
+        if tokens is corpus.valid:
+            return next(answers)
+        tested.append(model.decoder.bias.clone())
+        return 6.0
+
+    monkeypatch.setattr(training, "perplexity", perplexity)
+    trainer = Trainer.start(tiny(epochs=3, dropout_kind="none"), corpus, tmp_path)
+    result = trainer.run()
+    assert (result.best_epoch, result.valid, result.test, result.test_mc) == (2, 5.0, 6.0, None)
+    best = load_checkpoint(tmp_path / "best.pt", KIND)["model"]["decoder.bias"]
+    assert torch.equal(tested[0], best)
+    assert not torch.equal(best, trainer.model.decoder.bias)
+
+
+def test_early_stop(tiny, corpus, tmp_path, monkeypatch):
+    answers = iter([5.0, 6.0, 4.0, 4.5, 4.0, 9.0])
+    monkeypatch.setattr(
+        training,
+        "perplexity",
+        lambda m, tokens, **s: next(answers) if tokens is corpus.valid else 1,
+    )
+    result = Trainer.start(tiny(epochs=6, patience=2), corpus, tmp_path).run()
+    assert len(result.history) == 5
+    assert result.best_epoch == 3
+
+
+def test_same_seed_same_run(tiny, corpus, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        Trainer.start(tiny(seed=seed), corpus, tmp_path / name).run()
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") != metrics(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "optimizer": "sgd",
+            "lr": 0.3,
+            "weight_decay": 1e-3,
+            "lr_decay": 2,
+            "lr_constant_epochs": 1,
+        },
+        {"dropout_kind": "naive", "cell": "gru", "state": "zero"},
+    ],
+    ids=["adam", "sgd", "naive-gru-zero"],
+)
+def test_resumed_run_equals_uninterrupted_run(tiny, corpus, tmp_path, losses, changes):
+    """Stopped in the middle and at the end of an epoch: same losses, bit for bit, same files."""
+    whole = Trainer.start(tiny(epochs=3, **changes), corpus, tmp_path / "whole")
+    result = whole.run()
+    expected, windows = list(losses), whole.windows
+    assert len(expected) == 3 * windows
+
+    losses.clear()
+    path = tmp_path / "stopped"
+    trainer = Trainer.start(tiny(epochs=3, **changes), corpus, path)
+    for losses.stop_at, epoch, window in ((windows + 4, 2, 4), (2 * windows, 2, windows)):
+        with pytest.raises(Interrupted, match=f"SIGINT in epoch {epoch}, after window {window} of"):
+            trainer.run()
+        assert len(metrics(path)) == 1
+        torch.manual_seed(99)
+        trainer = resume(path, corpus)
+    resumed = trainer.run()
+    assert (resumed.best_epoch, resumed.test) == (result.best_epoch, result.test)
+    assert resumed.test_mc == result.test_mc
+    assert losses == expected
+    assert metrics(path) == metrics(tmp_path / "whole")
+    for name in ("best.pt", "last.pt"):
+        contents = [load_checkpoint(folder / name, KIND) for folder in (tmp_path / "whole", path)]
+        for key, value in contents[0]["model"].items():
+            assert torch.equal(contents[1]["model"][key], value)
+
+
+def test_second_signal_shortly_after_the_first_is_the_same_one(tiny, corpus, tmp_path, losses):
+    losses.stop_at = 3
+    trainer = Trainer.start(tiny(), corpus, tmp_path)
+    step = trainer.step
+
+    def twice():
+        loss = step()
+        if len(losses) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    trainer.step = twice
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert read_run(tmp_path, {})[0]["training"]["progress"]["window"] == 3
+
+
+def test_interruption_in_the_final_test(tiny, corpus, tmp_path, monkeypatch):
+    expected = Trainer.start(tiny(), corpus, tmp_path / "whole").run()
+    mc_perplexity = training.mc_perplexity
+
+    def stopped(*arguments, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return mc_perplexity(*arguments, **settings)
+
+    monkeypatch.setattr(training, "mc_perplexity", stopped)
+    with pytest.raises(Interrupted, match="SIGTERM in the final test") as stop:
+        Trainer.start(tiny(), corpus, tmp_path / "run").run()
+    assert stop.value.number == signal.SIGTERM
+    monkeypatch.undo()
+    result = resume(tmp_path / "run", corpus).run()
+    assert (result.test, result.test_mc) == (expected.test, expected.test_mc)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_finished_run_goes_on_with_more_epochs(tiny, corpus, tmp_path):
+    Trainer.start(tiny(epochs=3), corpus, tmp_path / "whole").run()
+    Trainer.start(tiny(epochs=1), corpus, tmp_path / "run").run()
+    resume(tmp_path / "run", corpus, epochs=3).run()
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 3
+
+
+def test_resume_keeps_the_options_of_the_run(tiny, corpus, tmp_path):
+    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    with pytest.raises(UserError, match="--hidden: expected 7 as in the run to resume, got 9"):
+        read_run(tmp_path, {"hidden": 9})
+    assert read_run(tmp_path, {"hidden": 7, "epochs": 5})[1].epochs == 5
+
+
+def test_resume_with_another_text(tiny, text, corpus, tmp_path):
+    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    with pytest.raises(UserError, match=r"--data: expected the text that .* was trained on"):
+        resume(tmp_path, load_corpus(str(text), 20))
+
+
+def test_folder_with_files_in_it(tiny, corpus, tmp_path, folder_bytes):
+    (tmp_path / "thesis.txt").write_text("precious")
+    before = folder_bytes(tmp_path)
+    with pytest.raises(UserError, match=r"--out: expected a new or empty folder, got .*--resume"):
+        Trainer.start(tiny(), corpus, tmp_path)
+    with pytest.raises(UserError, match=r"--resume: expected a run in .*, got no last.pt there"):
+        read_run(tmp_path, {})
+    with pytest.raises(UserError, match="--out: expected a folder, got the file"):
+        Trainer.start(tiny(), corpus, tmp_path / "thesis.txt")
+    assert folder_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize(("batch_size", "seq_len", "least"), [(100, 5, 600), (4, 90, 364)])
+def test_text_shorter_than_one_window(tiny, corpus, tmp_path, batch_size, seq_len, least):
+    config = tiny(batch_size=batch_size, seq_len=seq_len)
+    with pytest.raises(UserError, match=rf"{batch_size} x \({seq_len} \+ 1\) .*, got 360"):
+        Trainer.start(config, corpus, tmp_path / "run")
+    assert corpus.train.numel() == 360 < least
+    assert not (tmp_path / "run").exists()
+
+
+def test_engine_that_cannot_run_here(tiny, corpus, tmp_path, monkeypatch):
+    def broken(model, *arguments):
+        raise RuntimeError("no such kernel\nat line 3")
+
+    monkeypatch.setattr(training.LanguageModel, "forward", broken)
+    with pytest.raises(
+        UserError, match=r"--engine: .*'auto', which says: no such kernel at line 3"
+    ):
+        Trainer.start(tiny(), corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_keeps_the_last_checkpoint(tiny, corpus, tmp_path):
+    trainer = Trainer.start(tiny(), corpus, tmp_path)
+    with torch.no_grad():
+        trainer.model.decoder.bias[0] = torch.nan
+    with pytest.raises(TrainingDiverged, match=r"not finite in epoch 1.*lower --lr \(now 0.01\)"):
+        trainer.run()
+    assert metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "garbage", "foreign", "empty"])
+def test_damaged_checkpoint_leaves_the_run_as_it_was(
+    tiny, corpus, tmp_path, folder_bytes, name, damage
+):
+    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    file = tmp_path / name
+    content = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = content.index(
+            load_checkpoint(file, KIND)["model"]["decoder.weight"].numpy().tobytes()
+        )
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "garbage":
+        file.write_bytes(b"not a checkpoint" * 99)
+    elif damage == "empty":
+        file.write_bytes(b"")
+    else:
+        torch.save({"model": torch.zeros(3)}, file)
+    before = folder_bytes(tmp_path)
+    with pytest.raises(CheckpointError, match=f"expected a checkpoint .*{name}") as error:
+        resume(tmp_path, corpus)
+    assert "\n" not in str(error.value)
+    assert folder_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("training", None),
+        ("training", {}),
+        ("model", {}),
+        ("vocabulary", ["a", "b"]),
+        ("config", {"hidden": 3}),
+    ],
+)
+def test_checkpoint_with_parts_missing(tiny, corpus, tmp_path, part, value):
+    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    content = load_checkpoint(tmp_path / "last.pt", KIND)
+    content[part] = value
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"^expected [^\n]*$"):
+        resume(tmp_path, corpus)

@@ -7,8 +7,10 @@ Environment: TORCH_DIR (folder of the torch package), CUDA_HOME, TORCH_CUDA_ARCH
 BAYESRNN_CUDA=1 (missing CUDA toolkit is an error) or 0 (skip CUDA), CXX.
 """
 
+import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -27,14 +29,7 @@ CXX_FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # 2.10: the oldest torch the library runs under
 ]  # fmt: skip
 # The same engine for each instruction set; which one runs is decided on the user's machine.
-ISA_FLAGS = {
-    "portable": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": [
-        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma",
-        "-mprefer-vector-width=512",
-    ],
-}  # fmt: skip
+ISA_FLAGS = json.loads((CSRC / "cpu/isa/flags.json").read_text())
 NVCC_FLAGS = ["-std=c++20", "-O3", "--threads", "2", "-Xcompiler", "-fPIC"]
 CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
 
@@ -60,6 +55,8 @@ def cuda_home() -> Path | None:
         return None
     given = os.environ.get("CUDA_HOME")
     candidates = [Path(given)] if given else sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+    if not given and (nvcc := shutil.which("nvcc")):
+        candidates.append(Path(nvcc).resolve().parent.parent)
     for candidate in candidates:
         if (candidate / "include/cuda_runtime.h").exists() and (candidate / "bin/nvcc").exists():
             return candidate

@@ -1,5 +1,6 @@
 # make train   trains the language models on text that Python carries, prints their perplexities
 # make test    runs every test
+# make bench   times the layers against torch's own and the eager loop
 # Both set up .venv first: the only thing needed is Python 3.10 or later and a C++20 compiler.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ ARGS   ?=
 BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test lint format clean
+.PHONY: help train test bench lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
@@ -25,6 +26,13 @@ train: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(ARGS)
+
+# Both heaps: torch's allocator behaviour changes the baseline. Judge by the retained one.
+bench: $(VENV)/ready
+	$(BIN)/python -m bench.vs_cudnn --out bench/results/cpu_vs_torch.json $(ARGS)
+	$(BIN)/python -m bench.vs_cudnn --default-heap --out bench/results/cpu_vs_torch_default_heap.json $(ARGS)
+	$(BIN)/python -m bench.vs_loop --out bench/results/cpu_vs_loop.json $(ARGS)
+	$(BIN)/python -m bench.memory --out bench/results/cpu_memory.json $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -3,7 +3,8 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import bayesrnn_cuda as brnn
 
+from .experiments.checkpoint import CheckpointError
 from .experiments.comparison import compare
 from .experiments.configuration import (
     COUNT,
@@ -25,7 +27,7 @@ from .experiments.configuration import (
 )
 from .experiments.generation import encode_prompt, generate, load_model
 from .experiments.language_model import LanguageModelConfig
-from .experiments.runs import Interrupted, RunFolder
+from .experiments.runs import Interrupted, RunFolder, named_device
 from .experiments.text import load_corpus, readable
 from .experiments.training import Trainer, TrainingDiverged, read_run
 
@@ -57,15 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"bayesrnn: error: {error}", file=sys.stderr)
         return USER_ERROR
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        print(
-            f"bayesrnn: error: {reason} Lower --batch-size, --seq-len or --hidden.", file=sys.stderr
-        )
-        return USER_ERROR
     except TrainingDiverged as error:
         print(f"bayesrnn: error: {error}", file=sys.stderr)
         return DIVERGED
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"bayesrnn: error: out of memory, lower the sizes: {reason}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
         print("bayesrnn: interrupted", file=sys.stderr)
         return 130
@@ -211,7 +213,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _train_one(out: Path, given: dict[str, Any], resume: bool) -> None:
     if resume:
-        content, config = read_run(out, given)
+        with _about("--resume"):
+            content, config = read_run(out, given)
     else:
         config = LanguageModelConfig(**given)
         RunFolder(out).check_new()
@@ -230,7 +233,8 @@ def _train_one(out: Path, given: dict[str, Any], resume: bool) -> None:
 
 
 def _compare(out: Path, given: dict[str, Any], resume: bool) -> None:
-    comparison = compare(out, given, resume=resume)
+    with _about("--resume"):
+        comparison = compare(out, given, resume=resume)
     print(f"\n{comparison.table()}")
     if comparison.figure is not None:
         print(f"\nlearning curves: {comparison.figure}")
@@ -241,7 +245,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     _check("--temperature", arguments.temperature, _TEMPERATURE)
     _check("--top-k", arguments.top_k, COUNT)
     _check("--seed", arguments.seed, NATURAL)
-    model, vocabulary, config = load_model(arguments.checkpoint)
+    with _about("--checkpoint"):
+        model, vocabulary, config = load_model(arguments.checkpoint)
     if arguments.mc and not model.bayesian:
         raise UserError(
             "argument --mc: expected a model with Bayesian dropout, got one with dropout kind "
@@ -269,7 +274,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     sizes = (arguments.T, arguments.B, arguments.I, arguments.H)
     try:
         plan = brnn.plan(
-            arguments.cell, *sizes, getattr(torch, arguments.dtype), torch.device(arguments.device)
+            arguments.cell, *sizes, getattr(torch, arguments.dtype), named_device(arguments.device)
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error).splitlines()[0]) from error
@@ -286,6 +291,21 @@ def _info(arguments: argparse.Namespace) -> int:
 def _check(name: str, value: float | None, within: Range) -> None:
     if value is not None and value not in within:
         raise UserError(f"argument {name}: expected {within.words}, got {value}")
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Names the option that a CheckpointError is about."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UserError(f"argument {name}: {error}") from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # torch has a class of its own for devices, not for the CPU.
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
 
 
 def _command() -> str:

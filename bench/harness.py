@@ -5,6 +5,7 @@ results have been compared with the reference.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -199,6 +200,7 @@ def peak_memory(variant: Variant, case: Case, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         variant.layer(x)[0].backward(dy)
         return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what lies free must be faulted in again to count
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _resident("VmRSS")
     variant.layer(x)[0].backward(dy)
@@ -252,16 +254,41 @@ def table(title: str, results: Sequence[tuple[Case, Sequence[Row]]]) -> str:
     return "\n".join(lines)
 
 
-def save(path: Path, device: torch.device, results: Sequence[tuple[Case, Sequence[Row]]]) -> None:
+def as_records(results: Sequence[tuple[Case, Sequence[Row]]]) -> list[dict[str, Any]]:
+    """The results as plain values, for `save`."""
+    return [{**asdict(case), "rows": [asdict(row) for row in rows]} for case, rows in results]
+
+
+def save(path: Path, device: torch.device, records: list[dict[str, Any]]) -> None:
     """JSON with machine and versions."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": machine(device),
-        "results": [
-            {**asdict(case), "rows": [asdict(row) for row in rows]} for case, rows in results
-        ],
-    }
+    document = {"machine": machine(device), "results": records}
     path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"results: {path}")
+
+
+def draw(path: Path, title: str, results: Sequence[tuple[Case, Sequence[Row]]]) -> None:
+    """A bar per variant and case: time by the first variant's, which is the line at 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    names = [row.variant for row in results[0][1][1:]]
+    for axes, what in zip(
+        figure.subplots(2, sharex=True), ("forward", "forward_backward"), strict=True
+    ):
+        for i, name in enumerate(names):
+            at = [j + (i - (len(names) - 1) / 2) * 0.8 / len(names) for j in range(len(results))]
+            heights = [rows[i + 1].ratio[what] for _, rows in results]
+            axes.bar(at, heights, 0.8 / len(names), label=name)
+        axes.axhline(1, color="black", linewidth=1)
+        axes.set_ylabel(f"{what.replace('_', ' + ')}: time / {results[0][1][0].variant}")
+        axes.set_ylim(0, 2)
+    axes.set_xticks(range(len(results)), [str(case).replace(" ", "\n") for case, _ in results])
+    axes.tick_params(axis="x", labelsize=6)
+    figure.axes[0].set_title(title)
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    print(f"figure: {path}")
 
 
 def options(description: str) -> argparse.ArgumentParser:

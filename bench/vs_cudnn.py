@@ -20,7 +20,9 @@ def main() -> None:
         results.append((case, harness.measure(case, variants, arguments.device, arguments.runs)))
         print(harness.table("", results[-1:]), flush=True)
     if arguments.out:
-        harness.save(arguments.out, arguments.device, results)
+        harness.save(arguments.out, arguments.device, harness.as_records(results))
+        title = f"{harness.machine(arguments.device)['processor']}, {arguments.threads} threads"
+        harness.draw(arguments.out.with_suffix(".png"), title, results)
 
 
 if __name__ == "__main__":

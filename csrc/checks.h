@@ -46,6 +46,7 @@ inline std::string dtype_name(ScalarType type) {
     case ScalarType::Bool: return "bool";
     case ScalarType::Long: return "int64";
     case ScalarType::Int: return "int32";
+    case ScalarType::Byte: return "uint8";
     default: return torch::headeronly::toString(type);
   }
 }
@@ -110,6 +111,13 @@ inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
     if (length < 0 || length > x.size(0))
       fail("lengths", "values from 0 to " + std::to_string(x.size(0)) + " (T)", length);
   }
+}
+
+// G of a cell by its name.
+inline int64_t gates_of(const std::string& cell) {
+  if (cell == "lstm") return 4;
+  if (cell == "gru") return 3;
+  fail("cell", "lstm or gru", "'" + cell + "'");
 }
 
 // What every layer takes, whatever engine runs it. c0 exists for LSTM only.

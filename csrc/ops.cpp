@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdlib>
 #include <tuple>
 
 #include "checks.h"
@@ -83,17 +84,45 @@ struct Inputs {
   }
 };
 
-cpu::Host host() {
-  const auto parallel_for = [](int64_t count, cpu::Body body, void* context) {
+// Torch's threads, as many as the work is worth: below about 2 MFLOP each, waking them costs more
+// than they bring, and far more beside another busy process.
+cpu::Host host(double flop) {
+  const auto alone = [](int64_t count, cpu::Body body, void* context) { body(context, 0, count); };
+  const auto together = [](int64_t count, cpu::Body body, void* context) {
     torch::stable::parallel_for(0, count, 1,
                                 [&](int64_t begin, int64_t end) { body(context, begin, end); });
   };
-  return {parallel_for, static_cast<int>(torch::stable::get_num_threads())};
+  const double worth = 1 + flop / 2e6, there = torch::stable::get_num_threads();
+  const int threads = static_cast<int>(worth < there ? worth : there);
+  return {threads > 1 ? cpu::ParallelFor(together) : cpu::ParallelFor(alone), threads};
 }
 
-Tensor scratch(const Tensor& like, size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+// Products of a layer forward; backward makes twice as many.
+double forward_flop(double T, double B, double I, double H, double G) {
+  return 2 * T * B * G * H * (I + H);
 }
+
+// Memory for the time of one call. Not a tensor: torch aligns by posix_memalign, and blocks that
+// glibc (before 2.38) got so and took back do not serve the next call of the same size; a training
+// loop grew by gigabytes.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : block_(std::malloc(bytes + kAlignment)) {
+    if (!block_) checks::fail("memory", std::to_string(bytes) + " bytes of scratch", "none");
+  }
+  ~Scratch() { std::free(block_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void* get() const {
+    const auto address = reinterpret_cast<uintptr_t>(block_);
+    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  void* block_;
+};
 
 // use(S{}) for the storage type of x.
 template <class Use>
@@ -138,9 +167,9 @@ ForwardResults forward(cpu::Cell cell, int64_t G, const Tensor& x, const Tensor&
     layer.y = write<S>(r.y), layer.h_n = write<S>(r.h_n), layer.c_n = write<S>(r.c_n);
     layer.gates = write<S>(r.gates), layer.kept = write<S>(r.kept);
     const auto& run = cpu::isa().engine<S>();
-    const cpu::Host threads = host();
-    const Tensor memory = scratch(x, run.forward_scratch_bytes(cell, layer, threads.threads));
-    run.forward(cell, layer, threads, memory.mutable_data_ptr());
+    const cpu::Host threads = host(forward_flop(T, B, x.size(2), H, G));
+    const Scratch memory(run.forward_scratch_bytes(cell, layer, threads.threads));
+    run.forward(cell, layer, threads, memory.get());
   });
   return r;
 }
@@ -192,9 +221,9 @@ BackwardResults backward(cpu::Cell cell, int64_t G, const OptionalTensor& dy,
     layer.dweight_ih = write<S>(r.dweight_ih), layer.dweight_hh = write<S>(r.dweight_hh);
     layer.dbias_ih = write<S>(r.dbias_ih), layer.dbias_hh = write<S>(r.dbias_hh);
     const auto& run = cpu::isa().engine<S>();
-    const cpu::Host threads = host();
-    const Tensor memory = scratch(x, run.backward_scratch_bytes(cell, layer, threads.threads));
-    run.backward(cell, layer, threads, memory.mutable_data_ptr());
+    const cpu::Host threads = host(2 * forward_flop(T, B, I, H, G));
+    const Scratch memory(run.backward_scratch_bytes(cell, layer, threads.threads));
+    run.backward(cell, layer, threads, memory.get());
   });
   return r;
 }
@@ -247,7 +276,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward_cpu(
 int64_t check_layer(std::string cell, Tensor x, Tensor h0, OptionalTensor c0, Tensor weight_ih,
                     Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
                     OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths) {
-  const int64_t G = cell == "lstm" ? 4 : 3;
+  const int64_t G = checks::gates_of(cell);
   checks::check_layer(G, x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h,
                       lengths);
   return G;
@@ -257,8 +286,9 @@ int64_t check_layer(std::string cell, Tensor x, Tensor h0, OptionalTensor c0, Te
 std::string cpu_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t H,
                      std::string dtype) {
   const cpu::Isa& isa = cpu::isa();
-  const int threads = host().threads;
-  const cpu::Cell which = cell == "lstm" ? cpu::Cell::lstm : cpu::Cell::gru;
+  const int64_t G = checks::gates_of(cell);
+  const int threads = host(forward_flop(T, B, I, H, G)).threads;
+  const cpu::Cell which = G == 4 ? cpu::Cell::lstm : cpu::Cell::gru;
   std::ostringstream out;
   const auto describe = [&](auto s, int lane_bytes) {
     using S = decltype(s);
@@ -280,8 +310,10 @@ std::string cpu_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t 
     describe(double{}, 8);
   else if (dtype == "bfloat16")
     describe(bfloat16{}, 4);
-  else
+  else if (dtype == "float32")
     describe(float{}, 4);
+  else
+    checks::fail("dtype", "float32, float64 or bfloat16", "'" + dtype + "'");
   return out.str();
 }
 

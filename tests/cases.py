@@ -348,7 +348,7 @@ def parity(case: Case, dtype: torch.dtype, engine: str = "cpu") -> list[str]:
         actual = run(case, inputs, engine)
         wrong = [k for k, t in actual.items() if t.dtype != dtype]
         return [f"{k}: dtype {actual[k].dtype}" for k in wrong] or differences(actual, expected)
-    draws = range(1 if case.T * case.B * case.H > 1000 else 4)
+    draws = range(1 if case.T * case.B * case.H > 500 else 3)
     samples = [sample(case, dtype, seed) for seed in draws]
     return bfloat16_differences(
         [run(case, inputs, engine) for inputs in samples],

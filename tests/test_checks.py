@@ -300,3 +300,15 @@ def test_x_on_another_device_than_the_rest(engine):
     with pytest.raises(RuntimeError) as error:
         functional.lstm(inputs.x.to("meta"), inputs.h0, inputs.c0, inputs.weights, engine=engine)
     assert "h0: expected device meta as x, got cpu" in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_masks_that_are_no_layermasks(cell, engine):
+    inputs = sample(CASES[cell], torch.float32)
+    states = [inputs.h0] if cell == "gru" else [inputs.h0, inputs.c0]
+    with pytest.raises(ValueError) as error:
+        getattr(functional, cell)(
+            inputs.x, *states, inputs.weights, tuple(inputs.masks), engine=engine
+        )
+    assert str(error.value) == "masks: expected LayerMasks or None, got tuple"

@@ -42,6 +42,28 @@ def test_parity(case, dtype):
     assert not parity(case, dtype)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_expanded_tensors_equal_their_copies(cell):
+    """Strides of 0: every sequence has the same input, state and mask."""
+    case = Case(cell, B=5)
+    inputs = sample(case)
+    m = inputs.masks
+    expanded = inputs._replace(
+        x=inputs.x[:, :1].expand_as(inputs.x),
+        h0=inputs.h0[:1].expand_as(inputs.h0),
+        masks=m._replace(
+            keep_x=m.keep_x[:, :1].expand_as(m.keep_x), keep_h=m.keep_h[:, :1].expand_as(m.keep_h)
+        ),
+        cotangents={"y": inputs.cotangents["y"][:1].expand(case.T, -1, -1)},
+    )
+    copies = {k: t.contiguous() for k, t in expanded.tensors().items()}
+    copied = expanded.replace_tensors(copies)._replace(
+        cotangents={"y": expanded.cotangents["y"].contiguous()}
+    )
+    got, expected = run(case, expanded), run(case, copied)
+    assert all(torch.equal(got[k], expected[k]) for k in expected)
+
+
 # ---- The comparison itself must be able to fail: bugs planted on the reference's side.
 
 
@@ -98,6 +120,15 @@ PLANTED = {
 }
 
 
+PLANTED_IN = {cell: Case(cell, lengths=True) for cell in CELLS}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_a_planted_bug_there_is_none(cell, dtype):
+    assert not parity(PLANTED_IN[cell], dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("cell", "bug"),
@@ -106,13 +137,12 @@ PLANTED = {
 )
 def test_planted_bug_is_found(cell, bug, dtype, monkeypatch):
     """The parity check reports a reference that is wrong in one small way."""
-    case = Case(cell, lengths=True)
+    case = PLANTED_IN[cell]
     plant, honest = PLANTED[bug], cases.run
 
     def run_wrongly(case, inputs, engine):
         return honest(case, plant(inputs) if engine == "reference" else inputs, engine)
 
-    assert not parity(case, dtype)
     monkeypatch.setattr(cases, "run", run_wrongly)
     assert parity(case, dtype)
 

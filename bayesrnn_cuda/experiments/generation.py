@@ -1,5 +1,6 @@
 """Text from a trained language model."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from .checkpoint import load_checkpoint
 from .configuration import UserError
 from .evaluation import evaluating, seeded_generator
-from .language_model import KIND, LanguageModel, LanguageModelConfig, restore_model
+from .language_model import KIND, LanguageModel, LanguageModelConfig, read_config, restore_model
 from .runs import RunFolder
 from .text import Vocabulary, prose_words
 
@@ -22,7 +23,10 @@ def load_model(
         CheckpointError: no checkpoint there, or a damaged or foreign one.
     """
     file = RunFolder(path).best if path.is_dir() else path
-    model, vocabulary, config = restore_model(load_checkpoint(file, KIND))
+    content = load_checkpoint(file, KIND)
+    # The run may have named an engine of its machine; sampling takes what this one has.
+    config = replace(read_config(content), engine="auto")
+    model, vocabulary, config = restore_model({**content, "config": asdict(config)})
     return model.to(device), vocabulary, config
 
 

@@ -21,6 +21,7 @@ from .configuration import (
     check_options,
     option,
 )
+from .runs import named_device
 from .text import Vocabulary
 
 KIND = "language model"
@@ -80,7 +81,8 @@ class LanguageModelConfig:
 
     state: str = option(
         "carry",
-        "carry the recurrent state from window to window, or start each window from zero",
+        "carry the recurrent state from window to window, or start each window from zero; in "
+        "training, validation and test",
         group=_TRAINING,
         choices=("carry", "zero"),
     )
@@ -186,14 +188,7 @@ class LanguageModelConfig:
         """The device to run on. Raises UserError if this machine does not have it."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            device = torch.device("meta")
-        if device.type not in ("cpu", "cuda"):
-            raise UserError(
-                f"argument --device: expected auto, cpu, cuda or cuda:N, got '{self.device}'"
-            )
+        device = named_device(self.device)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
                 f"argument --device: expected one of {torch.cuda.device_count()} CUDA devices, got "

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from .checkpoint import write_text
 from .configuration import UserError
 
@@ -54,6 +56,16 @@ class RunFolder:
                 f"argument --resume: expected a run in '{self.path}', got no {self.last.name} there"
             )
 
+    def create(self) -> None:
+        """Makes the folder if it is missing. Raises UserError if that cannot be."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"argument --out: expected a folder that can be made, got '{self.path}' "
+                f"({error.strerror})"
+            ) from error
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Replaces config.json."""
         write_text(self.config, json.dumps(config, indent=2) + "\n")
@@ -61,6 +73,17 @@ class RunFolder:
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by one line a record."""
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def named_device(name: str) -> torch.device:
+    """The CPU or CUDA device of that name, present or not. Raises UserError for another name."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"argument --device: expected cpu, cuda or cuda:N, got '{name}'")
+    return device
 
 
 class Interrupted(Exception):

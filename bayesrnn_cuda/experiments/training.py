@@ -145,9 +145,11 @@ class Trainer:
             Interrupted: by a signal; last.pt holds everything needed to go on.
             TrainingDiverged: the loss is not finite.
         """
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.create()
         self.folder.write_config(asdict(self.config))
         self.folder.write_metrics(self.progress.history)
+        if self.progress.history or self.progress.window:
+            print(f"resumed {self._where()}", flush=True)
         with Interruption() as interruption:
             try:
                 self.save()
@@ -305,7 +307,8 @@ class Trainer:
     def _test(self, check: Callable[[], None]) -> RunResult:
         """Tests the best epoch and writes the last line of the metrics."""
         config, tokens = self.config, self.corpus.test
-        model, _, _ = restore_model(load_checkpoint(self.folder.best, KIND))
+        best_content = load_checkpoint(self.folder.best, KIND)
+        model, _, _ = restore_model({**best_content, "config": asdict(config)})
         model.to(self.device)
         sampled = config.mc_samples if config.samples_masks() else 0
         passes = 1 + math.ceil(sampled / LANES_PER_PASS)

@@ -14,6 +14,7 @@ import torch
 
 from bayesrnn_cuda.__main__ import main
 from bayesrnn_cuda.experiments.language_model import LanguageModelConfig
+from bayesrnn_cuda.experiments.training import Trainer
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "tokens_per_second")
@@ -103,7 +104,7 @@ def test_options_reach_the_configuration(capsys, text, tiny_arguments, tmp_path)
         (["train", "--cell", "rnn"], "argument --cell: expected one of lstm, gru, got 'rnn'"),
         (["train", "--input-dropout", "1.5"], "argument --input-dropout: expected a probability"),
         (["train", "--data", "nowhere"], "argument --data: expected a folder"),
-        (["train", "--device", "gpu"], "argument --device: expected auto, cpu, cuda or cuda:N"),
+        (["train", "--device", "gpu"], "argument --device: expected cpu, cuda or cuda:N"),
         (
             ["train", "--batch-size", "99999"],
             "arguments --batch-size, --seq-len: expected at least",
@@ -119,11 +120,18 @@ def test_options_reach_the_configuration(capsys, text, tiny_arguments, tmp_path)
         ),
         (["train", "--compare", "--dropout-kind", "none"], "argument --compare: expected no"),
         (["sample"], "the following arguments are required: --checkpoint"),
-        (["sample", "--checkpoint", "no.pt"], "expected a checkpoint at 'no.pt', got no such file"),
+        (
+            ["sample", "--checkpoint", "no.pt"],
+            "argument --checkpoint: expected a checkpoint at 'no.pt'",
+        ),
         (["sample", "--checkpoint", "x", "--length", "0"], "argument --length: expected a whole"),
         (["sample", "--checkpoint", "x", "--temperature", "0"], "argument --temperature: expected"),
         (["sample", "--checkpoint", "x", "--top-k", "-1"], "argument --top-k: expected a whole"),
         (["plan", "rnn", "1", "1", "1", "1"], "cell: expected lstm or gru, got 'rnn'"),
+        (
+            ["plan", "lstm", "1", "1", "1", "1", "--device", "foo"],
+            "argument --device: expected cpu,",
+        ),
         (["plan", "lstm", "0", "1", "1", "1"], "T: expected an integer of at least 1, got 0"),
         (
             ["plan", "lstm", "1", "1", "1", "1", "--dtype", "int"],
@@ -135,6 +143,39 @@ def test_mistakes(capsys, monkeypatch, tmp_path, arguments, expected):
     monkeypatch.chdir(tmp_path)
     assert mistake(capsys, arguments).startswith(expected)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_made(capsys, tiny_arguments, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = mistake(capsys, ["train", *tiny_arguments, "--out", str(tmp_path / "file" / "run")])
+    assert line.startswith("argument --out: expected a folder that can be made, got '")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory\nat x")],
+)
+def test_out_of_memory(capsys, monkeypatch, tiny_arguments, tmp_path, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(Trainer, "start", fail)
+    line = mistake(capsys, ["train", *tiny_arguments, "--out", str(tmp_path / "run")])
+    assert line.startswith("out of memory, lower the sizes: ")
+
+
+def test_other_errors_of_the_program_keep_their_traceback(monkeypatch, tiny_arguments, tmp_path):
+    monkeypatch.setattr(Trainer, "start", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", *tiny_arguments, "--out", str(tmp_path / "run")])
+
+
+def test_diverged_run(capsys, monkeypatch, tiny_arguments, tmp_path):
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda trainer: step(trainer) * torch.nan)
+    assert main(["train", *tiny_arguments, "--out", str(tmp_path / "run")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bayesrnn: error: the loss is not finite in epoch 1")
 
 
 def test_used_folder(capsys, run_folder, tiny_arguments, folder_bytes):
@@ -150,7 +191,8 @@ def test_damaged_and_foreign_checkpoints(capsys, run_folder, tmp_path):
     for name in ("sample.pt", "last.pt"):
         (tmp_path / name).write_bytes((run_folder / "last.pt").read_bytes()[:5000])
     assert "damaged" in mistake(capsys, ["sample", "--checkpoint", str(tmp_path / "sample.pt")])
-    assert "damaged" in mistake(capsys, ["train", "--resume", "--out", str(tmp_path)])
+    line = mistake(capsys, ["train", "--resume", "--out", str(tmp_path)])
+    assert line.startswith("argument --resume: expected a checkpoint") and "damaged" in line
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
     line = mistake(capsys, ["sample", "--checkpoint", str(tmp_path / "foreign.pt")])
     assert "got another program's file" in line

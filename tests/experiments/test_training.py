@@ -220,6 +220,16 @@ def test_finished_run_goes_on_with_more_epochs(tiny, corpus, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 3
 
 
+def test_resumed_run_tests_with_the_engine_of_now(tiny, corpus, tmp_path, monkeypatch):
+    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    engines = []
+    monkeypatch.setattr(
+        training, "perplexity", lambda model, *a, **s: engines.append(model.recurrent.engine) or 1.0
+    )
+    resume(tmp_path, corpus, engine="reference").run()
+    assert engines == ["reference"]
+
+
 def test_resume_keeps_the_options_of_the_run(tiny, corpus, tmp_path):
     Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
     with pytest.raises(UserError, match="--hidden: expected 7 as in the run to resume, got 9"):

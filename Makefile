@@ -38,12 +38,12 @@ bench: $(VENV)/ready
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files csrc | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files csrc | xargs $(BIN)/clang-format -i
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
 # torch comes first: the build needs its headers, and pip must not choose another one later.
 $(VENV)/torch:

@@ -318,3 +318,20 @@ def _shape(text: str) -> tuple[int, ...]:
     if len(sizes) != 4:
         raise argparse.ArgumentTypeError(f"expected T,B,I,H, got '{text}'")
     return sizes
+
+
+def compare(description: str, variants: Callable[[Case, torch.device], Sequence[Variant]]) -> None:
+    """The command line of a benchmark: times `variants` in every case, prints, saves, draws."""
+    arguments = options(description).parse_args()
+    device = arguments.device
+    if device.type == "cpu" and not arguments.default_heap:
+        with_retained_heap()
+    torch.set_num_threads(arguments.threads)
+    results = []
+    for case in cases(arguments):
+        results.append((case, measure(case, variants(case, device), device, arguments.runs)))
+        print(table("", results[-1:]), flush=True)
+    if arguments.out:
+        save(arguments.out, device, as_records(results))
+        title = f"{machine(device)['processor']}, {arguments.threads} threads"
+        draw(arguments.out.with_suffix(".png"), title, results)

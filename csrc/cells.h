@@ -25,8 +25,8 @@ struct Lstm {
   static constexpr int slots = 4;
   static constexpr bool has_kept = true;  // c_t
   static constexpr bool reset_before = false;
-  static constexpr int slot_of_a(int gate) { return gate; }
-  static constexpr int slot_of_q(int gate) { return gate; }
+  BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
+  BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
 
   BRNN_INLINE static void forward(const V (&a)[4], const V (&q)[4], V prev, V (&gate)[4], V& kept,
                                   V& state, V& h) {
@@ -60,11 +60,11 @@ template <class Math>
 struct Gru {
   using V = typename Math::Value;
   static constexpr int gates = 3;         // r, z, n
-  static constexpr int slots = 4;         // r, z, n into a, n into q
+  static constexpr int slots = 4;         // n into a, r, z, n into q: the q stand together
   static constexpr bool has_kept = true;  // q_n
   static constexpr bool reset_before = false;
-  static constexpr int slot_of_a(int gate) { return gate; }
-  static constexpr int slot_of_q(int gate) { return gate == 2 ? 3 : gate; }
+  BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate == 2 ? 0 : gate + 1; }
+  BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate + 1; }
 
   BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V& kept,
                                   V& state, V& h) {
@@ -83,9 +83,9 @@ struct Gru {
     const V r = gate[0], z = gate[1], n = gate[2];
     const V d = dh + carry;
     const V dn = d * (one - z) * (one - n * n);
-    dslot[0] = dn * kept * r * (one - r);
-    dslot[1] = d * (prev - n) * z * (one - z);
-    dslot[2] = dn;
+    dslot[0] = dn;
+    dslot[1] = dn * kept * r * (one - r);
+    dslot[2] = d * (prev - n) * z * (one - z);
     dslot[3] = dn * r;
     carry = d * z;
   }
@@ -100,8 +100,8 @@ struct GruResetBefore {
   static constexpr int slots = 3;
   static constexpr bool has_kept = false;
   static constexpr bool reset_before = true;
-  static constexpr int slot_of_a(int gate) { return gate; }
-  static constexpr int slot_of_q(int gate) { return gate; }
+  BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
+  BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
 
   BRNN_INLINE static void forward_reset(V a_r, V q_r, V& r) { r = Math::sigmoid(a_r + q_r); }
   // q[2] = U_n (r * m h) + b_n; gate[0] = r from forward_reset.

@@ -8,7 +8,12 @@
 
 namespace brnn {
 
+enum class Cell { lstm, gru, gru_reset_before };
+
 struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
   uint16_t bits;
 };
 

@@ -11,8 +11,6 @@
 
 namespace brnn::cpu {
 
-enum class Cell { lstm, gru, gru_reset_before };
-
 // Calls body(context, begin, end) on disjoint ranges that cover [0, count), perhaps in parallel.
 // It promises no concurrency: no range may wait for another.
 using Body = void (*)(void* context, int64_t begin, int64_t end);

@@ -6,7 +6,6 @@
 
 namespace brnn::BRNN_ISA {
 
-using cpu::Cell;
 using cpu::Host;
 
 // Hands out 64-byte aligned pieces of a block. With no block it only counts: the same code that

@@ -12,7 +12,7 @@
 #include "cpu/engine.h"
 
 using namespace brnn;
-using cpu::Cell;
+using brnn::Cell;
 
 namespace {
 

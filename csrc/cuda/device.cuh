@@ -1,0 +1,355 @@
+// device.cuh - every device primitive that the kernels use, each with a host twin for the emulator
+// (tests/emulator), which compiles the same kernels with g++ and executes them on a CPU.
+//
+// Kernels also use these CUDA names, which the emulator provides: threadIdx, blockIdx, blockDim,
+// gridDim, dim3, uint2, uint4, float2, float4, __syncthreads, __syncwarp, __shfl_xor_sync,
+// __shfl_sync, __any_sync, __global__, __launch_bounds__, __grid_constant__. Nothing else.
+#pragma once
+
+#include <cstdint>
+
+#include "../cells.h"
+#include "../layer.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+#define BRNN_DEVICE __device__ __forceinline__
+
+namespace brnn::cuda {
+
+// ---- shared memory
+
+// The dynamic shared memory of the block, 128-byte aligned.
+template <class T>
+BRNN_DEVICE T* shared_memory() {
+  extern __shared__ __align__(128) unsigned char brnn_shared_memory[];
+  return reinterpret_cast<T*>(brnn_shared_memory);
+}
+
+// ---- tensor cores: c [16, 8] += a [16, k] b [k, 8], row-major a, column-major b, fragments as in
+// the PTX manual. For 16-bit numbers k = 16 and a word holds two, the lower one first; for tf32
+// k = 8 and a word is one number.
+
+BRNN_DEVICE void mma(bfloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+BRNN_DEVICE void mma(float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// tf32: the words are float bits, rounded by to_tf32.
+BRNN_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8 x 8 matrices of 16-bit numbers from shared memory; lane l gives the address of row l % 8
+// of matrix l / 8 and receives words (row l / 4, column pair l % 4) of all four.
+BRNN_DEVICE void load_matrices(uint32_t (&words)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+// The same, each matrix transposed.
+BRNN_DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// ---- numbers
+
+// Two numbers in a word, `low` first; every NaN becomes 0x7FFF. The pair form is one ALU
+// instruction, the single one goes through the slow pipe.
+BRNN_DEVICE uint32_t pack(bfloat16, float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0,%1,%2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+BRNN_DEVICE uint32_t pack(float16, float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0,%1,%2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+// The upper 19 bits, rounded; every NaN becomes 0x7FFFFFFF.
+BRNN_DEVICE uint32_t to_tf32(float value) {
+  uint32_t word;
+  asm("cvt.rna.tf32.f32 %0,%1;" : "=r"(word) : "f"(value));
+  return value != value ? 0x7FFFFFFFu : word;
+}
+BRNN_DEVICE float to_float(bfloat16 value) { return __uint_as_float(uint32_t(value.bits) << 16); }
+BRNN_DEVICE float to_float(float16 value) {
+  float wide;
+  asm("cvt.f32.f16 %0,%1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+BRNN_DEVICE float to_float(float value) { return value; }
+BRNN_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+
+// Byte i of the result is the byte of `bytes` that hexadecimal digit i of `digits` counts, 0 to 3.
+BRNN_DEVICE uint32_t permute_bytes(uint32_t bytes, uint32_t digits) {
+  return __byte_perm(bytes, 0, digits);
+}
+
+BRNN_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
+BRNN_DEVICE float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// What is computed from the word stays where it is written: no hoisting out of the time loop.
+BRNN_DEVICE void opaque(uint32_t& word) { asm volatile("" : "+r"(word)); }
+BRNN_DEVICE void opaque(int& word) { asm volatile("" : "+r"(word)); }
+
+// ---- memory between blocks
+
+BRNN_DEVICE uint32_t load_acquire(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0,[%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+BRNN_DEVICE void store_release(uint32_t* to, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0],%1;" ::"l"(to), "r"(value) : "memory");
+}
+// Four words, each whole; the four together may be torn.
+BRNN_DEVICE uint4 load_relaxed(const uint4* from) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3},[%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
+}
+BRNN_DEVICE void store_relaxed(uint32_t* to, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0],%1;" ::"l"(to), "r"(value) : "memory");
+}
+// From L2, past L1: what another block has written.
+template <class T>
+BRNN_DEVICE T load_l2(const T* from) {
+  if constexpr (sizeof(T) == 2)
+    return {__ldcg(&from->bits)};
+  else
+    return __ldcg(from);
+}
+// In the retry path of a loop that waits for data: tells the emulator to let others run.
+BRNN_DEVICE void spin() {}
+
+// ---- synchronisation
+
+// Barrier `id` (1 to 15) of `threads` threads of the block.
+BRNN_DEVICE void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0,%1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+BRNN_DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0,%%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// The place in the shared memory of block `rank` of the cluster that `mine` is in this block's.
+template <class T>
+BRNN_DEVICE T* cluster_map(T* mine, uint32_t rank) {
+  T* theirs;
+  asm("mapa.u64 %0,%1,%2;" : "=l"(theirs) : "l"(mine), "r"(rank));
+  return theirs;
+}
+// Every thread of the cluster arrives (its writes become visible), then waits for all.
+BRNN_DEVICE void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+BRNN_DEVICE void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#else  // no clusters before sm_90; the plan never picks them there
+BRNN_DEVICE uint32_t cluster_rank() { return 0; }
+template <class T>
+BRNN_DEVICE T* cluster_map(T* mine, uint32_t) {
+  return mine;
+}
+BRNN_DEVICE void cluster_arrive() { __trap(); }
+BRNN_DEVICE void cluster_wait() { __trap(); }
+#endif
+
+// ---- asynchronous copies
+
+// 16 bytes from global to shared memory; zeros where `inside` is false.
+BRNN_DEVICE void copy_async(void* to, const void* from, bool inside) {
+  const int bytes = inside ? 16 : 0;
+  asm volatile(
+      "cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(uint32_t(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(bytes)
+      : "memory");
+}
+// 4 bytes, likewise.
+BRNN_DEVICE void copy_async_word(void* to, const void* from, bool inside) {
+  const int bytes = inside ? 4 : 0;
+  asm volatile(
+      "cp.async.ca.shared.global [%0],[%1],4,%2;" ::"r"(uint32_t(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(bytes)
+      : "memory");
+}
+BRNN_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `Pending` of this thread's groups are under way.
+template <int Pending>
+BRNN_DEVICE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+}  // namespace brnn::cuda
+
+#else
+#include "emulator.h"  // tests/emulator
+
+#define BRNN_DEVICE inline
+
+namespace brnn::cuda {
+
+// The twins: the same names and meanings, each a line or a call of the emulator. `at` tells its
+// reports who called.
+using emu::Site;
+
+template <class T>
+BRNN_DEVICE T* shared_memory() {
+  return static_cast<T*>(emu::shared_memory());
+}
+
+BRNN_DEVICE void mma(bfloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                     Site at = Site::current()) {
+  emu::mma(emu::Number::bfloat16, c, a, b0, b1, at);
+}
+BRNN_DEVICE void mma(float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                     Site at = Site::current()) {
+  emu::mma(emu::Number::float16, c, a, b0, b1, at);
+}
+BRNN_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                     Site at = Site::current()) {
+  emu::mma(emu::Number::tf32, c, a, b0, b1, at);
+}
+BRNN_DEVICE void load_matrices(uint32_t (&words)[4], const void* row, Site at = Site::current()) {
+  emu::load_matrices(words, row, false, at);
+}
+BRNN_DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void* row,
+                                          Site at = Site::current()) {
+  emu::load_matrices(words, row, true, at);
+}
+
+BRNN_DEVICE uint32_t bfloat16_bits(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return value != value ? 0x7FFFu : (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+}
+BRNN_DEVICE uint32_t float16_bits(float value) {
+  return value != value ? 0x7FFFu : emu::float_to_half(value);
+}
+BRNN_DEVICE uint32_t pack(bfloat16, float low, float high) {
+  return bfloat16_bits(low) | bfloat16_bits(high) << 16;
+}
+BRNN_DEVICE uint32_t pack(float16, float low, float high) {
+  return float16_bits(low) | float16_bits(high) << 16;
+}
+BRNN_DEVICE uint32_t to_tf32(float value) {  // to nearest, ties away from zero
+  return value != value ? 0x7FFFFFFFu : (std::bit_cast<uint32_t>(value) + 0x1000u) & ~0x1FFFu;
+}
+BRNN_DEVICE float to_float(bfloat16 value) {
+  return std::bit_cast<float>(uint32_t(value.bits) << 16);
+}
+BRNN_DEVICE float to_float(float16 value) { return emu::half_to_float(value.bits); }
+BRNN_DEVICE float to_float(float value) { return value; }
+BRNN_DEVICE float bits_to_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+
+BRNN_DEVICE uint32_t permute_bytes(uint32_t bytes, uint32_t digits) {
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) word |= (bytes >> (digits >> i * 4 & 3) * 8 & 0xFF) << i * 8;
+  return word;
+}
+
+// ftz: numbers below 2^-126 are zero on the way in and on the way out.
+BRNN_DEVICE float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
+BRNN_DEVICE float exp2_approx(float x) { return flushed(std::exp2(flushed(x))); }
+BRNN_DEVICE float reciprocal_approx(float x) { return flushed(1.f / flushed(x)); }
+
+BRNN_DEVICE void opaque(uint32_t&) {}
+BRNN_DEVICE void opaque(int&) {}
+
+BRNN_DEVICE uint32_t load_acquire(const uint32_t* from, Site at = Site::current()) {
+  return emu::load_acquire(from, at);
+}
+BRNN_DEVICE void store_release(uint32_t* to, uint32_t value, Site at = Site::current()) {
+  emu::store_release(to, value, at);
+}
+BRNN_DEVICE uint4 load_relaxed(const uint4* from, Site at = Site::current()) {
+  return emu::load_relaxed(from, at);
+}
+BRNN_DEVICE void store_relaxed(uint32_t* to, uint32_t value, Site at = Site::current()) {
+  emu::store_relaxed(to, value, at);
+}
+template <class T>
+BRNN_DEVICE T load_l2(const T* from) {
+  return *from;
+}
+BRNN_DEVICE void spin(Site at = Site::current()) { emu::spin(at); }
+
+BRNN_DEVICE void named_barrier(int id, int threads, Site at = Site::current()) {
+  emu::named_barrier(id, threads, at);
+}
+BRNN_DEVICE uint32_t cluster_rank() { return emu::cluster_rank(); }
+template <class T>
+BRNN_DEVICE T* cluster_map(T* mine, uint32_t rank, Site at = Site::current()) {
+  return static_cast<T*>(emu::cluster_map(mine, rank, at));
+}
+BRNN_DEVICE void cluster_arrive(Site at = Site::current()) { emu::cluster_arrive(at); }
+BRNN_DEVICE void cluster_wait(Site at = Site::current()) { emu::cluster_wait(at); }
+
+BRNN_DEVICE void copy_async(void* to, const void* from, bool inside, Site at = Site::current()) {
+  emu::copy_async(to, from, 16, inside, at);
+}
+BRNN_DEVICE void copy_async_word(void* to, const void* from, bool inside,
+                                 Site at = Site::current()) {
+  emu::copy_async(to, from, 4, inside, at);
+}
+BRNN_DEVICE void copy_async_commit() { emu::copy_async_commit(); }
+template <int Pending>
+BRNN_DEVICE void copy_async_wait(Site at = Site::current()) {
+  emu::copy_async_wait(Pending, at);
+}
+
+}  // namespace brnn::cuda
+#endif
+
+namespace brnn::cuda {
+
+// Numbers of one word and the rounding that a value takes when it becomes one.
+BRNN_DEVICE uint32_t pack(float, float value, float) { return to_tf32(value); }
+
+BRNN_DEVICE bfloat16 round_to(bfloat16 s, float value) { return {uint16_t(pack(s, value, 0.f))}; }
+BRNN_DEVICE float16 round_to(float16 s, float value) { return {uint16_t(pack(s, value, 0.f))}; }
+BRNN_DEVICE float round_to(float, float value) { return value; }
+
+// For cells.h: absolute error below 2e-7, six instructions.
+struct DeviceMath {
+  using Value = float;
+  BRNN_DEVICE static float value(float x) { return x; }
+  BRNN_DEVICE static float sigmoid(float x) {
+    return reciprocal_approx(1.f + exp2_approx(-1.4426950408889634f * x));
+  }
+  BRNN_DEVICE static float tanh(float x) {
+    return 1.f - 2.f * reciprocal_approx(1.f + exp2_approx(2.8853900817779268f * x));
+  }
+};
+
+}  // namespace brnn::cuda

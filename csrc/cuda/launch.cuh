@@ -1,0 +1,117 @@
+// launch.cuh - how host code starts a kernel: one way for all of them, with its host twin.
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+#include "device.cuh"
+
+namespace brnn::cuda {
+
+struct Grid {
+  unsigned x, y, z;
+  int threads;
+  int shared_bytes;
+  int cluster;       // blocks along x that form a cluster; 1: none
+  bool cooperative;  // all blocks run at the same time, or the launch fails
+};
+
+#if defined(__CUDACC__)
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it has been told; the next call starts clean
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// What a launch of the grid needs beside the kernel and its parameters.
+struct LaunchConfig {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+
+  LaunchConfig(const void* kernel, const Grid& grid, void* stream) {
+    if (grid.shared_bytes > 48 * 1024)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 grid.shared_bytes),
+            "shared memory of a kernel");
+    if (grid.cluster > 8)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "cluster size of a kernel");
+    config.gridDim = dim3(grid.x, grid.y, grid.z);
+    config.blockDim = dim3(grid.threads);
+    config.dynamicSmemBytes = grid.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes;
+    if (grid.cooperative) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+      attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    if (grid.cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs++].val.clusterDim = {unsigned(grid.cluster), 1, 1};
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;  // config points into attributes
+};
+
+template <class Params>
+void launch(void (*kernel)(Params), const Grid& grid, void* stream, const Params& params) {
+  const LaunchConfig how(reinterpret_cast<const void*>(kernel), grid, stream);
+  check(cudaLaunchKernelEx(&how.config, kernel, params), "kernel launch");
+}
+
+// How many clusters of such a grid the current device runs at the same time.
+template <class Params>
+int resident_clusters(void (*kernel)(Params), const Grid& grid) {
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  const LaunchConfig how(entry, grid, nullptr);
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, entry, &how.config), "occupancy of clusters");
+  return clusters;
+}
+
+// How many blocks of such a grid the current device runs at the same time.
+template <class Params>
+int resident_blocks(void (*kernel)(Params), const Grid& grid) {
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  const LaunchConfig how(entry, grid, nullptr);
+  int device = 0, multiprocessors = 0, blocks = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "multiprocessors");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry, grid.threads,
+                                                      grid.shared_bytes),
+        "occupancy");
+  return blocks * multiprocessors;
+}
+
+inline void fill_bytes(void* to, int byte, size_t bytes, void* stream) {
+  if (bytes) check(cudaMemsetAsync(to, byte, bytes, static_cast<cudaStream_t>(stream)), "memset");
+}
+
+#else
+
+template <class Params>
+void launch(void (*kernel)(Params), const Grid& grid, void*, const Params& params) {
+  emu::launch(grid.x, grid.y, grid.z, grid.threads, grid.shared_bytes, grid.cluster,
+              grid.cooperative, [&] { kernel(params); });
+}
+
+template <class Params>
+int resident_blocks(void (*)(Params), const Grid&) {
+  return emu::config.resident_blocks;  // a test sets what the device holds
+}
+
+template <class Params>
+int resident_clusters(void (*)(Params), const Grid& grid) {
+  return emu::config.resident_blocks / grid.cluster;
+}
+
+inline void fill_bytes(void* to, int byte, size_t bytes, void*) {
+  if (bytes) std::memset(to, byte, bytes);
+}
+
+#endif
+
+}  // namespace brnn::cuda

@@ -1,0 +1,300 @@
+// gate_gemm_launch.cuh - from a layer to the kernels of gate_gemm.cuh: sizes, tiles, grids.
+#pragma once
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "gate_gemm.cuh"
+#include "launch.cuh"
+
+namespace brnn::cuda::gate_gemm {
+
+// Large tiles need this many blocks to keep a GPU busy, and a split of k this many rows.
+constexpr int64_t kEnoughBlocks = 256, kEnoughRows = 512;
+
+inline int64_t tiles_of(int64_t size, int64_t tile) { return size ? (size + tile - 1) / tile : 1; }
+
+// The widest aligned load where rows have `size` numbers: kLanes, 2 or 1.
+template <class S>
+int vector_of(int64_t size) {
+  if (size % kLanes<S> == 0) return kLanes<S>;
+  return sizeof(S) == 2 && size % 2 == 0 ? 2 : 1;
+}
+
+template <class S>
+int rows_of(const Layer<S>& layer) {
+  const int64_t rows = layer.T * layer.B;
+  if (rows >= 1 << 29) throw std::runtime_error("T * B must be below 2^29");
+  return int(rows);
+}
+
+// What the products need to know of a cell.
+struct Slots {
+  int gates, slots;
+  int of_a[4], of_q[4];  // which slot of dz flows into a, into q, of each gate
+};
+
+template <class C>
+Slots slots_of() {
+  Slots slots{C::gates, C::slots, {}, {}};
+  for (int gate = 0; gate < C::gates; ++gate) {
+    slots.of_a[gate] = C::slot_of_a(gate);
+    slots.of_q[gate] = C::slot_of_q(gate);
+  }
+  return slots;
+}
+
+inline Slots slots_of(Cell cell) {
+  switch (cell) {
+    case Cell::lstm: return slots_of<Lstm<DeviceMath>>();
+    case Cell::gru: return slots_of<Gru<DeviceMath>>();
+    case Cell::gru_reset_before: return slots_of<GruResetBefore<DeviceMath>>();
+  }
+  throw std::runtime_error("unknown cell");
+}
+
+template <class S>
+Operand<S> input_of(const Layer<S>& layer) {
+  Operand<S> x{};
+  x.values = layer.x;
+  x.keep = layer.mask_x.keep, x.gate_rows = int(layer.mask_x.untied() ? layer.B : 0);
+  x.lengths = layer.lengths;
+  x.T = int(layer.T), x.K = int(layer.I), x.vector = vector_of<S>(layer.I);
+  x.sequences = Divider(layer.B);
+  x.reset_gate = -1;
+  return x;
+}
+
+template <class S>
+Operand<S> state_of(Cell cell, const Backward<S>& layer) {
+  Operand<S> h = input_of(layer);
+  h.values = layer.y, h.first = layer.h0;
+  h.shift = int(layer.reverse ? layer.B : -layer.B);
+  h.keep = layer.mask_h.keep, h.gate_rows = int(layer.mask_h.untied() ? layer.B : 0);
+  h.K = int(layer.H), h.vector = vector_of<S>(layer.H);
+  h.reverse = layer.reverse;
+  if (cell == Cell::gru_reset_before)  // U_n sees r * m h
+    h.reset = layer.gates, h.reset_pitch = int(3 * layer.H), h.reset_gate = 2;
+  return h;
+}
+
+template <class Params>
+void launch_tiles(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes,
+                  void* stream, const Params& params) {
+  if (blocks > 0x7FFFFFFF) throw std::runtime_error("too many tiles for one launch");
+  if (blocks == 0) return;
+  launch(kernel, Grid{unsigned(blocks), 1, 1, threads, shared_bytes, 1, false}, stream, params);
+}
+
+// ---- 1. input part
+
+template <class S>
+InputPart<S> input_part_of(Cell cell, const Forward<S>& layer, S* gates) {
+  const int G = slots_of(cell).gates, groups = layer.mask_x.untied() ? G : 1;
+  const int64_t H = layer.H;
+  return {input_of(layer),
+          layer.weight_ih,
+          layer.bias_ih,
+          layer.bias_hh,
+          gates,
+          rows_of(layer),
+          groups,
+          int(G / groups * H),
+          int((cell == Cell::gru ? 2 : G) * H),
+          0,
+          vector_of<S>(G / groups * H),
+          float(layer.mask_x.scale)};
+}
+
+template <class S, class Shape>
+int64_t input_part_blocks(const InputPart<S>& p) {
+  if (p.rows == 0) return 0;
+  return tiles_of(p.rows, Shape::kM) * p.groups * tiles_of(p.units, Shape::kN);
+}
+
+template <class Shape, class S>
+void launch_input_part(InputPart<S> p, void* stream) {
+  p.tiles_n = int(tiles_of(p.units, Shape::kN));
+  launch_tiles(input_part_kernel<S, Shape>, input_part_blocks<S, Shape>(p), Shape::kThreads,
+               kInputPartStages<S> * (AlongK<S, Shape::kM>::kBytes + AlongK<S, Shape::kN>::kBytes),
+               stream, p);
+}
+
+template <class S>
+void input_part(Cell cell, const Forward<S>& layer, S* gates, void* stream) {
+  const InputPart<S> p = input_part_of(cell, layer, gates);
+  if (input_part_blocks<S, Large>(p) >= kEnoughBlocks)
+    launch_input_part<Large>(p, stream);
+  else
+    launch_input_part<Small>(p, stream);
+}
+
+// ---- 2. input gradient
+
+template <class S>
+InputGradient<S> input_gradient_of(Cell cell, const Backward<S>& layer, const S* dz) {
+  const Slots slots = slots_of(cell);
+  const Mask& mask = layer.mask_x;
+  InputGradient<S> p{dz,
+                     layer.weight_ih,
+                     layer.dx,
+                     mask.keep,
+                     mask.gate_stride,
+                     int(slots.slots * layer.H),
+                     {},
+                     slots.gates,
+                     rows_of(layer),
+                     int(layer.H),
+                     int(layer.I),
+                     0,
+                     vector_of<S>(layer.H),
+                     vector_of<S>(layer.I),
+                     float(mask.scale),
+                     Divider(layer.B),
+                     Divider(tiles_of(layer.H, kDepth<S>))};
+  for (int gate = 0; gate < slots.gates; ++gate) p.column[gate] = int(slots.of_a[gate] * layer.H);
+  return p;
+}
+
+template <class S, class Shape>
+int64_t input_gradient_blocks(const InputGradient<S>& p) {
+  return p.rows && p.I ? tiles_of(p.rows, Shape::kM) * tiles_of(p.I, Shape::kN) : 0;
+}
+
+template <class Shape, class S>
+void launch_input_gradient(InputGradient<S> p, void* stream) {
+  p.tiles_n = int(tiles_of(p.I, Shape::kN));
+  launch_tiles(
+      input_gradient_kernel<S, Shape>, input_gradient_blocks<S, Shape>(p), Shape::kThreads,
+      kInputGradientStages<S> * (AlongK<S, Shape::kM>::kBytes + AcrossK<S, Shape::kN>::kBytes),
+      stream, p);
+}
+
+template <class S>
+void input_gradient(Cell cell, const Backward<S>& layer, const S* dz, void* stream) {
+  const InputGradient<S> p = input_gradient_of(cell, layer, dz);
+  if (input_gradient_blocks<S, Large>(p) >= kEnoughBlocks / 2)  // one to a multiprocessor
+    launch_input_gradient<Large>(p, stream);
+  else
+    launch_input_gradient<Small>(p, stream);
+}
+
+// ---- 3. weight gradients
+
+// dW or dU, without its tiles: `of` names the slots that flow into a, or into q.
+template <class S>
+WeightProduct<S> weight_product_of(const Operand<S>& operand, const Mask& mask, int gates,
+                                   const int (&of)[4], int64_t H, S* weight, S* bias) {
+  bool together = !mask.untied() &&
+                  operand.reset_gate < 0;  // gates that see one operand, in slots side by side
+  for (int gate = 0; gate < gates; ++gate) together &= of[gate] == of[0] + gate;
+  const int groups = together ? 1 : gates;
+  WeightProduct<S> p{operand, weight, bias, groups, int(gates / groups * H), {},
+                     0,       0,      0,    0,      float(mask.scale)};
+  for (int group = 0; group < groups; ++group) p.column[group] = int(of[group] * H);
+  return p;
+}
+
+template <class S>
+WeightGradients<S> weight_gradients_of(Cell cell, const Backward<S>& layer, const S* dz) {
+  const Slots slots = slots_of(cell);
+  const int64_t I = layer.I, H = layer.H, GH = slots.gates * H;
+  const Operand<S> x = input_of(layer), h = state_of(cell, layer);
+  WeightGradients<S> p{{weight_product_of(x, layer.mask_x, slots.gates, slots.of_a, H,
+                                          layer.dweight_ih, layer.dbias_ih),
+                        weight_product_of(h, layer.mask_h, slots.gates, slots.of_q, H,
+                                          layer.dweight_hh, layer.dbias_hh)},
+                       dz};
+  p.rows = rows_of(layer);
+  p.pitch = int(slots.slots * H);
+  p.vector_dz = vector_of<S>(H);
+  p.steps = p.split_steps = int((int64_t{p.rows} + kDepth<S> - 1) / kDepth<S>);
+  p.splits = 1;
+  p.partials_vector = I % 2 == 0 && H % 2 == 0 ? 2 : 1;
+  p.product[1].partial_weight = GH * I;
+  p.product[0].partial_bias = GH * (I + H);
+  p.product[1].partial_bias = GH * (I + H + (layer.dbias_ih ? 1 : 0));
+  p.set = p.product[1].partial_bias + (layer.dbias_hh ? GH : 0);
+  return p;
+}
+
+// Cuts the results into tiles.
+template <class Shape, class S>
+void cut(WeightGradients<S>& p) {
+  p.tiles = 0;
+  for (WeightProduct<S>& q : p.product) {
+    q.tiles_m = int(tiles_of(q.units, Shape::kM));
+    q.tiles_n = int(tiles_of(q.operand.K, Shape::kN));
+    p.tiles += q.groups * q.tiles_m * q.tiles_n;
+  }
+}
+
+// Cuts k into at most `wanted` splits, none of them empty.
+template <class S>
+void split(WeightGradients<S>& p, int64_t wanted) {
+  p.splits = 1, p.split_steps = p.steps;
+  if (wanted < 2 || p.steps == 0) return;
+  p.split_steps = int(tiles_of(p.steps, wanted));
+  p.splits = int(tiles_of(p.steps, p.split_steps));
+}
+
+template <class S>
+void split_as_worthwhile(WeightGradients<S>& p) {
+  split(p, std::min(kEnoughBlocks / p.tiles, p.rows / kEnoughRows));
+}
+
+// Whether the tiles are large ones.
+template <class S>
+bool cut(WeightGradients<S>& p) {
+  cut<Large>(p), split_as_worthwhile(p);
+  if (int64_t{p.tiles} * p.splits >= kEnoughBlocks / 2) return true;
+  cut<Small>(p), split_as_worthwhile(p);
+  return false;
+}
+
+template <class S>
+size_t partial_bytes(const WeightGradients<S>& p) {
+  return p.splits > 1 ? size_t(p.splits * p.set) * sizeof(float) : 0;
+}
+
+template <class S>
+void launch_sum_partials(const WeightGradients<S>& p, void* stream) {
+  const WeightProduct<S>&ih = p.product[0], &hh = p.product[1];
+  const int64_t GH = int64_t{ih.groups} * ih.units;
+  const PartialSums<S> sum{
+      p.partials,
+      {ih.weight, hh.weight, ih.bias, hh.bias},
+      {GH * ih.operand.K, GH * hh.operand.K, ih.bias ? GH : 0, hh.bias ? GH : 0},
+      p.set,
+      p.splits};
+  launch_tiles(sum_partials_kernel<S>, tiles_of(p.set, kSumThreads), kSumThreads, 0, stream, sum);
+}
+
+template <class Shape, class S>
+void launch_weight_gradients(WeightGradients<S> p, void* scratch, void* stream) {
+  p.partials = static_cast<float*>(scratch);
+  launch_tiles(
+      weight_gradients_kernel<S, Shape>, int64_t{p.tiles} * p.splits, Shape::kThreads,
+      kWeightGradientsStages<S> * (AcrossK<S, Shape::kM>::kBytes + AcrossK<S, Shape::kN>::kBytes),
+      stream, p);
+  if (p.splits > 1) launch_sum_partials(p, stream);
+}
+
+template <class S>
+size_t weight_gradients_scratch_bytes(Cell cell, const Backward<S>& layer) {
+  WeightGradients<S> p = weight_gradients_of<S>(cell, layer, nullptr);
+  cut(p);
+  return partial_bytes(p);
+}
+
+template <class S>
+void weight_gradients(Cell cell, const Backward<S>& layer, const S* dz, void* scratch,
+                      void* stream) {
+  WeightGradients<S> p = weight_gradients_of(cell, layer, dz);
+  if (cut(p))
+    launch_weight_gradients<Large>(p, scratch, stream);
+  else
+    launch_weight_gradients<Small>(p, scratch, stream);
+}
+
+}  // namespace brnn::cuda::gate_gemm

@@ -1,0 +1,11 @@
+// gate_gemm_tf32.cu - the products of gate_gemm.h for float in TF32.
+#include "../gate_gemm_launch.cuh"
+
+namespace brnn::cuda::gate_gemm {
+
+template void input_part(Cell, const Forward<float>&, float*, void*);
+template void input_gradient(Cell, const Backward<float>&, const float*, void*);
+template size_t weight_gradients_scratch_bytes(Cell, const Backward<float>&);
+template void weight_gradients(Cell, const Backward<float>&, const float*, void*, void*);
+
+}  // namespace brnn::cuda::gate_gemm

@@ -1,0 +1,177 @@
+// elementwise.cuh - what the kernels with one thread per element share (stepwise.cuh, library.cuh):
+// their grid, numbers of every storage type, accurate gate functions, and scratch memory.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "engine.h"
+#include "launch.cuh"
+
+namespace brnn::cuda::elementwise {
+
+// ---- numbers
+
+// What an S is computed in.
+template <class S>
+using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+template <class S>
+BRNN_DEVICE Compute<S> wide(S value) {
+  if constexpr (std::is_same_v<S, double>)
+    return value;
+  else
+    return to_float(value);
+}
+
+template <class S>
+BRNN_DEVICE S narrow(Compute<S> value) {
+  if constexpr (std::is_same_v<S, double>)
+    return value;
+  else
+    return round_to(S{}, value);
+}
+
+// For cells.h: right to the last places, where DeviceMath is not enough.
+template <class C>
+struct PreciseMath {
+  using Value = C;
+  BRNN_DEVICE static C value(C x) { return x; }
+  BRNN_DEVICE static C sigmoid(C x) {
+    if constexpr (std::is_same_v<C, double>)
+      return 1 / (1 + ::exp(-x));
+    else
+      return 1 / (1 + ::expf(-x));
+  }
+  BRNN_DEVICE static C tanh(C x) {
+    if constexpr (std::is_same_v<C, double>)
+      return ::tanh(x);
+    else
+      return ::tanhf(x);
+  }
+};
+
+template <class S>
+using MathOf = std::conditional_t<sizeof(S) == 2, DeviceMath, PreciseMath<Compute<S>>>;
+
+template <class S>
+constexpr Type type_of() {
+  if constexpr (std::is_same_v<S, bfloat16>) return Type::bfloat16;
+  if constexpr (std::is_same_v<S, float16>) return Type::float16;
+  if constexpr (std::is_same_v<S, float>) return Type::float32;
+  if constexpr (std::is_same_v<S, double>) return Type::float64;
+}
+
+// f called with the gate algebra of `cell` (cells.h) for storage type S.
+template <class S, class F>
+auto with_cell(brnn::Cell cell, const F& f) {
+  switch (cell) {
+    case brnn::Cell::lstm: return f(Lstm<MathOf<S>>{});
+    case brnn::Cell::gru: return f(Gru<MathOf<S>>{});
+    case brnn::Cell::gru_reset_before: return f(GruResetBefore<MathOf<S>>{});
+  }
+  throw std::logic_error("cell: not one of lstm, gru, gru_reset_before");
+}
+
+// ---- threads
+
+constexpr int kThreads = 128;
+
+struct Element {
+  int64_t row, column;
+  int64_t index;  // row * columns + column
+  bool exists;
+};
+
+// [rows, columns] cut into blocks of 2^k columns, so that no thread divides by `columns`.
+struct Elements {
+  int64_t rows, columns;
+  int log_width;  // of a block
+  int64_t tiles;  // blocks beside each other
+
+  Elements(int64_t rows, int64_t columns) : rows(rows), columns(columns), log_width(0) {
+    while ((1 << log_width) < kThreads && (1 << log_width) < columns) ++log_width;
+    tiles = (columns + (1 << log_width) - 1) >> log_width;
+  }
+
+  int64_t blocks() const {
+    const int block_rows = kThreads >> log_width;
+    return (rows + block_rows - 1) / block_rows * tiles;
+  }
+
+  // This thread's.
+  BRNN_DEVICE Element mine() const {
+    const unsigned width = 1u << log_width, tile = blockIdx.x % unsigned(tiles);
+    const int64_t above = blockIdx.x / unsigned(tiles);
+    const int64_t row = above * (kThreads >> log_width) + (threadIdx.x >> log_width);
+    const int64_t column = int64_t{tile} * width + (threadIdx.x & (width - 1));
+    return {row, column, row * columns + column, row < rows && column < columns};
+  }
+};
+
+// One thread for each of p.elements.
+template <class Params>
+void launch_elements(void (*kernel)(Params), const Host& host, const Params& p) {
+  if (const int64_t blocks = p.elements.blocks())
+    launch(kernel, Grid{unsigned(blocks), 1, 1, kThreads, 0, 1, false}, host.stream, p);
+}
+
+// ---- sequences and masks
+
+// A sequence at time t; layer.h has the meaning of each.
+struct Moment {
+  bool inside, starts, ends;
+
+  template <class S>
+  BRNN_DEVICE Moment(const Layer<S>& layer, int64_t b, int64_t t) {
+    const int64_t length = layer.lengths ? layer.lengths[b] : layer.T;
+    inside = t < length;
+    starts = t == (layer.reverse ? length - 1 : 0);
+    ends = t == (layer.reverse ? 0 : length - 1);
+  }
+};
+
+// Element (b, u) of the state before time t: of `first` [B, H] or of `after` [T, B, H].
+template <class S>
+BRNN_DEVICE S state_before(const Layer<S>& layer, const S* first, const S* after, int64_t b,
+                           int64_t u, int64_t t) {
+  if (Moment(layer, b, t).starts) return first[b * layer.H + u];
+  return after[((layer.reverse ? t + 1 : t - 1) * layer.B + b) * layer.H + u];
+}
+
+BRNN_DEVICE bool untied(const Mask& mask) { return mask.gate_stride != 0; }
+
+// Element `index` of [B, K] for gate `gate`.
+BRNN_DEVICE bool kept(const Mask& mask, int gate, int64_t index) {
+  return !mask.keep || mask.keep[gate * mask.gate_stride + index];
+}
+
+// The same for all gates, gate k in bit k: the loads are under way together.
+template <int G>
+BRNN_DEVICE unsigned kept_by(const Mask& mask, int64_t index) {
+  unsigned bits = 0;
+  for (int k = 0; k < G; ++k) bits |= unsigned(kept(mask, k, index)) << k;
+  return bits;
+}
+
+// ---- memory
+
+// Hands out 256-byte aligned pieces of a block; with no block it only counts.
+class Scratch {
+ public:
+  explicit Scratch(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class C>
+  C* take(int64_t count) {
+    C* piece = base_ ? reinterpret_cast<C*>(base_ + used_) : nullptr;
+    used_ += (size_t(count) * sizeof(C) + 255) / 256 * 256;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace brnn::cuda::elementwise

@@ -1,0 +1,309 @@
+// library.cuh - see library.h. Gates go through a product together where they share an operand and
+// their slots of dz stand together; `for_each_run` cuts them into such runs.
+#pragma once
+
+#include <algorithm>
+
+#include "elementwise.cuh"
+#include "library.h"
+
+namespace brnn::cuda::library {
+
+using namespace elementwise;
+
+// ---- kernels
+
+// The masked operand of one gate.
+template <class S>
+struct MaskOperand {
+  Layer<S> layer;
+  Elements elements;  // [T*B, K]
+  const S* y;         // [T, B, H]: the operand is the state before; nullptr: it is x
+  const S* r;         // [T, B, G*H] activated gates: r multiplies the state; or nullptr
+  int64_t r_pitch;    // G*H
+  int gate;           // whose mask
+  S* to;              // [T*B, K]
+};
+
+// Zero past a sequence's length, whatever stands there: dz is zero too, but 0 * NaN is not.
+template <class S>
+__global__ void __launch_bounds__(kThreads) mask_operand(const __grid_constant__ MaskOperand<S> p) {
+  const Element e = p.elements.mine();
+  if (!e.exists) return;
+  const Layer<S>& l = p.layer;
+  const Mask& mask = p.y ? l.mask_h : l.mask_x;
+  const int64_t t = e.row / l.B, b = e.row % l.B;
+  Compute<S> value = 0;
+  if (Moment(l, b, t).inside && kept(mask, p.gate, b * p.elements.columns + e.column)) {
+    value = wide(p.y ? state_before(l, l.h0, p.y, b, e.column, t) : l.x[e.index]);
+    value *= Compute<S>(mask.scale);
+    if (p.r) value *= wide(p.r[e.row * p.r_pitch + e.column]);
+  }
+  p.to[e.index] = narrow<S>(value);
+}
+
+template <class S>
+struct AddBias {
+  Elements elements;   // [T*B, G*H]
+  const S* bias_ih;    // [G*H] or nullptr
+  const S* bias_hh;    // [G*H] or nullptr
+  int64_t hh_columns;  // bias_hh of the columns after them stays out
+  S* gates;            // [T*B, G*H]
+};
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) add_bias(const __grid_constant__ AddBias<S> p) {
+  const Element e = p.elements.mine();
+  if (!e.exists) return;
+  S& gate = p.gates[e.index];
+  Compute<S> sum = wide(gate);
+  if (p.bias_ih) sum += wide(p.bias_ih[e.column]);
+  if (p.bias_hh && e.column < p.hh_columns) sum += wide(p.bias_hh[e.column]);
+  gate = narrow<S>(sum);
+}
+
+// to = m_k s from, or to += that.
+template <class S>
+struct MaskResult {
+  Elements elements;  // [T*B, I]
+  Mask mask;
+  int64_t B;
+  int gate;
+  bool accumulate;
+  const S* from;  // [T*B, I]
+  S* to;          // [T*B, I], may be `from`
+};
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) mask_result(const __grid_constant__ MaskResult<S> p) {
+  const Element e = p.elements.mine();
+  if (!e.exists) return;
+  Compute<S> value = p.accumulate ? wide(p.to[e.index]) : Compute<S>(0);
+  if (kept(p.mask, p.gate, e.row % p.B * p.elements.columns + e.column))
+    value += Compute<S>(p.mask.scale) * wide(p.from[e.index]);
+  p.to[e.index] = narrow<S>(value);
+}
+
+// Sums over rows in two passes, always in the same order.
+template <class S>
+struct SumRows {
+  Elements elements;    // [parts, slots*H], then [1, G*H]
+  int64_t rows, parts;  // a part is a stretch of rows
+  const S* dz;          // [rows, slots*H]
+  Compute<S>* partial;  // [parts, slots*H]
+  int64_t H, columns;   // columns: slots*H
+  int slot_a[4], slot_q[4];
+  S* dbias_ih;  // [G*H] or nullptr
+  S* dbias_hh;  // [G*H] or nullptr
+};
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) sum_parts(const __grid_constant__ SumRows<S> p) {
+  const Element e = p.elements.mine();
+  if (!e.exists) return;
+  const int64_t end = p.rows * (e.row + 1) / p.parts;
+  Compute<S> sum = 0;
+  for (int64_t row = p.rows * e.row / p.parts; row < end; ++row)
+    sum += wide(p.dz[row * p.columns + e.column]);
+  p.partial[e.index] = sum;
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) sum_bias(const __grid_constant__ SumRows<S> p) {
+  const Element e = p.elements.mine();
+  if (!e.exists) return;
+  const auto sum_of = [&](int slot) {
+    const Compute<S>* column = p.partial + slot * p.H + e.column % p.H;
+    Compute<S> sum = 0;
+    for (int64_t part = 0; part < p.parts; ++part) sum += column[part * p.columns];
+    return narrow<S>(sum);
+  };
+  const int gate = int(e.column / p.H);
+  if (p.dbias_ih) p.dbias_ih[e.column] = sum_of(p.slot_a[gate]);
+  if (p.dbias_hh) p.dbias_hh[e.column] = sum_of(p.slot_q[gate]);
+}
+
+// ---- host
+
+// f(first gate, how many) for each run of gates that go through one product: `joins` tells whether
+// a gate goes with the one before it.
+template <int G, class Joins, class F>
+void for_each_run(const Joins& joins, const F& f) {
+  for (int gate = 0, count; gate < G; gate += count) {
+    for (count = 1; gate + count < G && joins(gate + count);) ++count;
+    f(gate, count);
+  }
+}
+
+template <class S>
+void multiply(const Host& host, int64_t M, int64_t N, int64_t K, const Matrix& a, const Matrix& b,
+              const Matrix& c, bool accumulate) {
+  if (M > 0 && N > 0) host.multiply(host.context, {type_of<S>(), 1, M, N, K, a, b, c, accumulate});
+}
+
+inline bool changes(const Mask& mask) { return mask.keep || mask.scale != 1; }
+
+// masked [T*B, I]
+template <class S, class Cell>
+void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) {
+  constexpr int G = Cell::gates;
+  const int64_t rows = l.T * l.B, I = l.I, H = l.H;
+  const bool untied = l.mask_x.untied();
+  for_each_run<G>(
+      [&](int) { return !untied; },
+      [&](int gate, int count) {
+        if (changes(l.mask_x))
+          launch_elements(mask_operand<S>, host,
+                          {l, Elements(rows, I), nullptr, nullptr, 0, gate, masked});
+        multiply<S>(host, rows, count * H, I, {changes(l.mask_x) ? masked : l.x, 0, I, 1},
+                    {l.weight_ih + gate * H * I, 0, 1, I}, {gates + gate * H, 0, G * H, 1}, false);
+      });
+  const int64_t hh_columns = (Cell::slots > G ? G - 1 : G) * H;
+  if (l.bias_ih || l.bias_hh)
+    launch_elements(add_bias<S>, host,
+                    {Elements(rows, G * H), l.bias_ih, l.bias_hh, hh_columns, gates});
+}
+
+// product [T*B, I], where masks are untied; else dx itself takes the sum over gates and its mask.
+template <class S, class Cell>
+void run_input_gradient(const Backward<S>& l, const S* dz, const Host& host, S* product) {
+  constexpr int G = Cell::gates;
+  const int64_t rows = l.T * l.B, I = l.I, H = l.H;
+  const bool untied = l.mask_x.untied();
+  const auto mask = [&](int gate, const S* from, bool accumulate) {
+    launch_elements(mask_result<S>, host,
+                    {Elements(rows, I), l.mask_x, l.B, gate, accumulate, from, l.dx});
+  };
+  const auto joins = [&](int gate) {
+    return !untied && Cell::slot_of_a(gate) == Cell::slot_of_a(gate - 1) + 1;
+  };
+  for_each_run<G>(joins, [&](int gate, int count) {
+    multiply<S>(host, rows, I, count * H, {dz + Cell::slot_of_a(gate) * H, 0, Cell::slots * H, 1},
+                {l.weight_ih + gate * H * I, 0, I, 1}, {untied ? product : l.dx, 0, I, 1},
+                !untied && gate > 0);
+    if (untied) mask(gate, product, gate > 0);
+  });
+  if (!untied && changes(l.mask_x)) mask(0, l.dx, false);
+}
+
+template <class S, class Cell>
+class WeightGradients {
+  static constexpr int G = Cell::gates;
+
+ public:
+  WeightGradients(const Backward<S>& layer, const S* dz, void* block)
+      : l_(layer), dz_(dz), rows_(layer.T * layer.B), scratch_(block) {
+    parts_ = std::clamp<int64_t>(rows_ / 64, 1, 256);
+    operand_ = scratch_.take<S>(rows_ * std::max(l_.I, l_.H));
+    partial_ = scratch_.take<Compute<S>>(parts_ * Cell::slots * l_.H);
+  }
+
+  size_t scratch_bytes() const { return scratch_.used(); }
+
+  void run(const Host& host) {
+    input_weights(host);
+    recurrent_weights(host);
+    if (l_.dbias_ih || l_.dbias_hh) biases(host);
+  }
+
+ private:
+  void input_weights(const Host& host) {
+    const bool untied = l_.mask_x.untied(), copied = changes(l_.mask_x) || l_.lengths;
+    const auto joins = [&](int gate) {
+      return !untied && Cell::slot_of_a(gate) == Cell::slot_of_a(gate - 1) + 1;
+    };
+    for_each_run<G>(joins, [&](int gate, int count) {
+      if (copied && (untied || gate == 0))
+        launch_elements(mask_operand<S>, host,
+                        {l_, Elements(rows_, l_.I), nullptr, nullptr, 0, gate, operand_});
+      product(host, Cell::slot_of_a(gate), count, copied ? operand_ : l_.x, l_.I,
+              l_.dweight_ih + gate * l_.H * l_.I);
+    });
+  }
+
+  void recurrent_weights(const Host& host) {
+    const bool untied = l_.mask_h.untied();
+    const auto by_reset = [](int gate) { return Cell::reset_before && gate == 2; };
+    const auto joins = [&](int gate) { return !untied && !by_reset(gate); };
+    for_each_run<G>(joins, [&](int gate, int count) {
+      launch_elements(mask_operand<S>, host,
+                      {l_, Elements(rows_, l_.H), l_.y, by_reset(gate) ? l_.gates : nullptr,
+                       G * l_.H, gate, operand_});
+      product(host, Cell::slot_of_q(gate), count, operand_, l_.H,
+              l_.dweight_hh + gate * l_.H * l_.H);
+    });
+  }
+
+  // to [count*H, K] = dz^T operand, dz of `count` slots, operand [T*B, K].
+  void product(const Host& host, int slot, int count, const S* operand, int64_t K, S* to) const {
+    multiply<S>(host, count * l_.H, K, rows_, {dz_ + slot * l_.H, 0, 1, Cell::slots * l_.H},
+                {operand, 0, K, 1}, {to, 0, K, 1}, false);
+  }
+
+  void biases(const Host& host) {
+    const int64_t columns = Cell::slots * l_.H;
+    SumRows<S> p{Elements(parts_, columns), rows_, parts_, dz_, partial_, l_.H, columns};
+    for (int gate = 0; gate < G; ++gate) {
+      p.slot_a[gate] = Cell::slot_of_a(gate);
+      p.slot_q[gate] = Cell::slot_of_q(gate);
+    }
+    p.dbias_ih = l_.dbias_ih;
+    p.dbias_hh = l_.dbias_hh;
+    launch_elements(sum_parts<S>, host, p);
+    p.elements = Elements(1, G * l_.H);
+    launch_elements(sum_bias<S>, host, p);
+  }
+
+  const Backward<S>& l_;
+  const S* dz_;         // [T*B, slots*H]
+  const int64_t rows_;  // T*B
+  int64_t parts_;       // stretches of rows that are summed side by side
+  Scratch scratch_;
+  S* operand_;           // [T*B, max(I, H)]
+  Compute<S>* partial_;  // [parts, slots*H]
+};
+
+// ---- library.h
+
+template <class S>
+size_t input_part_scratch_bytes(brnn::Cell, const Forward<S>& layer) {
+  return changes(layer.mask_x) ? size_t(layer.T * layer.B * layer.I) * sizeof(S) : 0;
+}
+
+template <class S>
+void input_part(brnn::Cell cell, const Forward<S>& layer, S* gates, const Host& host,
+                void* scratch) {
+  with_cell<S>(cell, [&](auto algebra) {
+    run_input_part<S, decltype(algebra)>(layer, gates, host, static_cast<S*>(scratch));
+  });
+}
+
+template <class S>
+size_t input_gradient_scratch_bytes(brnn::Cell, const Backward<S>& layer) {
+  return layer.mask_x.untied() ? size_t(layer.T * layer.B * layer.I) * sizeof(S) : 0;
+}
+
+template <class S>
+void input_gradient(brnn::Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
+                    void* scratch) {
+  with_cell<S>(cell, [&](auto algebra) {
+    run_input_gradient<S, decltype(algebra)>(layer, dz, host, static_cast<S*>(scratch));
+  });
+}
+
+template <class S>
+size_t weight_gradients_scratch_bytes(brnn::Cell cell, const Backward<S>& layer) {
+  return with_cell<S>(cell, [&](auto algebra) {
+    return WeightGradients<S, decltype(algebra)>(layer, nullptr, nullptr).scratch_bytes();
+  });
+}
+
+template <class S>
+void weight_gradients(brnn::Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
+                      void* scratch) {
+  with_cell<S>(cell, [&](auto algebra) {
+    WeightGradients<S, decltype(algebra)>(layer, dz, scratch).run(host);
+  });
+}
+
+}  // namespace brnn::cuda::library

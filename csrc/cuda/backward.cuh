@@ -1,0 +1,319 @@
+// backward.cuh - the recurrence backward, all time steps in one kernel: the shape of forward.cuh in
+// reverse. A block owns 16 units; U^T stays in registers; dz of every gate is the exchanged
+// operand.
+//
+//   dh_{t-1} = sum over gates of m_k s (U_k^T dz_k)
+//
+// One accumulator per gate; masks and the sum over gates come before the sum over warps, so that a
+// quarter of forward's partial sums goes through shared memory.
+#pragma once
+
+#include "exchange.cuh"
+#include "masks.cuh"
+#include "operand.cuh"
+#include "tile.cuh"
+
+namespace brnn::cuda {
+
+template <class S>
+struct BackwardParams {
+  int T, B, H;
+  bool reverse;
+  const int64_t* lengths;  // [B] or nullptr: all T
+
+  const S* weight_hh;  // [G*H, H]
+  Mask mask_h;
+  const S* h0;     // [B, H]
+  const S* c0;     // [B, H]; LSTM only
+  const S* y;      // [T, B, H]
+  const S* gates;  // [T, B, G*H]
+  const S* kept;   // [T, B, H]
+  const S* dy;     // [T, B, H] or nullptr: zero
+  const S* dh_n;   // [B, H] or nullptr
+  const S* dc_n;   // [B, H] or nullptr
+
+  S* dz;   // [T, B, slots*H]
+  S* dh0;  // [B, H]
+  S* dc0;  // [B, H]; LSTM only
+
+  ExchangeMemory exchange;
+  int batch_tiles;  // of a block
+};
+
+template <template <class> class CellOf, class S, class Exchange, class Tile>
+class BackwardPass {
+  using Cell = CellOf<DeviceMath>;
+  static constexpr int G = Cell::gates;
+  static constexpr int kSlots = Cell::slots;
+  static constexpr int C = Tile::cells;
+  static constexpr bool kLstm = G == 4;
+
+ public:
+  BRNN_DEVICE explicit BackwardPass(const BackwardParams<S>& p)
+      : p_(p),
+        at_(p.exchange.chunks, p.batch_tiles),
+        sums_(shared_memory<float>()),
+        states_(sums_ + kSums),
+        stored_masks_(reinterpret_cast<uint32_t*>(states_ + stored_states()) + threadIdx.x),
+        exchange_(p.exchange, stored_masks_ - threadIdx.x + stored_words(), at_) {
+    write_at_ = (at_.local * Tile::k_warps + at_.warp) * kTileCells + partial_slot(at_.g, at_.q, 0);
+    read_at_ =
+        at_.local * Tile::k_warps * kTileCells + partial_slot_of_cell(at_.unit(0), at_.row(0));
+    opaque(write_at_), opaque(read_at_);  // not again in every step
+  }
+
+  BRNN_DEVICE void run() {
+    weights_.load_columns(p_.weight_hh, p_.H, at_);
+    start();
+    // Round i takes dz of the round before and makes that of step T - 1 - i; the last makes dh0.
+#pragma unroll 1
+    for (int i = 0; i <= p_.T; ++i) {
+#pragma unroll 1
+      for (int n = 0; n < tiles(); ++n) round(i, n);
+      if (i > 0) exchange_.next_input();
+      exchange_.next_output();
+    }
+  }
+
+ private:
+  // ---- shared memory: sums [2][unit tiles][K warps][128], then of a looped block states
+  // [batch tiles][unit tiles][128][2] and masks [batch tiles][threads], then the slots of an
+  // exchange within the block
+
+  static constexpr int kBuffer = Tile::unit_tiles * Tile::k_warps * kTileCells;
+  static constexpr int kSums = Tile::whole_sums ? 0 : Tile::sum_buffers * kBuffer;
+  BRNN_DEVICE int stored_states() const {
+    return Tile::looped ? p_.batch_tiles * Tile::unit_tiles * kTileCells * 2 : 0;
+  }
+  BRNN_DEVICE int stored_words() const { return Tile::looped ? p_.batch_tiles * Tile::threads : 0; }
+  BRNN_DEVICE float* stored_state(int n, int cell) const {
+    return states_ +
+           ((n * Tile::unit_tiles + at_.local) * kTileCells + at_.thread + cell * Tile::makers) * 2;
+  }
+
+  BRNN_DEVICE int tiles() const { return Tile::looped ? p_.batch_tiles : 1; }
+  BRNN_DEVICE int unit(int cell) const { return at_.tile * kTileUnits + at_.unit(cell); }
+  BRNN_DEVICE int sequence(int n, int cell) const {
+    return (at_.batch_tile0 + n) * kTileSequences + at_.row(cell);
+  }
+  BRNN_DEVICE bool exists(int n, int cell) const {
+    return unit(cell) < p_.H && sequence(n, cell) < p_.B;
+  }
+  BRNN_DEVICE int time(int s) const { return p_.reverse ? p_.T - 1 - s : s; }
+  BRNN_DEVICE int length(int b) const { return p_.lengths ? int(p_.lengths[b]) : p_.T; }
+
+  // ---- before the last step
+
+  BRNN_DEVICE void start() {
+    exchange_.begin();
+    for (int n = 0; n < tiles(); ++n) {
+      load_masks(n);
+      if (at_.maker) load_state(n);
+    }
+    if (at_.maker) prefetch(p_.T - 1, 0);
+  }
+
+  // Bit 4 * gate + j: whether the gate keeps the unit of result j of this lane's accumulators.
+  BRNN_DEVICE void load_masks(int n) {
+    const Keep keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
+    masks_ = 0;
+    for (int gate = 0; gate < G; ++gate)
+      for (int j = 0; j < 4; ++j) {
+        const int b = (at_.batch_tile0 + n) * kTileSequences + 2 * at_.q + (j & 1);
+        const int u = at_.tile * kTileUnits + 2 * at_.g + (j >> 1);
+        masks_ |= keep(gate, b, u) << (4 * gate + j);
+      }
+    if (Tile::looped) stored_masks_[n * Tile::threads] = masks_;
+  }
+
+  BRNN_DEVICE void load_state(int n) {
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
+      held_[i] = exists(n, i) && p_.dh_n ? to_float(p_.dh_n[from]) : 0.f;
+      carry_[i] = exists(n, i) && p_.dc_n ? to_float(p_.dc_n[from]) : 0.f;
+    }
+    store_state(n);
+  }
+
+  // What waits in shared memory while another batch tile is at work.
+  BRNN_DEVICE void store_state(int n) const {
+    if constexpr (Tile::looped) {
+#pragma unroll
+      for (int i = 0; i < C; ++i)
+        stored_state(n, i)[0] = held_[i], stored_state(n, i)[1] = carry_[i];
+    }
+  }
+  BRNN_DEVICE void fetch_state(int n) {
+    if constexpr (Tile::looped) {
+#pragma unroll
+      for (int i = 0; i < C; ++i)
+        held_[i] = stored_state(n, i)[0], carry_[i] = stored_state(n, i)[1];
+    }
+  }
+
+  // ---- a round
+
+  BRNN_DEVICE void round(int i, int n) {
+    float dh[C] = {};
+    if (i > 0) through_recurrence(dh, i, n);
+    const int s = p_.T - 1 - i;
+    if (at_.maker) {
+      fetch_state(n);
+      if (s < 0) {
+        write_initial(n, dh);
+        return;
+      }
+      float dslot[C][kSlots];
+      gate_gradients(dslot, dh, s, n);
+      store_state(n);
+      publish(dslot, n);
+      exchange_.commit(i, n, true);
+      write(dslot, s, n);
+      const int next = n + 1 < tiles() ? n + 1 : 0;
+      if (next > 0 || s > 0) prefetch(next > 0 ? s : s - 1, next);
+    } else if (s >= 0) {
+      exchange_.commit(i, n, false);
+    }
+  }
+
+  // dh of this thread's cells from dz of the round before.
+  BRNN_DEVICE void through_recurrence(float (&dh)[C], int i, int n) {
+    float sums[G][4] = {};
+    exchange_.wait(i - 1, n);
+    multiply_stream<G * Tile::chunks, Tile::chunks>(exchange_, n, [&](int at, const uint4& words) {
+      const int gate = at / Tile::chunks, chunk = at % Tile::chunks;
+      mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk], words.x, words.y);
+      mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk + 1], words.z, words.w);
+    });
+    uint32_t masks = Tile::looped ? stored_masks_[n * Tile::threads] : masks_;
+    opaque(masks);
+    float kept[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      kept[j] = 0.f;
+#pragma unroll
+      for (int gate = 0; gate < G; ++gate)
+        kept[j] += masks >> (4 * gate + j) & 1 ? sums[gate][j] : 0.f;
+    }
+    sum_over_warps(dh, kept, (i * tiles() + n) % Tile::sum_buffers * kBuffer);
+    const float scale = float(p_.mask_h.scale);
+#pragma unroll
+    for (int c = 0; c < C; ++c) dh[c] *= scale;
+  }
+
+  BRNN_DEVICE void sum_over_warps(float (&dh)[C], const float (&kept)[4], int buffer) {
+    if constexpr (Tile::whole_sums) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) dh[c] = kept[c];
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums_[buffer + (write_at_ ^ (j & 2) * 2) + j * 32] = kept[j];
+      group_barrier<Tile>(at_.local);
+      if (!at_.maker) return;
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        const int at = c ? at_.local * Tile::k_warps * kTileCells +
+                               partial_slot_of_cell(at_.unit(c), at_.row(c))
+                         : read_at_;
+#pragma unroll
+        for (int w = 0; w < Tile::k_warps; ++w) dh[c] += sums_[buffer + at + w * kTileCells];
+      }
+    }
+  }
+
+  // dslot of step s; past its length a sequence passes dh on as it is.
+  BRNN_DEVICE void gate_gradients(float (&dslot)[C][kSlots], const float (&dh)[C], int s, int n) {
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+#pragma unroll
+      for (int k = 0; k < kSlots; ++k) dslot[i][k] = 0.f;
+      const float total = dh[i] + held_[i];
+      held_[i] = total;
+      if (!exists(n, i) || time(s) >= length(sequence(n, i))) continue;
+      float gate[G];
+#pragma unroll
+      for (int k = 0; k < G; ++k) gate[k] = to_float(gates_[i][k]);
+      Cell::backward(gate, to_float(kept_[i]), to_float(previous_[i]), total + to_float(dy_[i]),
+                     carry_[i], dslot[i]);
+      held_[i] = 0.f;
+    }
+  }
+
+  BRNN_DEVICE void publish(const float (&dslot)[C][kSlots], int n) {
+#pragma unroll
+    for (int gate = 0; gate < G; ++gate) {
+      float values[C];
+#pragma unroll
+      for (int i = 0; i < C; ++i) values[i] = dslot[i][Cell::slot_of_q(gate)];
+      publish_cells<S, Tile>(exchange_, at_, gate, n, values);
+    }
+  }
+
+  // ---- off the path of dz
+
+  BRNN_DEVICE void write(const float (&dslot)[C][kSlots], int s, int n) const {
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      if (!exists(n, i)) continue;
+      S* to = p_.dz + (int64_t(time(s)) * p_.B + sequence(n, i)) * kSlots * p_.H + unit(i);
+#pragma unroll
+      for (int k = 0; k < kSlots; ++k) to[int64_t(k) * p_.H] = round_to(S{}, dslot[i][k]);
+    }
+  }
+
+  BRNN_DEVICE void write_initial(int n, const float (&dh)[C]) const {
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      if (!exists(n, i)) continue;
+      const int64_t to = int64_t(sequence(n, i)) * p_.H + unit(i);
+      p_.dh0[to] = round_to(S{}, dh[i] + held_[i] + (kLstm ? 0.f : carry_[i]));
+      if (kLstm) p_.dc0[to] = round_to(S{}, carry_[i]);
+    }
+  }
+
+  // What step s left, kept as loaded until it is used.
+  BRNN_DEVICE void prefetch(int s, int n) {
+    const int t = time(s), before = p_.reverse ? t + 1 : t - 1;
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      if (!exists(n, i)) continue;
+      const int b = sequence(n, i);
+      const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
+#pragma unroll
+      for (int k = 0; k < G; ++k) gates_[i][k] = load_l2(p_.gates + (row * G + k) * p_.H + unit(i));
+      kept_[i] = load_l2(p_.kept + at);
+      if (p_.dy) dy_[i] = load_l2(p_.dy + at);
+      const bool starts = t == (p_.reverse ? length(b) - 1 : 0);
+      const int64_t own = int64_t(b) * p_.H + unit(i);
+      const S* states = kLstm ? p_.kept : p_.y;
+      const S* initial = kLstm ? p_.c0 : p_.h0;
+      const bool first = starts || before < 0 || before >= p_.T;
+      previous_[i] = first ? load_l2(initial + own)
+                           : load_l2(states + (int64_t(before) * p_.B + b) * p_.H + unit(i));
+    }
+  }
+
+  const BackwardParams<S>& p_;
+  const Place<Tile> at_;
+  float* const sums_;
+  float* const states_;
+  uint32_t* const stored_masks_;
+  Exchange exchange_;
+  int write_at_, read_at_;
+
+  Weights<S, G, Tile::chunks> weights_;
+  uint32_t masks_ = 0;
+  float held_[C] = {}, carry_[C] = {};  // carry: dc of the LSTM, what skips the gates of a GRU
+  S gates_[C][G] = {}, kept_[C] = {}, previous_[C] = {}, dy_[C] = {};
+};
+
+template <template <class> class CellOf, class S, class Exchange, class Tile>
+__global__ void __launch_bounds__(Tile::threads,
+                                  blocks_per_multiprocessor(Pass::backward, Tile::tiling,
+                                                            CellOf<DeviceMath>::gates, true))
+    backward_kernel(const __grid_constant__ BackwardParams<S> p) {
+  BackwardPass<CellOf, S, Exchange, Tile>(p).run();
+}
+
+}  // namespace brnn::cuda

@@ -1,0 +1,146 @@
+// engine.cuh - a layer under a plan: part 1 for all time steps at once, the recurrence, and where
+// their workspaces lie. See engine.h.
+#pragma once
+
+#include "engine.h"
+#include "gate_gemm.h"
+#include "library.h"
+#include "recurrence.h"
+#include "stepwise.h"
+
+namespace brnn::cuda {
+
+namespace workspace {
+
+// Takes blocks from scratch memory one after the other; with a null base it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class S>
+  S* take(size_t count) {
+    char* const at = base_ + used_;
+    used_ += (count * sizeof(S) + 255) / 256 * 256;
+    return reinterpret_cast<S*>(at);
+  }
+  void* rest() const { return base_ + used_; }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+inline size_t largest(size_t a, size_t b) { return a > b ? a : b; }
+
+template <class S>
+size_t gate_count(Cell cell, const Layer<S>& layer) {
+  return size_t(layer.T) * layer.B * (cell == Cell::lstm ? 4 : 3) * layer.H;
+}
+template <class S>
+size_t slot_count(Cell cell, const Layer<S>& layer) {
+  return size_t(layer.T) * layer.B * (cell == Cell::gru_reset_before ? 3 : 4) * layer.H;
+}
+
+}  // namespace workspace
+
+// float64 has no tensor cores and no persistent kernels.
+template <class S>
+constexpr bool kHasKernels = sizeof(S) <= 4;
+
+// The persistent kernel of the plan, unless the device cannot hold its blocks at the same time.
+template <class S>
+bool runs_persistently(const Plan& plan, Cell cell, const Forward<S>& layer) {
+  if constexpr (kHasKernels<S>)
+    return plan.forward.engine != Engine::stepwise &&
+           recurrence::forward_fits(plan.forward, cell, layer);
+  return false;
+}
+template <class S>
+bool runs_persistently(const Plan& plan, Cell cell, const Backward<S>& layer) {
+  if constexpr (kHasKernels<S>)
+    return plan.backward.engine != Engine::stepwise &&
+           recurrence::backward_fits(plan.backward, cell, layer);
+  return false;
+}
+
+template <class S>
+size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& layer) {
+  using namespace workspace;
+  Arena arena(nullptr);
+  if (!layer.gates) arena.take<S>(gate_count(cell, layer));
+  size_t rest = stepwise::forward_scratch_bytes(cell, layer);
+  if (!plan.tensor_cores) rest = largest(rest, library::input_part_scratch_bytes(cell, layer));
+  if constexpr (kHasKernels<S>) {
+    if (plan.forward.engine != Engine::stepwise)
+      rest = largest(rest, recurrence::forward_scratch_bytes(plan.forward, cell, layer));
+  }
+  return arena.used() + rest;
+}
+
+template <class S>
+void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& host,
+             void* scratch) {
+  workspace::Arena arena(scratch);
+  S* const gates = layer.gates ? layer.gates : arena.take<S>(workspace::gate_count(cell, layer));
+  if constexpr (kHasKernels<S>) {
+    const bool persistent = runs_persistently(plan, cell, layer);
+    if (persistent && plan.forward.fused_input)
+      ;  // the recurrence does it
+    else if (plan.tensor_cores)
+      gate_gemm::input_part(cell, layer, gates, host.stream);
+    else
+      library::input_part(cell, layer, gates, host, arena.rest());
+    if (persistent)
+      recurrence::forward(plan.forward, cell, layer, gates, arena.rest(), host.stream);
+    else
+      stepwise::forward(cell, layer, gates, host, arena.rest());
+  } else {
+    library::input_part(cell, layer, gates, host, arena.rest());
+    stepwise::forward(cell, layer, gates, host, arena.rest());
+  }
+}
+
+template <class S>
+size_t backward_scratch_bytes(const Plan& plan, Cell cell, const Backward<S>& layer) {
+  using namespace workspace;
+  Arena arena(nullptr);
+  arena.take<S>(slot_count(cell, layer));
+  size_t rest = stepwise::backward_scratch_bytes(cell, layer);
+  if (!plan.tensor_cores) {
+    rest = largest(rest, library::input_gradient_scratch_bytes(cell, layer));
+    rest = largest(rest, library::weight_gradients_scratch_bytes(cell, layer));
+  }
+  if constexpr (kHasKernels<S>) {
+    if (plan.tensor_cores)
+      rest = largest(rest, gate_gemm::weight_gradients_scratch_bytes(cell, layer));
+    if (plan.backward.engine != Engine::stepwise)
+      rest = largest(rest, recurrence::backward_scratch_bytes(plan.backward, cell, layer));
+  }
+  return arena.used() + rest;
+}
+
+template <class S>
+void backward(const Plan& plan, Cell cell, const Backward<S>& layer, const Host& host,
+              void* scratch) {
+  workspace::Arena arena(scratch);
+  S* const dz = arena.take<S>(workspace::slot_count(cell, layer));
+  void* const rest = arena.rest();
+  if constexpr (kHasKernels<S>) {
+    if (runs_persistently(plan, cell, layer))
+      recurrence::backward(plan.backward, cell, layer, dz, rest, host.stream);
+    else
+      stepwise::backward(cell, layer, dz, host, rest);
+    if (plan.tensor_cores) {
+      if (layer.dx) gate_gemm::input_gradient(cell, layer, dz, host.stream);
+      gate_gemm::weight_gradients(cell, layer, dz, rest, host.stream);
+      return;
+    }
+  } else {
+    stepwise::backward(cell, layer, dz, host, rest);
+  }
+  if (layer.dx) library::input_gradient(cell, layer, dz, host, rest);
+  library::weight_gradients(cell, layer, dz, host, rest);
+}
+
+}  // namespace brnn::cuda

@@ -1,0 +1,55 @@
+// engine.h - what the CUDA engines offer and the little they need from their host: no torch, no
+// CUDA header. Memory comes as one scratch block, matrix products of dtypes and shapes that the
+// kernels leave to a library come through a callback.
+//
+// A layer runs in two parts, forward and backward alike:
+//   1. all time steps at once  input part a = W (m x) + b; afterwards dx, dW, dU and bias sums
+//   2. the recurrence          step by step, in one kernel (block, cluster, grid) or in a few
+//                              kernels a step (stepwise)
+// Between them lie two tensors in workspace or among the saved ones:
+//   gates [T, B, G*H]      S; holds the input part before the recurrence, activated gates after it
+//   dz    [T, B, slots*H]  S; gradients of all slots (cells.h), what backward leaves for part 1
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../layer.h"
+#include "plan.h"
+
+namespace brnn::cuda {
+
+enum class Type { bfloat16, float16, float32, float64 };
+
+// A matrix on the device, `batch` of them; strides count elements.
+struct Matrix {
+  const void* data;
+  int64_t batch_stride, row_stride, column_stride;
+};
+
+// c = a b, or c += a b: [batch, M, K] times [batch, K, N]. c has column_stride 1.
+struct Product {
+  Type type;
+  int64_t batch, M, N, K;
+  Matrix a, b, c;
+  bool accumulate;
+};
+
+struct Host {
+  void* stream;  // cudaStream_t: everything is launched there
+  void* context;
+  void (*multiply)(void* context, const Product& product);  // on the same stream
+};
+
+// The whole layer under a plan. Throws std::runtime_error where a launch fails.
+template <class S>
+size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& layer);
+template <class S>
+void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& host, void* scratch);
+template <class S>
+size_t backward_scratch_bytes(const Plan& plan, Cell cell, const Backward<S>& layer);
+template <class S>
+void backward(const Plan& plan, Cell cell, const Backward<S>& layer, const Host& host,
+              void* scratch);
+
+}  // namespace brnn::cuda

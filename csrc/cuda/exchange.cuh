@@ -1,0 +1,214 @@
+// exchange.cuh - how the operand of the next step travels from the threads that make it to the
+// warps that multiply by it: h_t forward (one plane), dz of every gate backward (G planes).
+//
+// A slot holds one step: [planes][batch tiles][chunks][8 sequences][16 words]. Slot s is what step
+// s reads; slot 0 is filled before the first step like any other, so the first step is not special.
+#pragma once
+
+#include "device.cuh"
+#include "tile.cuh"
+
+namespace brnn::cuda {
+
+struct ExchangeMemory {
+  uint32_t* slots;   // grid: [T] fresh ones of 0xFF; grid_flags: [2]; else nullptr
+  uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: slots published; else nullptr
+  int chunks;        // of the layer: every unit tile has its place
+  int batch_tiles;   // of the layer, padded to those of all blocks
+  int cluster_size;  // blocks
+};
+
+// Words of one slot and plane; far below 2^31, unlike those of all slots.
+BRNN_DEVICE int plane_words(const ExchangeMemory& m) {
+  return m.batch_tiles * m.chunks * kChunkWords;
+}
+
+// Where a word lies within a batch tile, and where a lane's fragments of a chunk begin.
+template <class S>
+BRNN_DEVICE int word_place(int unit, int row) {
+  return unit / Number<S>::chunk_units * kChunkWords + row * 16 +
+         unit % Number<S>::chunk_units / Number<S>::per_word;
+}
+
+// Through L2, the data is the flag: a reader looks until no word is 0xFFFFFFFF, which no published
+// word can be. One trip through L2, no fence: words arrive whole, and no order between words is
+// assumed. Slots are used once, because a refill would not be ordered with a later publication.
+template <class S, class Tile, int Planes>
+class GridExchange {
+ public:
+  static constexpr int shared_slots = 0;
+
+  BRNN_DEVICE GridExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
+      : plane_(plane_words(m)),
+        tile_(m.chunks * kChunkWords),
+        in_(m.slots + (int64_t(at.batch_tile0) * m.chunks + at.chunk0) * kChunkWords + at.lane * 4),
+        out_(m.slots + int64_t(at.batch_tile0) * tile_) {}
+
+  // Before the first put of all.
+  BRNN_DEVICE void begin() {}
+  // Before the first load of step s.
+  BRNN_DEVICE void wait(int, int) {}
+  // Asks for a lane's words of a chunk; `ready` then makes sure that they are there.
+  BRNN_DEVICE uint4 load(int plane, int chunk, int n) const {
+    return load_relaxed(reinterpret_cast<const uint4*>(address(plane, chunk, n)));
+  }
+  template <int From, int Count, int Size>
+  BRNN_DEVICE void ready(uint4 (&words)[Size], int n) const {
+    for (;;) {
+      bool missing = false;
+#pragma unroll
+      for (int i = 0; i < Count; ++i) missing |= has_empty_word(words[i]);
+      if (!missing) break;
+      spin();
+#pragma unroll
+      for (int i = 0; i < Count; ++i)
+        words[i] = load((From + i) / Tile::chunks, (From + i) % Tile::chunks, n);
+    }
+    __syncwarp();
+  }
+  BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
+    store_relaxed(out_ + (plane * plane_ + n * tile_ + place), word);
+  }
+  // After all puts of a batch tile.
+  BRNN_DEVICE void commit(int, int, bool) {}
+  BRNN_DEVICE void next_output() { out_ += Planes * plane_; }
+  BRNN_DEVICE void next_input() { in_ += Planes * plane_; }
+
+ private:
+  BRNN_DEVICE const uint32_t* address(int plane, int chunk, int n) const {
+    return in_ + (plane * plane_ + n * tile_ + chunk * kChunkWords);
+  }
+  BRNN_DEVICE static bool has_empty_word(const uint4& v) {
+    const uint32_t xy = v.x > v.y ? v.x : v.y, zw = v.z > v.w ? v.z : v.w;
+    return (xy > zw ? xy : zw) == ~0u;
+  }
+
+  const int plane_, tile_;
+  const uint32_t* in_;
+  uint32_t* out_;
+};
+
+// Through L2, a release/acquire flag per unit tile and batch tile, two slots. A slot can be reused
+// without another barrier: a block publishes step s + 2 only after all its warps together have seen
+// every producer's s + 1, and a producer publishes that only after all its warps have read s.
+template <class S, class Tile, int Planes>
+class FlagExchange {
+  static constexpr int kFlags =
+      Tile::chunks * Number<S>::chunk_units / kTileUnits;  // of a warp's slice
+
+ public:
+  static constexpr int shared_slots = 0;
+
+  BRNN_DEVICE FlagExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
+      : plane_(plane_words(m)),
+        tile_(m.chunks * kChunkWords),
+        tiles_(m.chunks * Number<S>::chunk_units / kTileUnits),
+        barrier_(9 + (Tile::unit_tiles > 1 ? at.local : 0)),
+        publishes_(at.thread == 0),
+        in_(m.slots + (int64_t(at.batch_tile0) * m.chunks + at.chunk0) * kChunkWords + at.lane * 4),
+        out_(m.slots + int64_t(at.batch_tile0) * tile_),
+        mine_(m.flags + at.batch_tile0 * tiles_ + at.tile) {
+    // Lanes past the last producer look at the last one's flag.
+    const int producer = at.lane < kFlags ? at.lane : kFlags - 1;
+    theirs_ = m.flags + at.batch_tile0 * tiles_ +
+              at.chunk0 * (Number<S>::chunk_units / kTileUnits) + producer;
+  }
+
+  BRNN_DEVICE void begin() {}
+  BRNN_DEVICE void wait(int s, int n) {
+    while (load_acquire(theirs_ + n * tiles_) < uint32_t(s + 1)) {
+    }
+    __syncwarp();
+  }
+  BRNN_DEVICE uint4 load(int plane, int chunk, int n) const {
+    return load_l2(reinterpret_cast<const uint4*>(
+        in_ + ((input_slot_ * Planes + plane) * plane_ + n * tile_ + chunk * kChunkWords)));
+  }
+  template <int From, int Count, int Size>
+  BRNN_DEVICE void ready(uint4 (&)[Size], int) const {}
+  BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
+    out_[(slot_ * Planes + plane) * plane_ + n * tile_ + place] = word;
+  }
+  // `s`: the step that reads the slot.
+  BRNN_DEVICE void commit(int s, int n, bool maker) {
+    if (!maker) return;
+    named_barrier(barrier_, Tile::makers);
+    if (publishes_) store_release(mine_ + n * tiles_, uint32_t(s + 1));
+  }
+  BRNN_DEVICE void next_output() { slot_ ^= 1; }
+  BRNN_DEVICE void next_input() { input_slot_ ^= 1; }
+
+ private:
+  const int plane_, tile_, tiles_, barrier_;
+  const bool publishes_;
+  int slot_ = 0, input_slot_ = 0;
+  const uint32_t* in_;
+  uint32_t* out_;
+  const uint32_t* theirs_;
+  uint32_t* mine_;
+};
+
+// Where 16 bytes c of row `row` lie in a chunk in shared memory: rotated within two rows so that
+// neither the writes in fragment order nor the reads of 16 bytes meet in a bank.
+BRNN_DEVICE int rotated(int row, int c) {
+  return (row / 2 * 8 + (((row & 1) * 4 + c) ^ (row & 6))) * 4;
+}
+
+// The own shared memory, two slots [2][planes][chunks][128 words], one block barrier a step. With a
+// cluster: a slot in every block of it, written by all of them, one cluster barrier a step.
+template <class S, class Tile, int Planes, bool Cluster>
+class SharedExchange {
+ public:
+  static constexpr int shared_slots = 2;
+
+  BRNN_DEVICE SharedExchange(const ExchangeMemory& m, uint32_t* shared, const Place<Tile>& at)
+      : plane_(m.chunks * kChunkWords),
+        blocks_(m.cluster_size),
+        in_(shared + at.chunk0 * kChunkWords + rotated(at.g, at.q)),
+        out_(shared) {}
+
+  // Shared memory of a block that has not started must not be written.
+  BRNN_DEVICE void begin() {
+    if (Cluster) cluster_arrive(), cluster_wait();
+  }
+  BRNN_DEVICE void wait(int, int) {
+    if (Cluster) cluster_wait();
+  }
+  BRNN_DEVICE uint4 load(int plane, int chunk, int) const {
+    return *reinterpret_cast<const uint4*>(in_ + (input_slot_ * Planes + plane) * plane_ +
+                                           chunk * kChunkWords);
+  }
+  template <int From, int Count, int Size>
+  BRNN_DEVICE void ready(uint4 (&)[Size], int) const {}
+  BRNN_DEVICE void put(int plane, int, int place, uint32_t word) {
+    const int row = place % kChunkWords / 16, column = place % 16;
+    uint32_t* to = out_ + (slot_ * Planes + plane) * plane_ + place / kChunkWords * kChunkWords +
+                   rotated(row, column / 4) + column % 4;
+    if constexpr (!Cluster) {
+      *to = word;
+    } else {
+      for (int rank = 0; rank < blocks_; ++rank) *cluster_map(to, rank) = word;
+    }
+  }
+  BRNN_DEVICE void commit(int, int, bool) {
+    if (Cluster)
+      cluster_arrive();
+    else
+      __syncthreads();
+  }
+  BRNN_DEVICE void next_output() { slot_ ^= 1; }
+  BRNN_DEVICE void next_input() { input_slot_ ^= 1; }
+
+ private:
+  const int plane_, blocks_;
+  int slot_ = 0, input_slot_ = 0;
+  const uint32_t* in_;
+  uint32_t* out_;
+};
+
+template <class S, class Tile, int Planes>
+using BlockExchange = SharedExchange<S, Tile, Planes, false>;
+template <class S, class Tile, int Planes>
+using ClusterExchange = SharedExchange<S, Tile, Planes, true>;
+
+}  // namespace brnn::cuda

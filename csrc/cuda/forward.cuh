@@ -1,0 +1,369 @@
+// forward.cuh - the recurrence forward, all time steps in one kernel.
+//
+// Per step and batch tile, a warp
+//   1. asks for its slice of h_{t-1} and waits for exactly that, not for a grid;
+//   2. multiplies: per gate AND with the mask, mma with its slice of U in registers;
+//   3. leaves its sums in shared memory; after one barrier the makers add them up, apply cells.h,
+//   4. publish h_t for the peers and, off the path of h, write y and what backward needs and ask
+//      for the input part of the next step.
+#pragma once
+
+#include <type_traits>
+
+#include "exchange.cuh"
+#include "input.cuh"
+#include "masks.cuh"
+#include "operand.cuh"
+#include "tile.cuh"
+
+namespace brnn::cuda {
+
+template <class S>
+struct ForwardParams {
+  int T, B, H;
+  bool reverse;
+  const int64_t* lengths;  // [B] or nullptr: all T
+
+  const S* weight_hh;  // [G*H, H]
+  const S* bias_hh;    // [G*H] or nullptr; where the input part is not fused only that of GRU's n
+  Mask mask_h;
+  const S* h0;  // [B, H]
+  const S* c0;  // [B, H]; LSTM only
+
+  S* gates;  // [T, B, G*H] the input part unless it is fused; activated gates after it if `save`
+  bool save;
+  S* y;     // [T, B, H]
+  S* h_n;   // [B, H]
+  S* c_n;   // [B, H]; LSTM only
+  S* kept;  // [T, B, H] or nullptr
+
+  int I;               // the rest only where the input part is fused
+  const S* x;          // [T, B, I]
+  const S* weight_ih;  // [G*H, I]
+  const S* bias_ih;    // [G*H] or nullptr
+  Mask mask_x;
+
+  ExchangeMemory exchange;
+  int batch_tiles;  // of a block
+};
+
+// InputChunks: of x, where the input part is computed inside; else 0.
+template <template <class> class CellOf, class S, class Exchange, class Tile, MaskForm Form,
+          int InputChunks>
+class ForwardPass {
+  using Cell = CellOf<DeviceMath>;
+  static constexpr int G = Cell::gates;
+  static constexpr int C = Tile::cells;
+  static constexpr bool kLstm = G == 4;
+  static constexpr bool kHasBias = Cell::slot_of_a(G - 1) != Cell::slot_of_q(G - 1);
+  static constexpr int kStates = kLstm ? 2 : 1;  // c and h, or h
+  static constexpr bool kFused = InputChunks > 0;
+  using Input = std::conditional_t<kFused, FusedInput<S, Tile, G, kFused ? InputChunks : 1>,
+                                   StoredInput<S, Tile, G>>;
+  using Words = WordMasks<Form, S, G, Tile::chunks>;
+  static constexpr bool kPublishMasked = Form == MaskForm::none;  // one mask, or none
+  static constexpr int kStoredWords = kPublishMasked ? 1 : Words::words;
+
+ public:
+  BRNN_DEVICE explicit ForwardPass(const ForwardParams<S>& p)
+      : p_(p),
+        at_(p.exchange.chunks, p.batch_tiles),
+        sums_(shared_memory<float4>()),
+        states_(reinterpret_cast<float*>(sums_ + kSums)),
+        packed_(reinterpret_cast<uint32_t*>(states_ + stored_states()) + threadIdx.x),
+        exchange_(p.exchange, packed_ + stored_words() - threadIdx.x, at_) {
+    write_at_ = (at_.local * Tile::k_warps + at_.warp) * kTileCells + partial_slot(at_.g, at_.q, 0);
+    read_at_ =
+        at_.local * Tile::k_warps * kTileCells + partial_slot_of_cell(at_.unit(0), at_.row(0));
+    opaque(write_at_), opaque(read_at_);  // not again in every step
+  }
+
+  BRNN_DEVICE void run() {
+    weights_.load_rows(p_.weight_hh, p_.H, p_.H, at_);
+    start();
+#pragma unroll 1
+    for (int s = 0; s < p_.T; ++s) {
+#pragma unroll 1
+      for (int n = 0; n < tiles(); ++n) step(s, n);
+      exchange_.next_input();
+      exchange_.next_output();
+    }
+  }
+
+ private:
+  // ---- shared memory: sums [2][unit tiles][K warps][128] float4, then of a looped block
+  // states [batch tiles][unit tiles][128][kStates] and masks [batch tiles][words][threads],
+  // then the slots of an exchange within the block
+
+  static constexpr int kBuffer = Tile::unit_tiles * Tile::k_warps * kTileCells;
+  static constexpr int kSums = Tile::whole_sums ? 0 : Tile::sum_buffers * kBuffer;
+  BRNN_DEVICE int stored_states() const {
+    return Tile::looped ? p_.batch_tiles * Tile::unit_tiles * kTileCells * kStates : 0;
+  }
+  BRNN_DEVICE int stored_words() const {
+    return Tile::looped ? p_.batch_tiles * kStoredWords * Tile::threads : 0;
+  }
+  BRNN_DEVICE float* stored_state(int n, int cell) const {
+    return states_ +
+           ((n * Tile::unit_tiles + at_.local) * kTileCells + at_.thread + cell * Tile::makers) *
+               kStates;
+  }
+
+  BRNN_DEVICE int tiles() const { return Tile::looped ? p_.batch_tiles : 1; }
+  BRNN_DEVICE int unit(int cell) const { return at_.tile * kTileUnits + at_.unit(cell); }
+  BRNN_DEVICE int sequence(int n, int cell) const {
+    return (at_.batch_tile0 + n) * kTileSequences + at_.row(cell);
+  }
+  BRNN_DEVICE bool exists(int n, int cell) const {
+    return unit(cell) < p_.H && sequence(n, cell) < p_.B;
+  }
+  BRNN_DEVICE int time(int s) const { return p_.reverse ? p_.T - 1 - s : s; }
+  BRNN_DEVICE bool inside(int t, int b) const { return !p_.lengths || t < p_.lengths[b]; }
+
+  // ---- before the first step: masks, state, slot 0 of the exchange
+
+  BRNN_DEVICE void start() {
+    const Keep keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
+    exchange_.begin();
+    for (int n = 0; n < tiles(); ++n) {
+      const int b = (at_.batch_tile0 + n) * kTileSequences + at_.g;
+      masks_.load(keep, b, at_.chunk0, at_.own0, at_.q);
+      kept_units_ = kPublishMasked ? tied_units(n) : ~0u;
+      store_masks(n);
+      if (at_.maker) {
+        load_state(n);
+        publish(n);
+      }
+      exchange_.commit(0, n, at_.maker);
+    }
+    exchange_.next_output();
+    if (at_.maker) {
+      load_bias();
+      if constexpr (kFused)
+        input_.start(at_, p_.weight_ih, p_.bias_ih, p_.bias_hh, p_.mask_x, p_.B, p_.I, p_.H);
+      prefetch(0, 0);
+      if constexpr (kFused) {
+        input_.multiply();
+        if (p_.T > 1) prefetch(1, 0);
+      }
+    }
+  }
+
+  // One mask for all gates is applied before h is published: a bit for each of this thread's cells.
+  BRNN_DEVICE uint32_t tied_units(int n) const {
+    const Keep tied{p_.mask_h.keep, 0, p_.B, p_.H};
+    uint32_t units = 0;
+#pragma unroll
+    for (int i = 0; i < C; ++i) units |= tied(0, sequence(n, i), unit(i)) << i;
+    return units;
+  }
+
+  BRNN_DEVICE void load_state(int n) {
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
+      h_[i] = exists(n, i) ? to_float(p_.h0[from]) : 0.f;
+      state_[i] = !kLstm ? h_[i] : exists(n, i) ? to_float(p_.c0[from]) : 0.f;
+    }
+    store_state(n);
+  }
+
+  BRNN_DEVICE void load_bias() {
+#pragma unroll
+    for (int i = 0; i < C; ++i)
+      bias_[i] = kHasBias && p_.bias_hh && unit(i) < p_.H
+                     ? to_float(p_.bias_hh[(G - 1) * p_.H + unit(i)])
+                     : 0.f;
+  }
+
+  // Masks and state of a batch tile that is not at work wait in shared memory.
+  BRNN_DEVICE void store_masks(int n) {
+    uint32_t* to = packed_ + n * kStoredWords * Tile::threads;
+    if (!Tile::looped) return;
+    if (kPublishMasked)
+      *to = kept_units_;
+    else
+      masks_.save(to, Tile::threads);
+  }
+  BRNN_DEVICE void fetch_masks(int n) {
+    const uint32_t* from = packed_ + n * kStoredWords * Tile::threads;
+    if (!Tile::looped) return;
+    if (kPublishMasked)
+      kept_units_ = *from;
+    else
+      masks_.restore(from, Tile::threads);
+  }
+  BRNN_DEVICE void store_state(int n) const {
+    if constexpr (Tile::looped) {
+#pragma unroll
+      for (int i = 0; i < C; ++i) {
+        stored_state(n, i)[0] = state_[i];
+        if (kLstm) stored_state(n, i)[1] = h_[i];
+      }
+    }
+  }
+  BRNN_DEVICE void fetch_state(int n) {
+    if constexpr (Tile::looped) {
+#pragma unroll
+      for (int i = 0; i < C; ++i) {
+        state_[i] = stored_state(n, i)[0];
+        h_[i] = kLstm ? stored_state(n, i)[1] : state_[i];
+      }
+    }
+  }
+
+  // ---- a step
+
+  BRNN_DEVICE void step(int s, int n) {
+    fetch_masks(n);
+    masks_.keep_packed();
+    float sums[G][4] = {};
+    exchange_.wait(s, n);
+    multiply_stream<Tile::chunks, Tile::chunks>(
+        exchange_, n, [&](int chunk, const uint4& words) { multiply(sums, chunk, words); });
+    const int buffer = (s * tiles() + n) % Tile::sum_buffers * kBuffer;
+    if constexpr (!Tile::whole_sums) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        sums_[buffer + (write_at_ ^ (j & 2) * 2) + j * 32] = {sums[0][j], sums[1][j], sums[2][j],
+                                                              G > 3 ? sums[G - 1][j] : 0.f};
+      group_barrier<Tile>(at_.local);
+    }
+    if (at_.maker) update(s, n, buffer, sums);
+    if constexpr (kFused) input_.multiply();
+    if (s + 1 < p_.T) exchange_.commit(s + 1, n, at_.maker);
+    if (at_.maker) {
+      write(s, n);
+      const int next = n + 1 < tiles() ? n + 1 : 0;
+      const int soon = (next > 0 ? s : s + 1) + kFused;  // a fused part is a step further already
+      if (soon < p_.T) prefetch(soon, next);
+    }
+  }
+
+  BRNN_DEVICE void multiply(float (&sums)[G][4], int chunk, const uint4& h) const {
+#pragma unroll
+    for (int gate = 0; gate < G; ++gate) {
+      mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk], masks_.apply(h.x, gate, 4 * chunk),
+          masks_.apply(h.y, gate, 4 * chunk + 1));
+    }
+#pragma unroll
+    for (int gate = 0; gate < G; ++gate) {
+      mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk + 1],
+          masks_.apply(h.z, gate, 4 * chunk + 2), masks_.apply(h.w, gate, 4 * chunk + 3));
+    }
+  }
+
+  // The recurrent part of one cell: the sums over all warps, scaled.
+  BRNN_DEVICE void recurrent_part(float (&q)[G], int cell, int buffer,
+                                  const float (&sums)[G][4]) const {
+    if constexpr (Tile::whole_sums) {
+#pragma unroll
+      for (int k = 0; k < G; ++k) q[k] = sums[k][cell];
+    } else {
+      const int at = cell ? at_.local * Tile::k_warps * kTileCells +
+                                partial_slot_of_cell(at_.unit(cell), at_.row(cell))
+                          : read_at_;
+#pragma unroll
+      for (int w = 0; w < Tile::k_warps; ++w) {
+        const float4 part = sums_[buffer + at + w * kTileCells];
+        q[0] = w ? q[0] + part.x : part.x;
+        q[1] = w ? q[1] + part.y : part.y;
+        q[2] = w ? q[2] + part.z : part.z;
+        if constexpr (G > 3) q[3] = w ? q[3] + part.w : part.w;
+      }
+    }
+    const float scale = float(p_.mask_h.scale);
+#pragma unroll
+    for (int k = 0; k < G; ++k) q[k] *= scale;
+    if (kHasBias) q[G - 1] += bias_[cell];
+  }
+
+  BRNN_DEVICE void update(int s, int n, int buffer, const float (&sums)[G][4]) {
+    fetch_state(n);
+    const int t = time(s);
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      float a[G], q[G], state, h;
+      recurrent_part(q, i, buffer, sums);
+      input_.get(a, i);
+      Cell::forward(a, q, state_[i], gates_[i], kept_[i], state, h);
+      // Past its length a sequence keeps its state; padding must stay finite.
+      if (exists(n, i) && inside(t, sequence(n, i))) state_[i] = state, h_[i] = h;
+    }
+    store_state(n);
+    if (s + 1 < p_.T) publish(n);
+  }
+
+  // h of this thread's cells, for the readers of the output slot.
+  BRNN_DEVICE void publish(int n) {
+    float h[C];
+#pragma unroll
+    for (int i = 0; i < C; ++i) h[i] = kept_units_ >> i & 1 ? h_[i] : 0.f;
+    publish_cells<S, Tile>(exchange_, at_, 0, n, h);
+  }
+
+  // ---- off the path of h
+
+  BRNN_DEVICE void write(int s, int n) const {
+    const int t = time(s);
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      if (!exists(n, i)) continue;
+      const int b = sequence(n, i);
+      const bool in = inside(t, b);
+      const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
+      p_.y[at] = round_to(S{}, in ? h_[i] : 0.f);
+      if (p_.save) {
+        p_.kept[at] = round_to(S{}, in ? kept_[i] : 0.f);
+#pragma unroll
+        for (int k = 0; k < G; ++k)
+          p_.gates[(row * G + k) * p_.H + unit(i)] = round_to(S{}, in ? gates_[i][k] : 0.f);
+      }
+      if (s + 1 == p_.T) {
+        const int64_t last = int64_t(b) * p_.H + unit(i);
+        p_.h_n[last] = round_to(S{}, h_[i]);
+        if (kLstm) p_.c_n[last] = round_to(S{}, state_[i]);
+      }
+    }
+  }
+
+  // Asks for the input part of step s, or for the input.
+  BRNN_DEVICE void prefetch(int s, int n) {
+    const int64_t first = int64_t(time(s)) * p_.B;
+    if constexpr (kFused) {
+      const int b = input_.sequence();
+      input_.prefetch(p_.x + first * p_.I, b < p_.B && inside(time(s), b));
+    } else {
+#pragma unroll
+      for (int i = 0; i < C; ++i)
+        if (exists(n, i)) input_.prefetch_cell(i, p_.gates, first + sequence(n, i), unit(i), p_.H);
+    }
+  }
+
+  const ForwardParams<S>& p_;
+  const Place<Tile> at_;
+  float4* const sums_;
+  float* const states_;
+  uint32_t* const packed_;
+  Exchange exchange_;
+  int write_at_, read_at_;
+
+  Weights<S, G, Tile::chunks> weights_;
+  Words masks_;
+  uint32_t kept_units_ = 0;
+  float state_[C] = {}, h_[C] = {}, bias_[C] = {};  // state: c of the LSTM, h of the GRU
+  float gates_[C][G] = {}, kept_[C] = {};
+  Input input_;
+};
+
+template <template <class> class CellOf, class S, class Exchange, class Tile, MaskForm Form,
+          int InputChunks>
+__global__ void __launch_bounds__(Tile::threads,
+                                  blocks_per_multiprocessor(Pass::forward, Tile::tiling,
+                                                            CellOf<DeviceMath>::gates,
+                                                            Form != MaskForm::none, InputChunks))
+    forward_kernel(const __grid_constant__ ForwardParams<S> p) {
+  ForwardPass<CellOf, S, Exchange, Tile, Form, InputChunks>(p).run();
+}
+
+}  // namespace brnn::cuda

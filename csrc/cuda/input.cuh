@@ -1,0 +1,102 @@
+// input.cuh - the input part a = W (m x) + b of a step, for the threads that update cells: read
+// from where gate_gemm left it, or computed here where a warp has registers left for its slice of
+// W.
+#pragma once
+
+#include "masks.cuh"
+#include "tile.cuh"
+
+namespace brnn::cuda {
+
+// From gates [T, B, G*H].
+template <class S, class Tile, int G>
+class StoredInput {
+ public:
+  // Of cell `cell` at row (t, b) and a unit; kept as loaded until it is used.
+  BRNN_DEVICE void prefetch_cell(int cell, const S* gates, int64_t row, int unit, int H) {
+#pragma unroll
+    for (int k = 0; k < G; ++k) raw_[cell][k] = load_l2(gates + (row * G + k) * H + unit);
+  }
+  BRNN_DEVICE void get(float (&a)[G], int cell) const {
+#pragma unroll
+    for (int k = 0; k < G; ++k) a[k] = to_float(raw_[cell][k]);
+  }
+
+ private:
+  S raw_[Tile::cells][G] = {};
+};
+
+// From x [T, B, I], of at most `Chunks` chunks, by the warp that has all of k: its accumulators lie
+// in the order of its cells.
+template <class S, class Tile, int G, int Chunks>
+class FusedInput {
+  static_assert(Tile::whole_sums && !Tile::looped);
+
+ public:
+  BRNN_DEVICE void start(const Place<Tile>& at, const S* weight_ih, const S* bias_ih,
+                         const S* bias_hh, const Mask& mask, int B, int I, int H) {
+    I_ = I, q_ = at.q;
+    sequence_ = at.batch_tile0 * kTileSequences + at.g;
+    scale_ = float(mask.scale);
+    weights_.load_rows(weight_ih, H, I, at);
+    masks_.load(Keep{mask.keep, mask.gate_stride, B, I}, sequence_, 0, 0, at.q);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int unit = at.tile * kTileUnits + at.unit(2 * j);
+#pragma unroll
+      for (int k = 0; k < G; ++k) {
+        const bool recurrent = G == 3 && k == 2;  // r multiplies the bias of n
+        bias_[j][k] = 0.f;
+        if (bias_ih && unit < H)
+          bias_[j][k] =
+              to_float(bias_ih[k * H + unit]) + (recurrent ? 0.f : to_float(bias_hh[k * H + unit]));
+      }
+    }
+  }
+
+  // Asks for x_t of this lane's sequence; zeros where there is none.
+  BRNN_DEVICE void prefetch(const S* x_t, bool inside) {
+    const bool aligned = I_ % (4 * Number<S>::per_word) == 0;
+#pragma unroll
+    for (int chunk = 0; chunk < Chunks; ++chunk) {
+      const int k = Number<S>::unit_of_word(chunk, 0, q_);
+      words_[chunk] = {0, 0, 0, 0};
+      if (inside && k < I_)
+        words_[chunk] = load_row(x_t + int64_t(sequence_) * I_ + k, I_ - k, aligned);
+    }
+  }
+  // What was asked for, times W: off the path of h.
+  BRNN_DEVICE void multiply() {
+    masks_.keep_packed();
+#pragma unroll
+    for (int k = 0; k < G; ++k)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums_[k][j] = 0.f;
+#pragma unroll
+    for (int chunk = 0; chunk < Chunks; ++chunk) {
+      const uint4 x = as_operand<S>(words_[chunk]);
+#pragma unroll
+      for (int k = 0; k < G; ++k) {
+        mma(S{}, sums_[k], weights_.fragments[k][2 * chunk], masks_.apply(x.x, k, 4 * chunk),
+            masks_.apply(x.y, k, 4 * chunk + 1));
+        mma(S{}, sums_[k], weights_.fragments[k][2 * chunk + 1],
+            masks_.apply(x.z, k, 4 * chunk + 2), masks_.apply(x.w, k, 4 * chunk + 3));
+      }
+    }
+  }
+  BRNN_DEVICE void get(float (&a)[G], int cell) const {
+#pragma unroll
+    for (int k = 0; k < G; ++k) a[k] = sums_[k][cell] * scale_ + bias_[cell >> 1][k];
+  }
+  BRNN_DEVICE int sequence() const { return sequence_; }
+
+ private:
+  int I_, q_, sequence_;
+  float scale_;
+  Weights<S, G, Chunks> weights_;
+  WordMasks<MaskForm::packed, S, G, Chunks> masks_;
+  uint4 words_[Chunks];
+  float bias_[2][G], sums_[G][4];
+};
+
+}  // namespace brnn::cuda

@@ -1,0 +1,12 @@
+// The persistent recurrence backward, bfloat16.
+#include "../recurrence.cuh"
+
+namespace brnn::cuda::recurrence {
+
+template <>
+const std::vector<BackwardKernel<bfloat16>>& backward_kernels<bfloat16>() {
+  static const auto kernels = compile_backward_kernels<bfloat16>();
+  return kernels;
+}
+
+}  // namespace brnn::cuda::recurrence

@@ -1,0 +1,12 @@
+// The persistent recurrence backward, float32 by TF32 tensor cores.
+#include "../recurrence.cuh"
+
+namespace brnn::cuda::recurrence {
+
+template <>
+const std::vector<BackwardKernel<float>>& backward_kernels<float>() {
+  static const auto kernels = compile_backward_kernels<float>();
+  return kernels;
+}
+
+}  // namespace brnn::cuda::recurrence

@@ -1,0 +1,12 @@
+// The persistent recurrence forward, bfloat16.
+#include "../recurrence.cuh"
+
+namespace brnn::cuda::recurrence {
+
+template <>
+const std::vector<ForwardKernel<bfloat16>>& forward_kernels<bfloat16>() {
+  static const auto kernels = compile_forward_kernels<bfloat16>();
+  return kernels;
+}
+
+}  // namespace brnn::cuda::recurrence

@@ -1,0 +1,12 @@
+// The persistent recurrence forward, float16.
+#include "../recurrence.cuh"
+
+namespace brnn::cuda::recurrence {
+
+template <>
+const std::vector<ForwardKernel<float16>>& forward_kernels<float16>() {
+  static const auto kernels = compile_forward_kernels<float16>();
+  return kernels;
+}
+
+}  // namespace brnn::cuda::recurrence

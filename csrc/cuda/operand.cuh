@@ -1,0 +1,62 @@
+// operand.cuh - the stream of words between an exchange and the multiplications, and back.
+#pragma once
+
+#include "device.cuh"
+#include "tile.cuh"
+
+namespace brnn::cuda {
+
+// Calls use(i, words) for words i of a warp's slice, i = plane * chunks + chunk, Total of them;
+// at most 2 * Ahead are under way in registers, and the trip of the next hides behind the use.
+template <int Total, int Ahead, int From, class Exchange, class Use>
+BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahead], const Use& use,
+                            int chunks) {
+  constexpr int kCount = Total - From < Ahead ? Total - From : Ahead;
+  constexpr int kRest = Total - From - kCount;
+  constexpr int kNext = kRest < Ahead ? kRest : Ahead;
+  uint4 next[Ahead];
+#pragma unroll
+  for (int i = 0; i < kNext; ++i) {
+    const int at = From + kCount + i;
+    next[i] = exchange.load(at / chunks, at % chunks, n);
+  }
+  exchange.template ready<From, kCount>(words, n);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) use(From + i, words[i]);
+  if constexpr (kRest > 0) use_stream<Total, Ahead, From + kCount>(exchange, n, next, use, chunks);
+}
+
+// Total words of the warp's slice, `Chunks` to a plane.
+template <int Total, int Chunks, class Exchange, class Use>
+BRNN_DEVICE void multiply_stream(const Exchange& exchange, int n, const Use& use) {
+  constexpr int kAhead = Total <= 12 ? Total : Chunks <= 4 ? 4 : 2;  // as registers allow
+  uint4 words[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) words[i] = exchange.load(i / Chunks, i % Chunks, n);
+  use_stream<Total, kAhead, 0>(exchange, n, words, use, Chunks);
+}
+
+// A value of each of this thread's cells into the output slot of a plane.
+template <class S, class Tile, class Exchange>
+BRNN_DEVICE void publish_cells(Exchange& exchange, const Place<Tile>& at, int plane, int n,
+                               const float (&values)[Tile::cells]) {
+  const auto place = [&](int cell) {
+    return word_place<S>(at.tile * kTileUnits + at.unit(cell), at.row(cell));
+  };
+#pragma unroll
+  for (int i = 0; i < Tile::cells; ++i) {
+    if constexpr (Number<S>::per_word == 1) {
+      exchange.put(plane, n, place(i), pack(S{}, values[i], 0.f));
+    } else if constexpr (Tile::whole_sums) {  // cells i and i + 2 are neighbouring units
+      if (i < Tile::cells / 2) {
+        const int j = i + Tile::cells / 2;
+        exchange.put(plane, n, place(i), pack(S{}, values[i], values[j]));
+      }
+    } else {
+      const float neighbour = __shfl_xor_sync(~0u, values[i], 1);
+      if (at.unit(i) % 2 == 0) exchange.put(plane, n, place(i), pack(S{}, values[i], neighbour));
+    }
+  }
+}
+
+}  // namespace brnn::cuda

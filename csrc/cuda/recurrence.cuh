@@ -1,0 +1,267 @@
+// recurrence.cuh - host code of the persistent recurrence: finds the kernel of a plan, lays out its
+// workspace, fills its parameters and launches it.
+#pragma once
+
+#include <type_traits>
+#include <vector>
+
+#include "backward.cuh"
+#include "forward.cuh"
+#include "launch.cuh"
+#include "recurrence.h"
+
+namespace brnn::cuda::recurrence {
+
+template <class S>
+struct ForwardKernel {
+  Cell cell;
+  Engine engine;
+  Tiling tiling;
+  MaskForm form;
+  bool fused_input;
+  void (*entry)(ForwardParams<S>);
+};
+
+template <class S>
+struct BackwardKernel {
+  Cell cell;
+  Engine engine;
+  Tiling tiling;
+  void (*entry)(BackwardParams<S>);
+};
+
+// What was compiled (instantiations/).
+template <class S>
+const std::vector<ForwardKernel<S>>& forward_kernels();
+template <class S>
+const std::vector<BackwardKernel<S>>& backward_kernels();
+
+// Untied masks meet h in its readers, any other mask in its maker.
+inline MaskForm mask_form(const Mask& mask, const Recurrence& plan) {
+  if (!mask.keep || !mask.untied()) return MaskForm::none;
+  return untied_form(plan.tiling, plan.fused_input);
+}
+
+[[noreturn]] inline void no_kernel(const char* direction, Cell cell, const Recurrence& plan) {
+  throw std::runtime_error(
+      std::string("engine: no ") + direction + " kernel for " + name(plan.engine) + ", " +
+      (cell == Cell::lstm ? "lstm" : "gru") + ", " + std::to_string(plan.tiling.chunks) +
+      " chunks, " + std::to_string(plan.tiling.k_warps) + " k warps, " +
+      std::to_string(plan.tiling.unit_tiles) + " unit tiles" +
+      (plan.tiling.looped ? ", looped" : "") + (plan.fused_input ? ", fused input" : ""));
+}
+
+template <class S>
+auto forward_kernel_of(const Recurrence& plan, Cell cell, const Mask& mask) {
+  for (const auto& kernel : forward_kernels<S>())
+    if (kernel.cell == cell && kernel.engine == plan.engine && kernel.tiling == plan.tiling &&
+        kernel.form == mask_form(mask, plan) && kernel.fused_input == plan.fused_input)
+      return kernel.entry;
+  no_kernel("forward", cell, plan);
+}
+
+template <class S>
+auto backward_kernel_of(const Recurrence& plan, Cell cell) {
+  for (const auto& kernel : backward_kernels<S>())
+    if (kernel.cell == cell && kernel.engine == plan.engine && kernel.tiling == plan.tiling)
+      return kernel.entry;
+  no_kernel("backward", cell, plan);
+}
+
+inline bool waits_across_blocks(Engine engine) {
+  return engine == Engine::grid || engine == Engine::grid_flags;
+}
+
+inline Grid grid_of(const Recurrence& plan) {
+  return {unsigned(plan.blocks_x),
+          unsigned(plan.blocks_y),
+          1,
+          plan.threads,
+          plan.shared_bytes,
+          plan.engine == Engine::cluster ? plan.blocks_x : 1,
+          waits_across_blocks(plan.engine)};
+}
+
+template <class Params>
+bool fits(const Recurrence& plan, void (*entry)(Params)) {
+  if (plan.engine == Engine::cluster) return resident_clusters(entry, grid_of(plan)) > 0;
+  return !waits_across_blocks(plan.engine) ||
+         resident_blocks(entry, grid_of(plan)) >= plan.blocks_x * plan.blocks_y;
+}
+
+// ---- the workspace of an exchange
+
+inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+template <class S>
+ExchangeMemory exchange_memory(const Recurrence& plan, void* scratch) {
+  const int tiles = plan.blocks_x * plan.tiling.unit_tiles;
+  return {static_cast<uint32_t*>(scratch), nullptr, tiles * kTileUnits / Number<S>::chunk_units,
+          plan.blocks_y * plan.batch_tiles, plan.blocks_x};
+}
+
+struct ExchangeBytes {
+  size_t slots = 0, flags = 0;
+};
+
+template <class S>
+ExchangeBytes exchange_bytes(const Recurrence& plan, int64_t T, int planes) {
+  if (!waits_across_blocks(plan.engine)) return {};
+  const ExchangeMemory m = exchange_memory<S>(plan, nullptr);
+  const bool ring = plan.engine == Engine::grid_flags;
+  const size_t slot = size_t(planes) * m.batch_tiles * m.chunks * kChunkWords * 4;
+  const size_t tiles = size_t(plan.blocks_x) * plan.tiling.unit_tiles;
+  return {aligned(slot * (ring ? 2 : T)), ring ? aligned(m.batch_tiles * tiles * 4) : 0};
+}
+
+template <class S>
+ExchangeMemory prepare_exchange(const Recurrence& plan, int64_t T, int planes, void* scratch,
+                                void* stream) {
+  ExchangeMemory m = exchange_memory<S>(plan, scratch);
+  const ExchangeBytes bytes = exchange_bytes<S>(plan, T, planes);
+  if (plan.engine == Engine::grid) fill_bytes(m.slots, 0xFF, bytes.slots, stream);
+  if (plan.engine == Engine::grid_flags) {
+    m.flags = reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + bytes.slots);
+    fill_bytes(m.flags, 0, bytes.flags, stream);
+  }
+  return m;
+}
+
+inline int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
+
+// ---- recurrence.h
+
+template <class S>
+bool forward_fits(const Recurrence& plan, Cell cell, const Forward<S>& layer) {
+  return fits(plan, forward_kernel_of<S>(plan, cell, layer.mask_h));
+}
+template <class S>
+bool backward_fits(const Recurrence& plan, Cell cell, const Backward<S>&) {
+  return fits(plan, backward_kernel_of<S>(plan, cell));
+}
+
+template <class S>
+size_t forward_scratch_bytes(const Recurrence& plan, Cell, const Forward<S>& layer) {
+  const ExchangeBytes bytes = exchange_bytes<S>(plan, layer.T, 1);
+  return bytes.slots + bytes.flags;
+}
+template <class S>
+size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer) {
+  const ExchangeBytes bytes = exchange_bytes<S>(plan, layer.T, gates_of(cell));
+  return bytes.slots + bytes.flags;
+}
+
+template <class S>
+ForwardParams<S> forward_params(const Recurrence& plan, const Forward<S>& layer, S* gates,
+                                void* scratch, void* stream) {
+  ForwardParams<S> p{};
+  p.T = int(layer.T), p.B = int(layer.B), p.H = int(layer.H);
+  p.reverse = layer.reverse, p.lengths = layer.lengths;
+  p.weight_hh = layer.weight_hh, p.bias_hh = layer.bias_hh, p.mask_h = layer.mask_h;
+  p.h0 = layer.h0, p.c0 = layer.c0;
+  p.gates = gates, p.save = layer.gates != nullptr;
+  p.y = layer.y, p.h_n = layer.h_n, p.c_n = layer.c_n, p.kept = layer.kept;
+  p.I = int(layer.I), p.x = layer.x, p.weight_ih = layer.weight_ih;
+  p.bias_ih = layer.bias_ih, p.mask_x = layer.mask_x;
+  p.exchange = prepare_exchange<S>(plan, layer.T, 1, scratch, stream);
+  p.batch_tiles = plan.batch_tiles;
+  return p;
+}
+template <class S>
+void forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
+             void* stream) {
+  launch(forward_kernel_of<S>(plan, cell, layer.mask_h), grid_of(plan), stream,
+         forward_params(plan, layer, gates, scratch, stream));
+}
+
+template <class S>
+void backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
+              void* stream) {
+  BackwardParams<S> p{};
+  p.T = int(layer.T), p.B = int(layer.B), p.H = int(layer.H);
+  p.reverse = layer.reverse, p.lengths = layer.lengths;
+  p.weight_hh = layer.weight_hh, p.mask_h = layer.mask_h;
+  p.h0 = layer.h0, p.c0 = layer.c0;
+  p.y = layer.y, p.gates = layer.gates, p.kept = layer.kept;
+  p.dy = layer.dy, p.dh_n = layer.dh_n, p.dc_n = layer.dc_n;
+  p.dz = dz, p.dh0 = layer.dh0, p.dc0 = layer.dc0;
+  p.exchange = prepare_exchange<S>(plan, layer.T, gates_of(cell), scratch, stream);
+  p.batch_tiles = plan.batch_tiles;
+  launch(backward_kernel_of<S>(plan, cell), grid_of(plan), stream, p);
+}
+
+// ---- lists of kernels (instantiations/)
+
+template <Engine E, class S, class T, int Planes>
+using ExchangeOf = std::conditional_t<
+    E == Engine::block, BlockExchange<S, T, Planes>,
+    std::conditional_t<E == Engine::cluster, ClusterExchange<S, T, Planes>,
+                       std::conditional_t<E == Engine::grid, GridExchange<S, T, Planes>,
+                                          FlagExchange<S, T, Planes>>>>;
+
+template <template <class> class CellOf, class S, Engine E, Tiling Cut, MaskForm Form,
+          int InputChunks>
+constexpr ForwardKernel<S> forward_entry() {
+  using T = Tile<Cut>;
+  constexpr Cell kCell = CellOf<DeviceMath>::gates == 4 ? Cell::lstm : Cell::gru;
+  return {kCell,
+          E,
+          Cut,
+          Form,
+          InputChunks > 0,
+          forward_kernel<CellOf, S, ExchangeOf<E, S, T, 1>, T, Form, InputChunks>};
+}
+template <template <class> class CellOf, class S, Engine E, Tiling Cut>
+constexpr BackwardKernel<S> backward_entry() {
+  using T = Tile<Cut>;
+  constexpr int G = CellOf<DeviceMath>::gates;
+  constexpr Cell kCell = G == 4 ? Cell::lstm : Cell::gru;
+  return {kCell, E, Cut, backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
+}
+
+// Adds the kernels of a table of tilings.h to a list: both cells, forward without masks of its own
+// and with those that its tilings have.
+template <class S, Engine E, const auto& Table, int InputChunks = 0>
+void add_forward(std::vector<ForwardKernel<S>>& list) {
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    const auto add = [&]<Tiling Cut>() {
+      if constexpr (InputChunks == 0 || Cut.chunks <= kFusedChunks) {
+        constexpr MaskForm kUntied = untied_form(Cut, InputChunks > 0);
+        list.push_back(forward_entry<Lstm, S, E, Cut, MaskForm::none, InputChunks>());
+        list.push_back(forward_entry<Lstm, S, E, Cut, kUntied, InputChunks>());
+        list.push_back(forward_entry<Gru, S, E, Cut, MaskForm::none, InputChunks>());
+        list.push_back(forward_entry<Gru, S, E, Cut, kUntied, InputChunks>());
+      }
+    };
+    (add.template operator()<Table[i]>(), ...);
+  }(std::make_index_sequence<std::size(Table)>());
+}
+template <class S, Engine E, const auto& Table>
+void add_backward(std::vector<BackwardKernel<S>>& list) {
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    (list.push_back(backward_entry<Lstm, S, E, Table[i]>()), ...);
+    (list.push_back(backward_entry<Gru, S, E, Table[i]>()), ...);
+  }(std::make_index_sequence<std::size(Table)>());
+}
+
+// Every kernel of tilings.h for a storage type.
+template <class S>
+std::vector<ForwardKernel<S>> compile_forward_kernels() {
+  std::vector<ForwardKernel<S>> list;
+  add_forward<S, Engine::grid, kGridForward>(list);
+  add_forward<S, Engine::grid_flags, kFlagsForward>(list);
+  add_forward<S, Engine::block, kBlock<sizeof(S)>>(list);
+  add_forward<S, Engine::block, kBlock<sizeof(S)>, kFusedChunks>(list);
+  add_forward<S, Engine::cluster, kCluster>(list);
+  return list;
+}
+template <class S>
+std::vector<BackwardKernel<S>> compile_backward_kernels() {
+  std::vector<BackwardKernel<S>> list;
+  add_backward<S, Engine::grid, kGridBackward>(list);
+  add_backward<S, Engine::grid_flags, kFlagsBackward>(list);
+  add_backward<S, Engine::block, kBlock<sizeof(S)>>(list);
+  return list;
+}
+
+}  // namespace brnn::cuda::recurrence

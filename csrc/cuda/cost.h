@@ -1,0 +1,95 @@
+// cost.h - the plan's model of time, in microseconds. It has to rank engines, not to predict: the
+// constants come from the instructions of compiled kernels at 1.75 GHz and from stated rates of an
+// H100 (DESIGN, table of section 5), not from measurements. Other GPUs are taken as an H100 with
+// another number of multiprocessors.
+#pragma once
+
+#include <algorithm>
+
+#include "plan.h"
+
+namespace brnn::cuda::cost {
+
+// ---- a persistent kernel
+
+// From the update of a cell to the moment when the last peer has its h, at every step. In L2: a
+// store one way, a load both ways, and what a poll loses; flags pay the way twice and a fence.
+constexpr double latency(Engine engine) {
+  switch (engine) {
+    case Engine::block: return 0.12;
+    case Engine::cluster: return 0.30;
+    case Engine::grid: return 0.45;
+    case Engine::grid_flags: return 0.77;
+    case Engine::stepwise: break;
+  }
+  return 0;
+}
+// Before the first step: launch, U into registers; a grid: cooperative, and the slots are filled.
+constexpr double start(Engine engine) {
+  return engine == Engine::block ? 3 : engine == Engine::cluster ? 4 : 6;
+}
+
+// Per unit tile and batch tile: 128 cells through MUFU, 10 results each (LSTM), 16 a cycle.
+inline constexpr double kCells = 0.046;
+// Sum over warps: stores, barrier, loads.
+inline constexpr double kSums = 0.055;
+// Per gate, warp and chunk of k: two mma, with their load and AND of h.
+inline constexpr double kProduct = 0.0026;
+// The same, beside it: masks that are unpacked; dz of every gate from L2 or from shared memory.
+inline constexpr double kUnpackMasks = 0.0028;
+inline constexpr double kLoadGradients = 0.0045;
+inline constexpr double kLoadGradientsShared = 0.0023;
+// Clusters lie within a GPC, some multiprocessors of which are left over.
+inline constexpr double kClusterShare = 0.9;
+
+// What one batch tile keeps a multiprocessor busy with, each step.
+constexpr double work(Engine engine, Pass pass, const Tiling& t, int gates, bool untied) {
+  const int products = t.unit_tiles * t.k_warps * t.chunks * gates;
+  double time = kCells * t.unit_tiles * gates / 4 + kProduct * products;
+  if (t.k_warps > 1) time += kSums;
+  if (pass == Pass::backward)
+    time += products * (engine == Engine::block ? kLoadGradientsShared : kLoadGradients);
+  else if (t.looped && untied)
+    time += products * kUnpackMasks;
+  return time;
+}
+
+// ---- stepwise: a product by the library and a pointwise kernel, each step
+
+inline constexpr double kLaunch = 2.5;      // one kernel after another on a stream
+inline constexpr double kBandwidth = 20e3;  // bytes a microsecond and multiprocessor, from L2
+
+// FLOP a microsecond and multiprocessor that the library's products reach.
+constexpr double flop_rate(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16:
+    case Precision::float16: return 2.5e6;
+    case Precision::tf32: return 1.25e6;
+    case Precision::float32: return 0.25e6;
+    case Precision::float64: return 0.12e6;
+  }
+  return 0;
+}
+constexpr int bytes_of(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16:
+    case Precision::float16: return 2;
+    case Precision::tf32:
+    case Precision::float32: return 4;
+    case Precision::float64: return 8;
+  }
+  return 0;
+}
+
+inline double stepwise_step(const Problem& p, int gates, const Device& device) {
+  const double B = double(p.B), H = double(p.H), multiprocessors = device.multiprocessors;
+  const double bandwidth = kBandwidth * multiprocessors, bytes = bytes_of(p.precision);
+  const double product =
+      std::max(2 * B * gates * H * H / (flop_rate(p.precision) * multiprocessors),
+               gates * H * H * bytes / bandwidth);
+  const double pointwise = B * H * (4 * gates + 3) * bytes / bandwidth;  // gates: 4 reads or writes
+  const int launches = p.cell == Cell::gru_reset_before ? 4 : 2;
+  return launches * kLaunch + product + pointwise;
+}
+
+}  // namespace brnn::cuda::cost

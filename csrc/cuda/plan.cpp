@@ -1,0 +1,326 @@
+// plan.cpp - tries every engine that could run a layer and takes the one with the least modelled
+// time.
+#include "plan.h"
+
+#include <cstdio>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+
+#include "cost.h"
+
+namespace brnn::cuda {
+
+namespace {
+
+constexpr Engine kPersistent[] = {Engine::block, Engine::cluster, Engine::grid, Engine::grid_flags};
+constexpr int kReservedShared = 1024;   // of each block that runs on a multiprocessor
+constexpr int kMostThreads = 1536;      // of a multiprocessor, the least of 8.0 to 12.0
+constexpr int64_t kMostBlocks = 65535;  // along y
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+std::string decimal(double microseconds) {
+  char digits[32];
+  std::snprintf(digits, sizeof digits, microseconds < 10 ? "%.2f" : "%.0f", microseconds);
+  return digits;
+}
+
+std::string kilobytes(int64_t bytes) { return text(ceil_div(bytes, 1024)) + " KB"; }
+
+// Why an engine cannot run a layer: what it needs and what is there.
+struct Obstacle {
+  std::string needs, has;
+};
+
+// One pass of one engine.
+struct Attempt {
+  std::optional<Recurrence> recurrence;
+  Obstacle obstacle;
+
+  Attempt(const Recurrence& found) : recurrence(found) {}
+  Attempt(std::string needs, std::string has) : obstacle{std::move(needs), std::move(has)} {}
+};
+
+// What all engines derive from a problem.
+struct Sizes {
+  const Problem& problem;
+  const Device& device;
+  Pass pass;
+  int gates, bytes;  // bytes of a number
+  int64_t batch_tiles, chunks;
+
+  Sizes(const Problem& p, const Device& d, Pass pass)
+      : problem(p),
+        device(d),
+        pass(pass),
+        gates(p.cell == Cell::lstm ? 4 : 3),
+        bytes(cost::bytes_of(p.precision)),
+        batch_tiles(ceil_div(p.B, kTileSequences)),
+        chunks(ceil_div(p.H, units_of_chunk(bytes))) {}
+
+  bool untied() const { return problem.untied_h; }
+  int blocks(const Tiling& t) const { return unit_blocks(t, problem.H, bytes); }
+  int shared(Engine engine, const Tiling& t, int64_t tiles) const {
+    const int all_chunks = blocks(t) * t.unit_tiles * kTileUnits / units_of_chunk(bytes);
+    return shared_bytes(engine, pass, t, gates, untied(), int(tiles), all_chunks);
+  }
+};
+
+// How many blocks a multiprocessor runs at the same time.
+int resident_blocks(const Sizes& s, const Tiling& t, int shared) {
+  const int by_registers =
+      s.device.registers_per_block / (t.threads() * registers(s.pass, t, s.gates, s.untied()));
+  const int by_shared =
+      (s.device.shared_bytes_per_block + kReservedShared) / (shared + kReservedShared);
+  return std::max(1, std::min({by_registers, by_shared, kMostThreads / t.threads()}));
+}
+
+// How a recurrence spreads: batch tiles of a block, blocks over the batch, and what the busiest
+// multiprocessor does in a step: rounds through the exchange, batch tiles one after the other.
+struct Spread {
+  int64_t batch_tiles, blocks_y, rounds, tiles;
+};
+
+Attempt fill_in(const Sizes& s, Engine engine, const Tiling& t, const Spread& spread) {
+  Recurrence r{};
+  r.engine = engine, r.tiling = t;
+  r.batch_tiles = int(spread.batch_tiles);
+  r.blocks_x = s.blocks(t), r.blocks_y = int(spread.blocks_y);
+  r.threads = t.threads();
+  r.registers = std::min(kMostRegisters, registers(s.pass, t, s.gates, s.untied()));
+  r.shared_bytes = s.shared(engine, t, spread.batch_tiles);
+  r.microseconds = double(spread.rounds) * cost::latency(engine) +
+                   double(spread.tiles) * cost::work(engine, s.pass, t, s.gates, s.untied()) +
+                   cost::start(engine) / double(s.problem.T);
+  if (r.shared_bytes > s.device.shared_bytes_per_block)
+    return {kilobytes(r.shared_bytes) + " of shared memory for " + text(spread.batch_tiles) +
+                " batch tiles a block",
+            kilobytes(s.device.shared_bytes_per_block)};
+  if (r.registers * r.threads > s.device.registers_per_block)
+    return {text(r.registers * r.threads) + " registers", text(s.device.registers_per_block)};
+  return r;
+}
+
+// ---- the engines, each with one tiling that covers k
+
+Attempt try_block(const Sizes& s, const Tiling& t) {
+  const int64_t tiles = ceil_div(s.batch_tiles, s.device.multiprocessors);
+  const int64_t rounds = ceil_div(tiles, resident_blocks(s, t, s.shared(Engine::block, t, 1)));
+  Attempt attempt = fill_in(s, Engine::block, t, {1, s.batch_tiles, rounds, tiles});
+  if (auto& r = attempt.recurrence) {
+    r->fused_input = s.pass == Pass::forward && t.chunks <= kFusedChunks &&
+                     s.problem.I <= kFusedChunks * units_of_chunk(s.bytes);
+    if (r->fused_input)
+      r->registers =
+          std::min(kMostRegisters, registers(s.pass, t, s.gates, s.untied(), kFusedChunks));
+  }
+  return attempt;
+}
+
+Attempt try_cluster(const Sizes& s, const Tiling& t) {
+  if (s.device.major < 9)
+    return {"compute capability of at least 9.0",
+            text(s.device.major) + "." + text(s.device.minor)};
+  const int64_t at_once = int64_t(s.device.multiprocessors * cost::kClusterShare) / s.blocks(t);
+  const int64_t tiles = ceil_div(s.batch_tiles, std::max<int64_t>(1, at_once));
+  const int64_t rounds = ceil_div(tiles, resident_blocks(s, t, s.shared(Engine::cluster, t, 1)));
+  return fill_in(s, Engine::cluster, t, {1, s.batch_tiles, rounds, tiles});
+}
+
+// All blocks run at the same time, `together` of them on a multiprocessor.
+Attempt try_grid(const Sizes& s, Engine engine, const Tiling& t, int together) {
+  const int64_t blocks_x = s.blocks(t), most = int64_t(together) * s.device.multiprocessors;
+  if (blocks_x > most) return {text(blocks_x) + " multiprocessors", text(s.device.multiprocessors)};
+  const int64_t groups = std::min(most / blocks_x, s.batch_tiles);
+  const int64_t tiles = ceil_div(s.batch_tiles, groups);
+  const int64_t blocks_y = ceil_div(s.batch_tiles, tiles);
+  if (tiles > 1 && !t.looped) return {"at most 1 batch tile a block", text(tiles)};
+  const int64_t busiest = ceil_div(blocks_x * blocks_y, s.device.multiprocessors);
+  return fill_in(s, engine, t, {tiles, blocks_y, 1, busiest * tiles});
+}
+
+Attempt try_grid(const Sizes& s, Engine engine, const Tiling& t) {
+  if (!s.device.cooperative_launch) return {"cooperative launch", "a device without it"};
+  if (blocks_per_multiprocessor(s.pass, t, s.gates, s.untied()) > 1) {
+    const Attempt two = try_grid(s, engine, t, 2);
+    if (two.recurrence && resident_blocks(s, t, two.recurrence->shared_bytes) > 1) return two;
+  }
+  return try_grid(s, engine, t, 1);
+}
+
+Attempt try_tiling(const Sizes& s, Engine engine, const Tiling& t) {
+  switch (engine) {
+    case Engine::block: return try_block(s, t);
+    case Engine::cluster: return try_cluster(s, t);
+    default: return try_grid(s, engine, t);
+  }
+}
+
+Attempt too_wide(const Sizes& s, Engine engine) {
+  int64_t most = 0;
+  for (const Tiling& t : tilings(engine, s.pass, s.bytes))
+    most = std::max<int64_t>(most, t.most_chunks());
+  if (!most) return {"a forward pass", "backward"};
+  return {
+      "H of at most " + text(most * units_of_chunk(s.bytes)) + " in " + name(s.problem.precision),
+      "H = " + text(s.problem.H)};
+}
+
+// The fastest tiling, or the obstacle of the first that can loop over the batch.
+Attempt try_tilings(const Sizes& s, Engine engine) {
+  Attempt best = too_wide(s, engine);
+  bool obstacle_settled = false;
+  for (const Tiling& t : tilings(engine, s.pass, s.bytes)) {
+    if (t.most_chunks() < s.chunks) continue;
+    const Attempt attempt = try_tiling(s, engine, t);
+    if (attempt.recurrence) {
+      if (!best.recurrence || attempt.recurrence->microseconds < best.recurrence->microseconds)
+        best = attempt;
+    } else if (!best.recurrence && !obstacle_settled) {
+      best = attempt;
+      obstacle_settled = t.looped;
+    }
+  }
+  return best;
+}
+
+Attempt try_persistent(const Sizes& s, Engine engine) {
+  const Problem& p = s.problem;
+  const Device& d = s.device;
+  if (p.cell == Cell::gru_reset_before)
+    return {"a cell with one product a step", "the GRU that resets before U"};
+  if (p.precision == Precision::float32 || p.precision == Precision::float64)
+    return {"bfloat16, float16 or tf32", name(p.precision)};
+  if (d.major < 8)
+    return {"compute capability of at least 8.0", text(d.major) + "." + text(d.minor)};
+  if (p.B < 1) return {"a batch of at least 1", "0"};
+  if (s.batch_tiles > kMostBlocks)
+    return {"B of at most " + text(kMostBlocks * kTileSequences), "B = " + text(p.B)};
+  return try_tilings(s, engine);
+}
+
+Recurrence stepwise(const Sizes& s) {
+  Recurrence r{};
+  r.engine = Engine::stepwise;
+  r.microseconds = cost::stepwise_step(s.problem, s.gates, s.device);
+  return r;
+}
+
+// ---- the choice
+
+std::string head(const Recurrence& r, const Device& device) {
+  const std::string time = decimal(r.microseconds) + " us a step (model)";
+  if (r.engine == Engine::stepwise) return "stepwise: " + time;
+  return std::string(name(r.engine)) + ": " + text(r.blocks_x) + " x " + text(r.blocks_y) +
+         " blocks on " + text(device.multiprocessors) + " multiprocessors, " + time;
+}
+
+Recurrence choose(const Sizes& s) {
+  const Recurrence slow = stepwise(s);
+  std::optional<Recurrence> best;
+  for (Engine engine : kPersistent) {
+    const Attempt attempt = try_persistent(s, engine);
+    if (attempt.recurrence && (!best || attempt.recurrence->microseconds < best->microseconds))
+      best = attempt.recurrence;
+  }
+  if (!best) {
+    Recurrence r = slow;
+    const Obstacle obstacle = try_persistent(s, Engine::grid).obstacle;
+    r.reason = head(r, s.device) + "; grid needs " + obstacle.needs + ", got " + obstacle.has;
+    return r;
+  }
+  const bool persistent = best->microseconds < slow.microseconds;
+  Recurrence r = persistent ? *best : slow;
+  const Recurrence& other = persistent ? slow : *best;
+  r.reason =
+      head(r, s.device) + "; " + name(other.engine) + " would take " + decimal(other.microseconds);
+  return r;
+}
+
+// The engine that was asked for, or its obstacle as an exception.
+Recurrence obey(const Sizes& s, Engine engine, const std::string& wanted) {
+  Attempt attempt = engine == Engine::stepwise ? Attempt(stepwise(s)) : try_persistent(s, engine);
+  if (!attempt.recurrence)
+    throw std::runtime_error("engine: expected " + attempt.obstacle.needs + " for '" + wanted +
+                             "', got '" + wanted + "' with " + attempt.obstacle.has);
+  attempt.recurrence->reason = head(*attempt.recurrence, s.device) + "; asked for by name";
+  return *attempt.recurrence;
+}
+
+std::optional<Engine> engine_of(const std::string& wanted) {
+  if (wanted == "auto") return {};
+  std::string names = "auto";
+  for (Engine engine :
+       {Engine::block, Engine::cluster, Engine::grid, Engine::grid_flags, Engine::stepwise}) {
+    if (wanted == name(engine)) return engine;
+    names += std::string(", ") + name(engine);
+  }
+  throw std::runtime_error("engine: expected one of " + names + ", got '" + wanted + "'");
+}
+
+std::string describe(const Recurrence& r) {
+  std::ostringstream out;
+  out << "{\"engine\": \"" << name(r.engine) << "\", \"reason\": \"" << r.reason
+      << "\", \"microseconds_per_step\": " << decimal(r.microseconds);
+  if (r.engine != Engine::stepwise)
+    out << ", \"blocks\": [" << r.blocks_x << ", " << r.blocks_y << "], \"threads\": " << r.threads
+        << ", \"registers\": " << r.registers << ", \"shared_bytes\": " << r.shared_bytes
+        << ", \"batch_tiles\": " << r.batch_tiles << ", \"chunks\": " << r.tiling.chunks
+        << ", \"k_warps\": " << r.tiling.k_warps << ", \"unit_tiles\": " << r.tiling.unit_tiles
+        << std::boolalpha << ", \"looped\": " << r.tiling.looped
+        << ", \"fused_input\": " << r.fused_input;
+  out << "}";
+  return out.str();
+}
+
+}  // namespace
+
+const char* name(Engine engine) {
+  switch (engine) {
+    case Engine::block: return "block";
+    case Engine::cluster: return "cluster";
+    case Engine::grid: return "grid";
+    case Engine::grid_flags: return "grid_flags";
+    case Engine::stepwise: return "stepwise";
+  }
+  return "?";
+}
+
+const char* name(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16: return "bfloat16";
+    case Precision::float16: return "float16";
+    case Precision::tf32: return "tf32";
+    case Precision::float32: return "float32";
+    case Precision::float64: return "float64";
+  }
+  return "?";
+}
+
+Plan plan(const Problem& problem, const Device& device, const std::string& wanted) {
+  const std::optional<Engine> engine = engine_of(wanted);
+  const Sizes forward(problem, device, Pass::forward), backward(problem, device, Pass::backward);
+  Plan plan{};
+  plan.precision = problem.precision;
+  plan.tensor_cores = device.major >= 8 && problem.precision != Precision::float32 &&
+                      problem.precision != Precision::float64;
+  plan.forward = engine ? obey(forward, *engine, wanted) : choose(forward);
+  const bool free = !engine || *engine == Engine::cluster ||
+                    (!problem.save && *engine != Engine::stepwise &&
+                     !try_persistent(backward, *engine).recurrence);
+  plan.backward = free ? choose(backward) : obey(backward, *engine, wanted);
+  return plan;
+}
+
+std::string describe(const Plan& plan) {
+  std::ostringstream out;
+  out << "{\"precision\": \"" << name(plan.precision) << "\", \"tensor_cores\": " << std::boolalpha
+      << plan.tensor_cores << ", \"forward\": " << describe(plan.forward)
+      << ", \"backward\": " << describe(plan.backward) << "}";
+  return out.str();
+}
+
+}  // namespace brnn::cuda

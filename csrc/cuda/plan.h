@@ -1,0 +1,63 @@
+// plan.h - which engine runs a layer, with which tiles: from sizes and device limits alone, plain
+// C++. The same function plans for the GPU at hand and for one that is far away.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../layer.h"
+#include "tilings.h"
+
+namespace brnn::cuda {
+
+enum class Precision { bfloat16, float16, tf32, float32, float64 };
+
+// What a plan needs to know of a GPU.
+struct Device {
+  std::string name;
+  int major, minor;  // compute capability
+  int multiprocessors;
+  int shared_bytes_per_block;  // the opt-in limit
+  int registers_per_block;
+  bool cooperative_launch;
+};
+
+struct Recurrence {
+  Engine engine;
+  Tiling tiling;    // not of stepwise, like what follows
+  int batch_tiles;  // of a block
+  int blocks_x;     // over units; also the size of a cluster
+  int blocks_y;     // over the batch
+  int threads;
+  int registers;  // of a thread; foreseen, not measured
+  int shared_bytes;
+  bool fused_input;     // block, forward: the input part is computed inside
+  double microseconds;  // of a step, the start shared by all steps; a model (cost.h)
+  std::string reason;
+};
+
+struct Plan {
+  Precision precision;
+  bool tensor_cores;  // part 1 by gate_gemm; otherwise by the library, one gate at a time
+  Recurrence forward, backward;
+};
+
+struct Problem {
+  Cell cell;
+  int64_t T, B, I, H;
+  Precision precision;
+  bool untied_h;  // recurrent masks of their own for each gate
+  bool save;      // forward will be followed by backward
+};
+
+// `wanted`: "auto", or the name of an engine, which then runs or is refused with its reason
+// (std::runtime_error). An engine that has no backward (cluster), or that is refused for a backward
+// that will not come (!save), leaves the choice for backward to "auto".
+Plan plan(const Problem& problem, const Device& device, const std::string& wanted = "auto");
+
+const char* name(Engine engine);
+const char* name(Precision precision);
+// JSON for bayesrnn_cuda.plan.
+std::string describe(const Plan& plan);
+
+}  // namespace brnn::cuda

@@ -1,0 +1,149 @@
+// tilings.h - every way to cut a persistent recurrence that is compiled, and what each takes of
+// registers and shared memory. The plan chooses from these tables and the kernels' registries
+// instantiate them, so the two cannot disagree.
+//
+// A unit tile is 16 hidden units of every gate, a batch tile 8 sequences, a chunk of k 512 bytes of
+// a batch tile: 32 units in 16 bit, 16 in tf32.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "../cells.h"
+
+namespace brnn::cuda {
+
+enum class Engine { block, cluster, grid, grid_flags, stepwise };
+enum class Pass { forward, backward };
+
+struct Tiling {
+  int chunks;      // of k, held by a warp: its slice of U stays in registers
+  int k_warps;     // warps that share a unit tile, each with its slice of k
+  int unit_tiles;  // of a block
+  bool looped;     // a block has several batch tiles, one after the other; state in shared memory
+
+  BRNN_INLINE constexpr int threads() const { return 32 * k_warps * unit_tiles; }
+  constexpr int most_chunks() const { return k_warps * chunks; }
+  bool operator==(const Tiling&) const = default;
+};
+
+// ---- what is compiled, per storage type and cell; smallest first
+
+inline constexpr int kTileUnits = 16;
+inline constexpr int kTileSequences = 8;
+inline constexpr int kTileCells = kTileUnits * kTileSequences;
+inline constexpr int kChunkBytes = 512;
+constexpr int units_of_chunk(int bytes) { return kChunkBytes / kTileSequences / bytes; }
+
+// Grid: a block has one unit tile. Forward exists with untied masks and without; looped, untied
+// masks are packed in shared memory.
+inline constexpr Tiling kGridForward[] = {{1, 8, 1, false}, {2, 8, 1, false}, {3, 8, 1, false},
+                                          {4, 8, 1, false}, {2, 8, 1, true},  {4, 8, 1, true},
+                                          {6, 8, 1, true}};
+inline constexpr Tiling kGridBackward[] = {
+    {1, 8, 1, true}, {2, 8, 1, true}, {3, 8, 1, true}, {4, 8, 1, true}, {6, 8, 1, true}};
+
+// Grid_flags: to compare with grid, at the size where that matters most.
+inline constexpr Tiling kFlagsForward[] = {{3, 8, 1, false}};
+inline constexpr Tiling kFlagsBackward[] = {{3, 8, 1, true}};
+
+// Block: all unit tiles in one block, a warp has all of k. Both passes. `Bytes` of the type.
+template <int Bytes>
+inline constexpr Tiling kBlock[] = {{2, 1, 8 / Bytes, false}, {4, 1, 16 / Bytes, false}};
+// Block forward up to this many chunks also exists with the input part computed inside, for up to
+// as many chunks of x.
+inline constexpr int kFusedChunks = 2;
+
+// Cluster: forward only; backward of such a layer runs in a block or a grid.
+inline constexpr Tiling kCluster[] = {{2, 4, 2, false}};
+
+// The table of an engine; empty where it has no such pass.
+constexpr std::span<const Tiling> tilings(Engine engine, Pass pass, int bytes) {
+  using Table = std::span<const Tiling>;
+  const bool forward = pass == Pass::forward;
+  switch (engine) {
+    case Engine::block: return bytes == 2 ? Table(kBlock<2>) : Table(kBlock<4>);
+    case Engine::cluster: return forward ? Table(kCluster) : Table();
+    case Engine::grid: return forward ? Table(kGridForward) : Table(kGridBackward);
+    case Engine::grid_flags: return forward ? Table(kFlagsForward) : Table(kFlagsBackward);
+    case Engine::stepwise: break;
+  }
+  return {};
+}
+
+// Blocks over the units. Every chunk that the warps read has unit tiles that publish it, also past
+// H.
+constexpr int unit_blocks(const Tiling& t, int64_t H, int bytes) {
+  const int units = units_of_chunk(bytes);
+  const int64_t needed = (H + units - 1) / units, chunks = needed > t.chunks ? needed : t.chunks;
+  const int64_t tiles = chunks * units / kTileUnits;
+  return int((tiles + t.unit_tiles - 1) / t.unit_tiles);
+}
+
+// ---- registers
+
+inline constexpr int kMostRegisters = 255;   // of a thread
+inline constexpr int kRegisterFile = 65536;  // of a multiprocessor, compute capability 8.0 to 12.0
+
+// Untied masks of forward are packed where they wait in shared memory or registers run short.
+constexpr bool packs_masks(const Tiling& t, bool fused_input) {
+  return t.looped || fused_input || (t.k_warps == 1 && t.chunks > 2);
+}
+// Words of packed masks that a thread has for each gate.
+BRNN_INLINE constexpr int packed_words(const Tiling& t) { return (4 * t.chunks + 15) / 16; }
+
+// A thread's registers, within 20 of what nvcc gives on every architecture (`make kernels`). Beyond
+// 255 the compiler shortens lives of values until it fits, or spills and fails that check.
+// `input_chunks`: of x, where the input part is computed inside.
+constexpr int registers(Pass pass, const Tiling& t, int gates, bool untied, int input_chunks = 0) {
+  const int weights = 8 * gates * t.chunks, sums = 16;
+  const int ahead = t.chunks < 2 ? t.chunks : 2;  // chunks asked for before they are needed
+  const int more_cells = t.k_warps < 4 ? 4 / t.k_warps - 1 : 0;  // a thread's, beside the first
+  if (pass == Pass::backward) return weights + sums + 4 * gates * ahead + 16 * more_cells + 38;
+  const bool packed = packs_masks(t, input_chunks > 0);
+  const int masks = !untied ? 0 : gates * (packed ? packed_words(t) : 4 * t.chunks);
+  const int h = 4 * (t.looped ? ahead : t.chunks);
+  const int input = input_chunks ? (8 * gates + 4) * input_chunks + 3 * gates + sums : 0;
+  return weights + sums + masks + h + input + 8 * more_cells + 50;
+}
+
+// The second argument of __launch_bounds__: two blocks a multiprocessor where that is no squeeze.
+// The plan counts on it for a grid, whose blocks must all run at the same time.
+constexpr int blocks_per_multiprocessor(Pass pass, const Tiling& t, int gates, bool untied,
+                                        int input_chunks = 0) {
+  return 2 * t.threads() * registers(pass, t, gates, untied, input_chunks) <= kRegisterFile ? 2 : 1;
+}
+
+// ---- shared memory, bytes; the parts lie in this order
+
+// What each warp sums, [2][unit_tiles][k_warps][128] of float4 (a value per gate) forward, of float
+// backward.
+BRNN_INLINE constexpr int partial_bytes(Pass pass, const Tiling& t) {
+  const int value = pass == Pass::forward ? 16 : 4;
+  return t.k_warps == 1 ? 0 : 2 * t.unit_tiles * t.k_warps * kTileCells * value;
+}
+// What a cell carries from step to step, [batch_tiles][unit_tiles][128] of c and h (LSTM) or h
+// (GRU) forward, of what is held outside a length and what skips the gates backward.
+BRNN_INLINE constexpr int state_bytes(Pass pass, const Tiling& t, int gates, int batch_tiles) {
+  const int value = pass == Pass::forward && gates == 3 ? 4 : 8;
+  return t.looped ? batch_tiles * t.unit_tiles * kTileCells * value : 0;
+}
+// Masks as bits, [batch_tiles][words][threads].
+BRNN_INLINE constexpr int mask_bytes(Pass pass, const Tiling& t, int gates, bool untied,
+                                     int batch_tiles) {
+  const int words = pass == Pass::forward && untied ? gates * packed_words(t) : 1;
+  return t.looped ? batch_tiles * words * t.threads() * 4 : 0;
+}
+// h_t, or dz of every gate, of a batch tile, twice: where it does not travel through L2.
+BRNN_INLINE constexpr int exchange_bytes(Engine engine, Pass pass, int gates, int all_chunks) {
+  const bool here = engine == Engine::block || engine == Engine::cluster;
+  return here ? 2 * (pass == Pass::forward ? 1 : gates) * all_chunks * kChunkBytes : 0;
+}
+BRNN_INLINE constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, int gates,
+                                       bool untied, int batch_tiles, int all_chunks) {
+  return partial_bytes(pass, t) + state_bytes(pass, t, gates, batch_tiles) +
+         mask_bytes(pass, t, gates, untied, batch_tiles) +
+         exchange_bytes(engine, pass, gates, all_chunks);
+}
+
+}  // namespace brnn::cuda

@@ -1,7 +1,9 @@
 # make train   trains the language models on text that Python carries, prints their perplexities
 # make test    runs every test
+# make kernels prints the registers of every CUDA kernel and fails if one spills; needs nvcc
 # make bench   times the layers against torch's own and the eager loop
-# Both set up .venv first: the only thing needed is Python 3.10 or later and a C++20 compiler.
+# make gpu     tests and benchmarks on a GPU, in eight minutes; results in bench/results/gpu
+# They set up .venv first: the only thing needed is Python 3.10 or later and a C++20 compiler.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +15,7 @@ ARGS   ?=
 BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test bench lint format clean
+.PHONY: help train test kernels bench gpu lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
@@ -28,12 +30,18 @@ train: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(ARGS)
 
+kernels: $(VENV)/ready
+	$(BIN)/python tests/kernels.py
+
 # Both heaps: torch's allocator behaviour changes the baseline. Judge by the retained one.
 bench: $(VENV)/ready
 	$(BIN)/python -m bench.vs_cudnn --out bench/results/cpu_vs_torch.json $(ARGS)
 	$(BIN)/python -m bench.vs_cudnn --default-heap --out bench/results/cpu_vs_torch_default_heap.json $(ARGS)
 	$(BIN)/python -m bench.vs_loop --out bench/results/cpu_vs_loop.json $(ARGS)
 	$(BIN)/python -m bench.memory --out bench/results/cpu_memory.json $(ARGS)
+
+gpu: $(VENV)/ready
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ BAYESRNN_CUDA=1 (missing CUDA toolkit is an error) or 0 (skip CUDA), CXX.
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ CXX_FLAGS = [
 ]  # fmt: skip
 # The same engine for each instruction set; which one runs is decided on the user's machine.
 ISA_FLAGS = json.loads((CSRC / "cpu/isa/flags.json").read_text())
-NVCC_FLAGS = ["-std=c++20", "-O3", "--threads", "2", "-Xcompiler", "-fPIC"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "--threads", "2", "-Xcompiler", "-fPIC", "-Xptxas", "-v"]
 CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
 
 
@@ -68,20 +69,20 @@ def cuda_home() -> Path | None:
     return None
 
 
+def architectures() -> list[str]:
+    """["8.0", "9.0a", "12.0+PTX"] of TORCH_CUDA_ARCH_LIST."""
+    return os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";").split(";")
+
+
 def gencode_flags() -> list[str]:
-    """nvcc flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0a;12.0+PTX")."""
+    """nvcc flags for the architectures."""
     flags = []
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    for arch in architectures.replace(" ", ";").split(";"):
+    for arch in architectures():
         number = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
-
-
-def quoted(arguments: list[str]) -> str:
-    return " ".join(f'"{a}"' if " " in a else a for a in arguments)
 
 
 class NinjaBuild(build_ext):
@@ -90,7 +91,8 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        build = Path(self.build_temp).resolve()
+        # Not build_temp, which pip throws away: a second build compiles only what changed.
+        build = ROOT / "build" / "extension"
         build.mkdir(parents=True, exist_ok=True)
         with open(build / "build.ninja", "w") as file:
             self.write_rules(Writer(file, width=100), target)
@@ -100,46 +102,54 @@ class NinjaBuild(build_ext):
 
     def write_rules(self, out: Writer, target: Path) -> None:
         torch, cuda = torch_dir(), cuda_home()
-        cuda_sources = sorted((CSRC / "cuda").rglob("*.cu")) if cuda else []
         out.variable("cxx", os.environ.get("CXX", "g++"))
-        flags = [*CXX_FLAGS, *(["-DBRNN_CUDA"] if cuda_sources else [])]
-        includes = ["-isystem", str(torch / "include")]
-        out.variable("flags", quoted(flags + includes))
+        built_for = ";".join(architectures()) if cuda else ""
+        flags = [*CXX_FLAGS, f'-DBRNN_CUDA_ARCHITECTURES="{built_for}"']
+        flags += ["-isystem", str(torch / "include")]
+        if cuda:
+            flags += ["-DBRNN_CUDA", "-isystem", str(cuda / "include")]
+        out.variable("flags", shlex.join(flags))
         out.rule(
             "cxx", "$cxx $flags $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc"
         )
         out.rule("link", "$cxx -shared $in -o $out $libraries")
 
         objects = []
-        for source in cxx_sources():
+        for source in cxx_sources(cuda is not None):
             isa = ISA_FLAGS[source.stem] if source.parent.name == "isa" else []
             name = "_".join(source.relative_to(CSRC).with_suffix(".o").parts)
-            objects += out.build(name, "cxx", str(source), variables={"isa": quoted(isa)})
+            objects += out.build(name, "cxx", str(source), variables={"isa": shlex.join(isa)})
         libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-static-libgcc"]
-        if cuda_sources:
+        if cuda:
             nvcc = [str(cuda / "bin/nvcc"), *NVCC_FLAGS, *gencode_flags()]
+            # What ptxas says of each kernel is kept for tests/kernels.py, the rest is shown.
+            kept = "^ptxas info|^    [0-9]+ bytes stack frame|^$$"
             out.rule(
                 "nvcc",
-                f"{quoted(nvcc)} -MMD -MF $out.d -c $in -o $out",
+                f"{shlex.join(nvcc)} -MMD -MF $out.d -c $in -o $out 2> $out.ptxas; code=$$?; "
+                f"grep -Ev '{kept}' $out.ptxas >&2; exit $$code",
                 depfile="$out.d",
                 deps="gcc",
             )
-            for source in cuda_sources:
+            for source in sorted((CSRC / "cuda").rglob("*.cu")):
                 name = "_".join(source.relative_to(CSRC).with_suffix(".cu.o").parts)
-                objects += out.build(name, "nvcc", str(source))
+                log = f"{name}.ptxas"
+                objects += out.build(name, "nvcc", str(source), implicit_outputs=[log])
             # cudart is linked in, so that the library also loads where there is no CUDA.
             libraries += [f"-L{cuda / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        out.build(str(target), "link", objects, variables={"libraries": quoted(libraries)})
+        out.build(str(target), "link", objects, variables={"libraries": shlex.join(libraries)})
         out.default(str(target))
 
 
-def cxx_sources() -> list[Path]:
-    """Every .cpp under csrc that is meant for this machine's processor."""
+def cxx_sources(cuda: bool) -> list[Path]:
+    """Every .cpp under csrc that is meant for this machine's processor, and for CUDA or not."""
     x86 = platform.machine() in ("x86_64", "AMD64")
+    skipped = set() if cuda else {CSRC / "cuda/torch_host.cpp"}  # the others make no CUDA call
     return [
         source
         for source in sorted(CSRC.rglob("*.cpp"))
-        if source.parent.name != "isa" or x86 or source.stem == "portable"
+        if source not in skipped
+        and (source.parent.name != "isa" or x86 or source.stem == "portable")
     ]
 
 

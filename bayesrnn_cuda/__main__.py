@@ -27,7 +27,7 @@ from .experiments.configuration import (
 )
 from .experiments.generation import encode_prompt, generate, load_model
 from .experiments.language_model import LanguageModelConfig
-from .experiments.runs import Interrupted, RunFolder, named_device
+from .experiments.runs import Interrupted, RunFolder
 from .experiments.text import load_corpus, readable
 from .experiments.training import Trainer, TrainingDiverged, read_run
 
@@ -178,7 +178,9 @@ def _add_plan(verbs: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--dtype", metavar="|".join(_DTYPES), default="float32", help="(default: float32)"
     )
-    plan.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    plan.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:N or a GPU's name (default: cpu)"
+    )
     plan.set_defaults(run=_plan)
 
 
@@ -273,9 +275,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         )
     sizes = (arguments.T, arguments.B, arguments.I, arguments.H)
     try:
-        plan = brnn.plan(
-            arguments.cell, *sizes, getattr(torch, arguments.dtype), named_device(arguments.device)
-        )
+        plan = brnn.plan(arguments.cell, *sizes, getattr(torch, arguments.dtype), arguments.device)
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error).splitlines()[0]) from error
     print(plan)

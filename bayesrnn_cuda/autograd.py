@@ -11,7 +11,7 @@ _OPS = torch.ops.bayesrnn
 def _setup(ctx, inputs, output, *, states: int, outputs: int) -> None:
     """Saves inputs and results. `states`: initial ones after x; `outputs`: differentiable ones."""
     tensors, options = inputs[: 8 + states], inputs[8 + states :]
-    *_, save, _engine = options
+    *_, save, _allow_tf32, _engine = options
     if not save:
         raise RuntimeError("save: expected True where a gradient is required, got False")
     weight_ih, weight_hh, bias_ih, _, keep_x, keep_h, lengths = tensors[1 + states :]
@@ -30,10 +30,10 @@ def _setup_lstm(ctx, inputs, output) -> None:
 
 
 def _backward_lstm(ctx, dy, dh_n, dc_n, _gates, _cells):
-    scale_x, scale_h, reverse, _, engine = ctx.options
+    scale_x, scale_h, reverse, _, allow_tf32, engine = ctx.options
     dx, dh0, dc0, *weights = _OPS.lstm_backward(
         dy, dh_n, dc_n, *ctx.saved_tensors, scale_x, scale_h, reverse, ctx.bias,
-        ctx.needs_input_grad[0], engine,
+        ctx.needs_input_grad[0], allow_tf32, engine,
     )  # fmt: skip
     return _gradients(ctx, dx, (dh0, dc0), weights)
 
@@ -43,10 +43,10 @@ def _setup_gru(ctx, inputs, output) -> None:
 
 
 def _backward_gru(ctx, dy, dh_n, _gates, _hidden_n):
-    scale_x, scale_h, reverse, reset_after, _, engine = ctx.options
+    scale_x, scale_h, reverse, reset_after, _, allow_tf32, engine = ctx.options
     dx, dh0, *weights = _OPS.gru_backward(
         dy, dh_n, *ctx.saved_tensors, scale_x, scale_h, reverse, reset_after, ctx.bias,
-        ctx.needs_input_grad[0], engine,
+        ctx.needs_input_grad[0], allow_tf32, engine,
     )  # fmt: skip
     return _gradients(ctx, dx, (dh0,), weights)
 

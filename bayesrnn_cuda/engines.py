@@ -1,5 +1,6 @@
 """Which engine runs a layer, and why: `plan` and `info`."""
 
+import contextlib
 import json
 import platform
 from dataclasses import dataclass, field
@@ -10,8 +11,12 @@ from torch import Tensor
 
 from . import ops
 
-ENGINES = ("auto", "cpu", "reference")
+ON_CUDA = ("block", "cluster", "grid", "grid_flags", "stepwise")
+ENGINES = ("auto", "cpu", *ON_CUDA, "reference")
+CUDA_BUILT = bool(ops.CUDA_ARCHITECTURES)
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CUDA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ASSUMED_GPU = "H100"
 
 
 def check_name(engine: str) -> str:
@@ -22,13 +27,28 @@ def check_name(engine: str) -> str:
 
 
 def resolve(engine: str, x: Tensor) -> str:
-    """The engine that runs for input x: "auto" takes the fused one where there is one."""
-    on_cpu = x.device.type == "cpu"
-    if check_name(engine) == "cpu" and not on_cpu:
+    """The engine that runs for input x: "auto" takes the fused one where there is one.
+
+    On CUDA "auto" stays: which of the engines there, the op decides by its plan.
+    """
+    device = x.device.type
+    if check_name(engine) == "cpu" and device != "cpu":
         raise ValueError(f"engine: expected x on the CPU for 'cpu', got x on {x.device}")
+    if engine in ON_CUDA:
+        if device != "cuda":
+            raise ValueError(f"engine: expected x on CUDA for {engine!r}, got x on {x.device}")
+        if not CUDA_BUILT:
+            raise ValueError(f"engine: expected a build with CUDA for {engine!r}, got one without")
     if engine != "auto":
         return engine
-    return "cpu" if on_cpu and x.dtype in _CPU_DTYPES else "reference"
+    if device == "cuda" and CUDA_BUILT and x.dtype in _CUDA_DTYPES:
+        return "auto"
+    return "cpu" if device == "cpu" and x.dtype in _CPU_DTYPES else "reference"
+
+
+def allow_tf32(x: Tensor) -> bool:
+    """Whether products of float32 may round to TF32: on CUDA, where cuDNN's layers would."""
+    return x.device.type == "cuda" and torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
 def check(cell: str, *tensors: Tensor | None) -> None:
@@ -49,17 +69,27 @@ class Plan:
     I: int  # noqa: E741  (DESIGN's letter for the input size)
     H: int
     dtype: torch.dtype
-    device: torch.device
+    device: torch.device | str  # or the name of a GPU
     details: dict[str, Any] = field(default_factory=dict)  # tiles, threads, bytes; by engine
 
     def __str__(self) -> str:
         head = (
             f"{self.cell} T={self.T} B={self.B} I={self.I} H={self.H} "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}: engine {self.engine}"
+            f"{_name(self.dtype)} on {self.device}: engine {self.engine}"
         )
         lines = [head, f"  reason: {self.reason}"]
-        lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in self.details.items()]
+        lines += [
+            f"  {key.replace('_', ' ')}: {_text(value)}" for key, value in self.details.items()
+        ]
         return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_text(v)}" for key, v in value.items())
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def plan(
@@ -73,13 +103,16 @@ def plan(
 ) -> Plan:
     """Which engine "auto" takes for one layer and direction, with its reason; needs no device.
 
+    Planned for training with a mask per gate, the method's own case.
+
     Args:
         cell: "lstm" or "gru".
         T, B, I, H: time steps, batch, input size, hidden size; each >= 1.
-        dtype, device: of input and weights.
+        dtype: of input and weights.
+        device: a torch.device, or the name of a GPU that need not be here, as "H100".
 
     Raises:
-        ValueError: unknown cell, a size below 1, or a dtype that is not torch's.
+        ValueError: unknown cell or device, a size below 1, or a dtype that is not torch's.
     """
     if cell not in ("lstm", "gru"):
         raise ValueError(f"cell: expected lstm or gru, got {cell!r}")
@@ -88,22 +121,61 @@ def plan(
             raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype: expected a torch.dtype, got {dtype!r}")
-    device = torch.device(device)
+    device = _device(device)
     sizes = (cell, T, B, I, H, dtype, device)
-    if device.type != "cpu":
-        reason = f"no fused engine for {device.type} in this build"
-        return Plan("reference", reason, *sizes)
-    if dtype not in _CPU_DTYPES:
-        names = ", ".join(str(d).removeprefix("torch.") for d in _CPU_DTYPES)
-        return Plan("reference", f"the CPU engine has {names}", *sizes)
-    details = json.loads(
-        torch.ops.bayesrnn.cpu_plan(cell, T, B, I, H, str(dtype).removeprefix("torch."))
-    )
+    kind = "cuda" if isinstance(device, str) else device.type
+    dtypes = {"cpu": _CPU_DTYPES, "cuda": _CUDA_DTYPES}.get(kind)
+    if dtypes is None:
+        return Plan("reference", f"no fused engine for {kind}", *sizes)
+    if dtype not in dtypes:
+        names = ", ".join(_name(d) for d in dtypes)
+        return Plan("reference", f"the fused engines for {kind} have {names}", *sizes)
+    if kind == "cuda":
+        return _plan_cuda(*sizes)
+    details = json.loads(torch.ops.bayesrnn.cpu_plan(cell, T, B, I, H, _name(dtype)))
     return Plan("cpu", "fused over all time steps on the CPU", *sizes, details)
 
 
+def _plan_cuda(cell, T, B, I, H, dtype, device) -> Plan:  # noqa: E741
+    gpu, index = (device, None) if isinstance(device, str) else ("", device.index)
+    details = {"gpu": gpu}
+    if not gpu and CUDA_BUILT and torch.cuda.is_available():
+        details["gpu"] = torch.cuda.get_device_name(index)
+    elif not gpu:
+        gpu, details["gpu"] = _ASSUMED_GPU, f"{_ASSUMED_GPU}, assumed: none can be used here"
+    tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    with contextlib.nullcontext() if gpu else torch.cuda.device(index):
+        text = torch.ops.bayesrnn.cuda_plan(cell, T, B, I, H, _name(dtype), gpu, tf32)
+    details |= json.loads(text)
+    engine, reason = details["forward"].pop("engine"), details["forward"].pop("reason")
+    if not CUDA_BUILT:
+        engine, reason = "reference", f"this build has no CUDA; one with it: {engine}, {reason}"
+    return Plan(engine, reason, cell, T, B, I, H, dtype, device, details)
+
+
+def _device(device: torch.device | str) -> torch.device | str:
+    """A torch.device, or the name of a GPU that the plan knows."""
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        known = torch.ops.bayesrnn.known_gpus().split(", ")
+    if str(device).lower() not in [name.lower() for name in known]:
+        raise ValueError(
+            f"device: expected cpu, cuda, cuda:N or one of {', '.join(known)}, got {device!r}"
+        )
+    return device
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def info() -> dict[str, Any]:
-    """Versions, what the library was compiled for, and the engines usable on this machine."""
+    """Versions, what the library was compiled for, and the engines that it has.
+
+    cuda_architectures is empty where the library was built without CUDA; then layers on CUDA run on
+    the reference engine.
+    """
     from . import __version__
 
     return {
@@ -111,8 +183,8 @@ def info() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "library": ops.LIBRARY_PATH,
-        "engines": list(ENGINES),
-        "cuda_architectures": [],
+        "engines": [name for name in ENGINES if CUDA_BUILT or name not in ON_CUDA],
+        "cuda_architectures": list(ops.CUDA_ARCHITECTURES),
         "cuda_available": torch.cuda.is_available(),
         **json.loads(torch.ops.bayesrnn.build_info()),
     }

@@ -53,7 +53,8 @@ def lstm(
         weights = LayerWeights(*weights)
         return reference.lstm(x, h0, c0, weights, masks, lengths=lengths, reverse=reverse)
     save = _needs_grad(x, h0, c0, *weights)
-    y, h_n, c_n, _, _ = _OPS.lstm(*tensors, scale_x, scale_h, reverse, save, engine)
+    tf32 = engines.allow_tf32(x)
+    y, h_n, c_n, _, _ = _OPS.lstm(*tensors, scale_x, scale_h, reverse, save, tf32, engine)
     return y, h_n, c_n
 
 
@@ -90,7 +91,8 @@ def gru(
             x, h0, weights, masks, lengths=lengths, reverse=reverse, reset_after=reset_after
         )
     save = _needs_grad(x, h0, *weights)
-    y, h_n, _, _ = _OPS.gru(*tensors, scale_x, scale_h, reverse, reset_after, save, engine)
+    tf32 = engines.allow_tf32(x)
+    y, h_n, _, _ = _OPS.gru(*tensors, scale_x, scale_h, reverse, reset_after, save, tf32, engine)
     return y, h_n
 
 

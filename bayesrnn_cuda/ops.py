@@ -18,6 +18,9 @@ if _spec is None or _spec.origin is None:
 LIBRARY_PATH: str = _spec.origin
 torch.ops.load_library(LIBRARY_PATH)
 
+# What the library was compiled for, as ["8.0", "9.0a", "12.0+PTX"]; empty: without CUDA.
+CUDA_ARCHITECTURES = [a for a in torch.ops.bayesrnn.cuda_architectures().split(";") if a]
+
 
 def _check_devices(x: Tensor, **tensors: Tensor | None) -> None:
     """Meta tensors come here whatever device x has: a real x would get uninitialised results."""
@@ -29,7 +32,8 @@ def _check_devices(x: Tensor, **tensors: Tensor | None) -> None:
 @torch.library.register_fake("bayesrnn::lstm")
 def _lstm_fake(
     x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
-    scale_x=1.0, scale_h=1.0, reverse=False, save=True, engine="auto",
+    scale_x=1.0, scale_h=1.0, reverse=False, save=True, allow_tf32=False,
+    engine="auto",
 ):  # fmt: skip
     _check_devices(
         x, h0=h0, c0=c0, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih,
@@ -49,7 +53,8 @@ def _lstm_fake(
 @torch.library.register_fake("bayesrnn::gru")
 def _gru_fake(
     x, h0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
-    scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, save=True, engine="auto",
+    scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, save=True,
+    allow_tf32=False, engine="auto",
 ):  # fmt: skip
     _check_devices(
         x, h0=h0, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih,
@@ -78,7 +83,8 @@ def _weight_grads(weight_ih: Tensor, weight_hh: Tensor, bias: bool) -> tuple[Ten
 @torch.library.register_fake("bayesrnn::lstm_backward")
 def _lstm_backward_fake(
     dy, dh_n, dc_n, x, h0, c0, weight_ih, weight_hh, keep_x, keep_h, lengths, y, gates, cells,
-    scale_x=1.0, scale_h=1.0, reverse=False, bias=True, need_dx=True, engine="auto",
+    scale_x=1.0, scale_h=1.0, reverse=False, bias=True, need_dx=True,
+    allow_tf32=False, engine="auto",
 ):  # fmt: skip
     _check_devices(
         x, dy=dy, dh_n=dh_n, dc_n=dc_n, h0=h0, c0=c0, weight_ih=weight_ih, weight_hh=weight_hh,
@@ -93,7 +99,7 @@ def _lstm_backward_fake(
 def _gru_backward_fake(
     dy, dh_n, x, h0, weight_ih, weight_hh, keep_x, keep_h, lengths, y, gates, hidden_n,
     scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, bias=True, need_dx=True,
-    engine="auto",
+    allow_tf32=False, engine="auto",
 ):  # fmt: skip
     _check_devices(
         x, dy=dy, dh_n=dh_n, h0=h0, weight_ih=weight_ih, weight_hh=weight_hh, keep_x=keep_x,

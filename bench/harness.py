@@ -11,8 +11,9 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,12 @@ class Case:
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
-    def input(self, device: torch.device) -> Tensor:
-        x = torch.randn(self.T, self.B, self.I, device=device, dtype=self.torch_dtype)
-        return x.requires_grad_()
+    def input(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.torch_dtype
+        return torch.randn(self.T, self.B, self.I, device=device, dtype=dtype).requires_grad_()
+
+    def cotangent(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(self.T, self.B, self.H, device=device, dtype=dtype or self.torch_dtype)
 
     def __str__(self) -> str:
         return f"{self.cell} {self.T}/{self.B}/{self.I}/{self.H} {self.dtype}"
@@ -59,6 +63,11 @@ class Case:
 # The shapes of DESIGN that fit a CPU, and odd ones: H no multiple of 16, B of 1 and 7, I != H.
 PAPER_SHAPES = ((200, 128, 128, 128), (35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500))
 ODD_SHAPES = ((50, 7, 100, 147), (100, 1, 300, 300), (30, 33, 47, 391))
+# A GPU's: cuDNN's best cases, the Penn Treebank models, sentiment, Monte Carlo.
+GPU_SHAPES = (
+    (1024, 16, 768, 768), (1024, 16, 1024, 1024), (35, 20, 200, 200), (35, 20, 650, 650),
+    (35, 20, 1500, 1500), (200, 128, 128, 128), (35, 2000, 650, 650),
+)  # fmt: skip
 
 
 @dataclass
@@ -69,6 +78,7 @@ class Variant:
     layer: Callable[[Tensor], Any]
     parameters: list[Tensor]
     check: Callable[[], None] | None = None
+    dtype: torch.dtype | None = None  # if not the case's
 
 
 @dataclass
@@ -81,6 +91,7 @@ class Row:
     forward_spread: float
     forward_backward_spread: float
     ratio: dict[str, float] = field(default_factory=dict)  # to the case's first variant
+    peak_bytes: int | None = None  # of forward and backward, on a GPU
 
 
 def ours(case: Case, device: torch.device, masks: str) -> Variant:
@@ -99,11 +110,12 @@ def ours(case: Case, device: torch.device, masks: str) -> Variant:
     )
 
 
-def torch_layer(case: Case, device: torch.device) -> Variant:
+def torch_layer(case: Case, device: torch.device, dtype: torch.dtype | None = None) -> Variant:
     """torch's own layer, without masks: cuDNN on a GPU, oneDNN or ATen on a CPU."""
     cls = nn.LSTM if case.cell == "lstm" else nn.GRU
-    layer = cls(case.I, case.H, device=device, dtype=case.torch_dtype)
-    return Variant(f"torch.nn.{case.cell.upper()}", layer, list(layer.parameters()))
+    layer = cls(case.I, case.H, device=device, dtype=dtype or case.torch_dtype)
+    name = f"torch.nn.{case.cell.upper()}" + (f" {str(dtype)[6:]}" if dtype else "")
+    return Variant(name, layer, list(layer.parameters()), dtype=dtype)
 
 
 def eager_loop(case: Case, device: torch.device) -> Variant:
@@ -118,17 +130,18 @@ def eager_loop(case: Case, device: torch.device) -> Variant:
 
 def measure(case: Case, variants: Sequence[Variant], device: torch.device, runs: int) -> list[Row]:
     """Checks, then times all variants in turn, `runs` rounds; ratios are to the first variant."""
-    x = case.input(device)
-    dy = torch.randn(case.T, case.B, case.H, device=device, dtype=case.torch_dtype)
     for variant in variants:
         if variant.check is not None:
             variant.check()
+    dtypes = {variant.dtype for variant in variants}
+    data = {dtype: (case.input(device, dtype), case.cotangent(device, dtype)) for dtype in dtypes}
 
     def forward(variant: Variant) -> None:
         with torch.no_grad():
-            variant.layer(x)
+            variant.layer(data[variant.dtype][0])
 
     def forward_backward(variant: Variant) -> None:
+        x, dy = data[variant.dtype]
         x.grad = None
         for parameter in variant.parameters:
             parameter.grad = None
@@ -143,6 +156,9 @@ def measure(case: Case, variants: Sequence[Variant], device: torch.device, runs:
             setattr(row, f"{what}_ms", statistics.median(times) * 1e3)
             setattr(row, f"{what}_spread", (quartiles[2] - quartiles[0]) * 1e3)
             row.ratio[what] = statistics.median(times) / first
+    if device.type == "cuda":
+        for row, variant in zip(rows, variants, strict=True):
+            row.peak_bytes = peak_memory(variant, case, device)
     return rows
 
 
@@ -168,10 +184,12 @@ def _interleaved(
 
 
 def _check_against_reference(case: Case, layer: nn.Module, device: torch.device) -> None:
-    """Output and every gradient with the same masks, on a shortened sequence, in float64."""
-    steps = min(case.T, 8)
-    x = torch.randn(steps, case.B, case.I, device=device, dtype=case.torch_dtype)
-    dy = torch.randn(steps, case.B, case.H, device=device, dtype=case.torch_dtype)
+    """Output and every gradient with the same masks, in float64; on a CPU of a short sequence.
+
+    On a GPU the engine depends on T: what is timed must be what is checked.
+    """
+    short = case if device.type == "cuda" else replace(case, T=min(case.T, 8))
+    x, dy = short.input(device).detach(), short.cotangent(device)
     masks = layer.sample_masks(case.B)
     cls = type(layer)
     exact = cls(case.I, case.H, engine="reference", device=device, dtype=torch.float64)
@@ -183,14 +201,19 @@ def _check_against_reference(case: Case, layer: nn.Module, device: torch.device)
         results.append([y, *torch.autograd.grad(y, inputs, dy.to(dtype))])
     for name, got, want in zip(("y", "x", "w_ih", "w_hh", "b_ih", "b_hh"), *results, strict=True):
         error = (got.double() - want).abs().max() / want.abs().max()
-        if not error <= TOLERANCE[case.torch_dtype]:
+        if not error <= tolerance(case.torch_dtype, device):
             raise AssertionError(f"{case}: {name} is off by {error:.1e} of its largest value")
+
+
+def tolerance(dtype: torch.dtype, device: torch.device) -> float:
+    """Relative to the largest value. TF32, which a GPU takes by default, rounds as float16 does."""
+    tf32 = device.type == "cuda" and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    return TOLERANCE[torch.float16 if dtype == torch.float32 and tf32 else dtype]
 
 
 def peak_memory(variant: Variant, case: Case, device: torch.device) -> int:
     """Bytes that one forward and backward takes beyond what is there before it."""
-    x = case.input(device)
-    dy = torch.randn(case.T, case.B, case.H, device=device, dtype=case.torch_dtype)
+    x, dy = case.input(device, variant.dtype), case.cotangent(device, variant.dtype)
     variant.layer(x)[0].backward(dy)  # first call: what libraries keep for good
     x.grad = None
     for parameter in variant.parameters:
@@ -232,6 +255,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cudnn"] = torch.backends.cudnn.version()
+        facts["cuda"] = torch.version.cuda
+        facts["float32"] = torch.backends.cudnn.rnn.fp32_precision
     return facts
 
 
@@ -242,21 +267,27 @@ def with_retained_heap() -> None:
 
 
 def table(title: str, results: Sequence[tuple[Case, Sequence[Row]]]) -> str:
-    """One line per case and variant, ratios in front."""
-    lines = [title, f"{'':44}{'forward':>20}{'forward+backward':>22}"]
+    """One line per case and variant, ratios in front; for a GPU time a step and memory too."""
+    gpu = any(row.peak_bytes is not None for _, rows in results for row in rows)
+    more = f"{'us a step':>18}{'MiB':>8}" if gpu else ""
+    lines = [title, f"{'':30}{'forward':>20}{'forward+backward':>22}{more}"]
     for case, rows in results:
         lines.append(str(case))
-        lines += [
-            f"  {row.variant:42}{row.ratio['forward']:8.2f} {row.forward_ms:8.2f} ms"
-            f"{row.ratio['forward_backward']:10.2f} {row.forward_backward_ms:8.2f} ms"
-            for row in rows
-        ]
+        for row in rows:
+            lines.append(
+                f"  {row.variant:28}{row.ratio['forward']:8.2f} {row.forward_ms:8.2f} ms"
+                f"{row.ratio['forward_backward']:10.2f} {row.forward_backward_ms:8.2f} ms"
+            )
+            if row.peak_bytes is not None:
+                steps = (row.forward_ms, row.forward_backward_ms)
+                lines[-1] += "".join(f"{ms * 1e3 / case.T:9.2f}" for ms in steps)
+                lines[-1] += f"{row.peak_bytes / 2**20:8.1f}"
     return "\n".join(lines)
 
 
-def as_records(results: Sequence[tuple[Case, Sequence[Row]]]) -> list[dict[str, Any]]:
-    """The results as plain values, for `save`."""
-    return [{**asdict(case), "rows": [asdict(row) for row in rows]} for case, rows in results]
+def as_record(case: Case, rows: Sequence[Row]) -> dict[str, Any]:
+    """A result as plain values, for `save`."""
+    return {**asdict(case), "rows": [asdict(row) for row in rows]}
 
 
 def save(path: Path, device: torch.device, records: list[dict[str, Any]]) -> None:
@@ -264,7 +295,6 @@ def save(path: Path, device: torch.device, records: list[dict[str, Any]]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine(device), "results": records}
     path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"results: {path}")
 
 
 def draw(path: Path, title: str, results: Sequence[tuple[Case, Sequence[Row]]]) -> None:
@@ -299,17 +329,21 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--cell", action="append", choices=("lstm", "gru"))
     parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H")
     parser.add_argument("--runs", type=int, default=7, help="rounds of the interleaved timing")
+    parser.add_argument("--seconds", type=float, help="begin no case after so many")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--default-heap", action="store_true", help="malloc as it is")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON there")
+    parser.add_argument("--no-figure", action="store_true", help="no picture beside the JSON")
     return parser
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
-    """The cases that the options name; without any, all shapes in float32."""
-    for dtype in arguments.dtype or ("float32",):
+    """The cases that the options name; without any, all shapes in the device's usual dtype."""
+    gpu = arguments.device.type == "cuda"
+    shapes = arguments.shape or (GPU_SHAPES if gpu else PAPER_SHAPES + ODD_SHAPES)
+    for dtype in arguments.dtype or ("bfloat16" if gpu else "float32",):
         for cell in arguments.cell or ("lstm", "gru"):
-            for shape in arguments.shape or PAPER_SHAPES + ODD_SHAPES:
+            for shape in shapes:
                 yield Case(cell, *shape, dtype=dtype)
 
 
@@ -320,18 +354,40 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def compare(description: str, variants: Callable[[Case, torch.device], Sequence[Variant]]) -> None:
-    """The command line of a benchmark: times `variants` in every case, prints, saves, draws."""
-    arguments = options(description).parse_args()
+def compare(
+    description: str,
+    variants: Callable[[Case, torch.device], Sequence[Variant]],
+    arguments: argparse.Namespace | None = None,
+) -> None:
+    """The command line of a benchmark: times `variants` in every case, prints, saves, draws.
+
+    A case that fails is recorded with its error and leaves the others alone; the exit status tells.
+    """
+    arguments = arguments or options(description).parse_args()
     device = arguments.device
     if device.type == "cpu" and not arguments.default_heap:
         with_retained_heap()
     torch.set_num_threads(arguments.threads)
-    results = []
+    results, records, began = [], [], time.monotonic()
     for case in cases(arguments):
-        results.append((case, measure(case, variants(case, device), device, arguments.runs)))
-        print(table("", results[-1:]), flush=True)
+        if arguments.seconds and time.monotonic() - began > arguments.seconds:
+            records.append({**asdict(case), "skipped": f"not begun in {arguments.seconds:.0f} s"})
+        else:
+            try:
+                rows = measure(case, variants(case, device), device, arguments.runs)
+                results.append((case, rows))
+                records.append(as_record(case, rows))
+                print(table("", results[-1:]), flush=True)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                records.append({**asdict(case), "error": f"{type(error).__name__}: {error}"})
+        for what in records[-1].keys() & {"error", "skipped"}:
+            print(f"{case}: {what}: {records[-1][what]}", flush=True)
+        if arguments.out:
+            save(arguments.out, device, records)  # after every case: what is there survives a stop
     if arguments.out:
-        save(arguments.out, device, as_records(results))
-        title = f"{machine(device)['processor']}, {arguments.threads} threads"
-        draw(arguments.out.with_suffix(".png"), title, results)
+        print(f"results: {arguments.out}")
+        if results and not arguments.no_figure:
+            title = machine(device).get("gpu", machine(device)["processor"])
+            title += "" if device.type == "cuda" else f", {arguments.threads} threads"
+            draw(arguments.out.with_suffix(".png"), title, results)
+    sys.exit(any("error" in record for record in records))

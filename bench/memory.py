@@ -28,6 +28,7 @@ def main() -> None:
         harness.save(
             arguments.out, device, [{"case": str(case), "peak_bytes": u} for case, u in results]
         )
+        print(f"results: {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,16 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <iterator>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "cuda/plan.h"
+#include "layer.h"
 
 namespace brnn::checks {
 
@@ -113,11 +118,19 @@ inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
   }
 }
 
-// G of a cell by its name.
-inline int64_t gates_of(const std::string& cell) {
-  if (cell == "lstm") return 4;
-  if (cell == "gru") return 3;
-  fail("cell", "lstm or gru", "'" + cell + "'");
+inline Cell cell_of(const std::string& name) {
+  if (name == "lstm") return Cell::lstm;
+  if (name == "gru") return Cell::gru;
+  if (name == "gru_reset_before") return Cell::gru_reset_before;
+  fail("cell", "lstm, gru or gru_reset_before", "'" + name + "'");
+}
+
+inline cuda::Precision precision_of(const std::string& dtype, bool allow_tf32) {
+  if (dtype == "bfloat16") return cuda::Precision::bfloat16;
+  if (dtype == "float16") return cuda::Precision::float16;
+  if (dtype == "float32") return allow_tf32 ? cuda::Precision::tf32 : cuda::Precision::float32;
+  if (dtype == "float64") return cuda::Precision::float64;
+  fail("dtype", "float16, bfloat16, float32 or float64", "'" + dtype + "'");
 }
 
 // What every layer takes, whatever engine runs it. c0 exists for LSTM only.
@@ -152,6 +165,18 @@ inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
   const auto type = x.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::BFloat16)
     fail("x", "dtype float32, float64 or bfloat16 on the CPU", dtype_name(type));
+}
+
+// What the CUDA engines can run.
+inline void check_cuda_engine(const Tensor& x, const std::string& engine) {
+  const char* names[] = {"auto", "block", "cluster", "grid", "grid_flags", "stepwise"};
+  if (std::find(std::begin(names), std::end(names), engine) == std::end(names))
+    fail("engine", "auto, block, cluster, grid, grid_flags or stepwise for x on CUDA",
+         "'" + engine + "'");
+  const auto type = x.scalar_type();
+  if (type != ScalarType::Half && type != ScalarType::BFloat16 && type != ScalarType::Float &&
+      type != ScalarType::Double)
+    fail("x", "dtype float16, bfloat16, float32 or float64 on CUDA", dtype_name(type));
 }
 
 }  // namespace brnn::checks

@@ -59,17 +59,23 @@ class Inputs(NamedTuple):
     lengths: Tensor | None
     cotangents: dict[str, Tensor]
 
-    def to(self, dtype: torch.dtype) -> "Inputs":
-        """The same numbers, rounded to dtype; strides stay."""
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "Inputs":
+        """The same numbers, rounded to dtype; strides stay unless they move to a device."""
 
         def cast(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(dtype)
+            return None if t is None else t.to(device, dtype)
 
+        def move(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device)
+
+        masks = self.masks
         return self._replace(
             x=cast(self.x),
             h0=cast(self.h0),
             c0=cast(self.c0),
             weights=LayerWeights(*map(cast, self.weights)),
+            masks=masks and masks._replace(keep_x=move(masks.keep_x), keep_h=move(masks.keep_h)),
+            lengths=move(self.lengths),
             cotangents={name: cast(t) for name, t in self.cotangents.items()},
         )
 
@@ -95,8 +101,13 @@ class Inputs(NamedTuple):
         )
 
 
-def sample(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Inputs:
-    """Numbers for a case, the same at every run."""
+def sample(
+    case: Case,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Inputs:
+    """Numbers for a case, the same at every run and on every device."""
     rng = torch.Generator().manual_seed(zlib.crc32(f"{case}-{seed}".encode()))
     T, B, I, H, G = case.T, case.B, case.I, case.H, case.gates  # noqa: E741
 
@@ -122,7 +133,7 @@ def sample(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Inp
         masks=sample_masks(case, rng),
         lengths=sample_lengths(T, B, rng) if case.lengths else None,
         cotangents={k: t for k, t in cotangents.items() if not case.loss_of or k in case.loss_of},
-    ).to(dtype)
+    ).to(dtype, device)
     return with_strides(inputs) if case.strided else inputs
 
 
@@ -263,39 +274,40 @@ def run_each_alone(case: Case, inputs: Inputs, engine: str) -> dict[str, Tensor]
     return results
 
 
-def op_arguments(case: Case, inputs: Inputs, *, save: bool = True) -> tuple:
+def op_arguments(case: Case, inputs: Inputs, *, save: bool = True, engine: str = "cpu") -> tuple:
     """(op, its arguments) of a case, for torch.ops.bayesrnn.lstm or .gru."""
     masks = inputs.masks or LayerMasks()
     states = [t for t in (inputs.h0, inputs.c0) if t is not None]
     tensors = [inputs.x, *states, *inputs.weights, masks.keep_x, masks.keep_h, inputs.lengths]
-    options = [masks.scale_x, masks.scale_h, case.reverse, save, "cpu"]
+    options = [masks.scale_x, masks.scale_h, case.reverse, save, False, engine]
     if case.cell == "lstm":
         return torch.ops.bayesrnn.lstm, (*tensors, *options)
     options.insert(3, case.cell == "gru")
     return torch.ops.bayesrnn.gru, (*tensors, *options)
 
 
-def backward_arguments(case: Case, inputs: Inputs, *, need_dx: bool = True) -> tuple:
+def backward_arguments(
+    case: Case, inputs: Inputs, *, need_dx: bool = True, engine: str = "cpu"
+) -> tuple:
     """(op, its arguments) of the backward op of a case, fed with what forward saves."""
-    op, forward = op_arguments(case, inputs)
+    op, forward = op_arguments(case, inputs, engine=engine)
     with torch.no_grad():
         results = op(*forward)
     states = 2 if case.cell == "lstm" else 1
     cotangents = [inputs.cotangents.get(k) for k in ("y", "h_n", "c_n")[: states + 1]]
     x_states_weights, keeps = forward[: 3 + states], forward[5 + states : 8 + states]
     saved = (results[0], *results[states + 1 :])
-    *options, _, engine = forward[8 + states :]
-    arguments = (*cotangents, *x_states_weights, *keeps, *saved, *options, case.bias, need_dx)
-    return (torch.ops.bayesrnn.lstm_backward if states == 2 else torch.ops.bayesrnn.gru_backward), (
-        *arguments,
-        engine,
-    )
+    *options, _save, allow_tf32, engine = forward[8 + states :]
+    options += [case.bias, need_dx, allow_tf32, engine]
+    name = "lstm_backward" if states == 2 else "gru_backward"
+    op = getattr(torch.ops.bayesrnn, name)
+    return op, (*cotangents, *x_states_weights, *keeps, *saved, *options)
 
 
 # How far a result may lie from the float64 reference, relative to the largest magnitude that its
 # tensor has there, and in float64 at most that in absolute terms.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-BFLOAT16_EPS = 2.0**-7
+EPS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 
 def differences(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
@@ -315,20 +327,21 @@ def differences(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> list[
     return lines
 
 
-def bfloat16_differences(
+def low_precision_differences(
     actual: list[dict[str, Tensor]],
     own: list[dict[str, Tensor]],
     exact: list[dict[str, Tensor]],
+    dtype: torch.dtype,
 ) -> list[str]:
-    """One line per tensor whose error exceeds twice the reference's `own` in bfloat16.
+    """One line per tensor whose error exceeds twice the reference's `own` in a dtype of EPS.
 
     Errors are norms over all draws of a case, because single numbers may be right by luck. One
     last place of the largest number is allowed in any case, for tensors of a few numbers.
     """
-    lines = []
-    for name in exact[0]:
+    lines = [f"{k}: missing or unexpected" for k in actual[0].keys() ^ exact[0].keys()]
+    for name in actual[0].keys() & exact[0].keys():
         truth = stacked(exact, name)
-        floor = BFLOAT16_EPS * truth.abs().max().item()
+        floor = EPS[dtype] * truth.abs().max().item()
         allowed = 2 * (stacked(own, name) - truth).norm().item() + floor
         error = (stacked(actual, name) - truth).norm().item()
         if not error <= allowed:
@@ -340,6 +353,11 @@ def stacked(results: list[dict[str, Tensor]], name: str) -> Tensor:
     return torch.cat([r[name].double().flatten() for r in results])
 
 
+def draws(case: Case) -> range:
+    """Seeds of a comparison in low precision: several where the numbers are few."""
+    return range(1 if case.T * case.B * case.H > 500 else 3)
+
+
 def parity(case: Case, dtype: torch.dtype, engine: str = "cpu") -> list[str]:
     """Where the engine, in dtype, disagrees with the reference, in float64, on the same numbers."""
     if dtype != torch.bfloat16:
@@ -348,12 +366,12 @@ def parity(case: Case, dtype: torch.dtype, engine: str = "cpu") -> list[str]:
         actual = run(case, inputs, engine)
         wrong = [k for k, t in actual.items() if t.dtype != dtype]
         return [f"{k}: dtype {actual[k].dtype}" for k in wrong] or differences(actual, expected)
-    draws = range(1 if case.T * case.B * case.H > 500 else 3)
-    samples = [sample(case, dtype, seed) for seed in draws]
-    return bfloat16_differences(
+    samples = [sample(case, dtype, seed) for seed in draws(case)]
+    return low_precision_differences(
         [run(case, inputs, engine) for inputs in samples],
         [run(case, inputs, "reference") for inputs in samples],
         [run(case, inputs.to(torch.float64), "reference") for inputs in samples],
+        dtype,
     )
 
 

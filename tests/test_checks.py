@@ -7,8 +7,9 @@ import pytest
 import torch
 from cases import Case, backward_arguments, leaves, op_arguments, outputs, sample
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
-from bayesrnn_cuda import functional
+from bayesrnn_cuda import engines, functional
 
 CASES = {
     cell: Case(cell, T=3, B=2, I=5, H=4, lengths=True)
@@ -277,7 +278,8 @@ def test_unknown_engine(cell):
     inputs = sample(case, torch.float32)
     with pytest.raises(ValueError) as error:
         outputs(case, inputs, "warp")
-    assert str(error.value) == "engine: expected one of auto, cpu, reference, got 'warp'"
+    names = "auto, cpu, block, cluster, grid, grid_flags, stepwise, reference"
+    assert str(error.value) == f"engine: expected one of {names}, got 'warp'"
     op, arguments = op_arguments(case, inputs)
     with pytest.raises(RuntimeError) as error:
         op(*arguments[:-1], "warp")
@@ -291,6 +293,27 @@ def test_cpu_engine_needs_x_on_the_cpu(cell):
     with pytest.raises(ValueError) as error:
         outputs(case, inputs._replace(x=inputs.x.to("meta")), "cpu")
     assert str(error.value) == "engine: expected x on the CPU for 'cpu', got x on meta"
+
+
+@pytest.mark.parametrize("engine", engines.ON_CUDA)
+@pytest.mark.parametrize("cell", CASES)
+def test_cuda_engine_needs_x_on_cuda(cell, engine):
+    case = CASES[cell]
+    inputs = sample(case, torch.float32)
+    with pytest.raises(ValueError) as error:
+        outputs(case, inputs, engine)
+    assert str(error.value) == f"engine: expected x on CUDA for '{engine}', got x on cpu"
+    op, arguments = op_arguments(case, inputs, engine=engine)
+    with pytest.raises(RuntimeError) as error:
+        op(*arguments)
+    assert f"engine: expected auto or cpu for x on the CPU, got '{engine}'" in str(error.value)
+
+
+def test_cuda_engine_needs_a_build_with_cuda(monkeypatch):
+    monkeypatch.setattr(engines, "CUDA_BUILT", False)
+    with FakeTensorMode(), pytest.raises(ValueError) as error:
+        engines.resolve("grid", torch.empty(1, 1, 1, device="cuda"))
+    assert str(error.value) == "engine: expected a build with CUDA for 'grid', got one without"
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])

@@ -1,11 +1,13 @@
 """plan, info and the names of the engines."""
 
 import inspect
+import re
 
 import pytest
 import torch
 
 import bayesrnn_cuda as brnn
+from bayesrnn_cuda import engines
 
 CELLS = ["lstm", "gru"]
 FUSED = [torch.float32, torch.float64, torch.bfloat16]
@@ -79,6 +81,48 @@ def test_plan_answers_for_cuda_without_a_gpu(cell, device, dtype):
     assert "cuda" in str(plan)
 
 
+FUSED_ON_CUDA = [torch.float16, *FUSED]
+
+
+@every_cell
+@pytest.mark.parametrize("gpu", ["A100", "H100", "h100", "rtx 4090"])
+@pytest.mark.parametrize("dtype", FUSED_ON_CUDA)
+def test_plan_for_a_gpu_by_its_name(cell, gpu, dtype, monkeypatch):
+    monkeypatch.setattr(engines, "CUDA_BUILT", True)
+    plan = brnn.plan(cell, *SIZES, dtype, gpu)
+    assert plan.engine in engines.ON_CUDA and plan.reason
+    assert plan.device == gpu and plan.details["gpu"] == gpu
+    assert {"precision", "forward", "backward"} <= plan.details.keys()
+    monkeypatch.setattr(engines, "CUDA_BUILT", False)
+    without = brnn.plan(cell, *SIZES, dtype, gpu)
+    assert without.engine == "reference"
+    assert without.reason == f"this build has no CUDA; one with it: {plan.engine}, {plan.reason}"
+
+
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+def test_plan_knows_the_precision_of_float32(setting, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", setting)
+    plan = brnn.plan("lstm", *SIZES, torch.float32, "H100")
+    assert plan.details["precision"] == {"tf32": "tf32", "ieee": "float32"}[setting]
+
+
+def test_plan_says_which_gpu_it_assumes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert brnn.plan("lstm", *SIZES, device="cuda").details["gpu"].startswith("H100, assumed")
+
+
+@pytest.mark.parametrize("engine", engines.ON_CUDA)
+def test_op_refuses_what_an_engine_cannot_do(engine):
+    """No persistent engine has a GRU that resets before U, or float64."""
+    for cell, dtype in (("gru_reset_before", "bfloat16"), ("lstm", "float64")):
+        arguments = (cell, *SIZES, dtype, "H100", False, True, True, engine)
+        if engine == "stepwise":
+            torch.ops.bayesrnn.cuda_plan(*arguments)
+            continue
+        with pytest.raises(RuntimeError, match=f"engine: expected .* for '{engine}'"):
+            torch.ops.bayesrnn.cuda_plan(*arguments)
+
+
 @every_cell
 @pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
 def test_plan_says_why_there_is_no_fused_engine(cell, dtype):
@@ -114,6 +158,7 @@ def test_plan_is_a_value():
         ({"cell": "rnn"}, r"cell: expected lstm or gru, got 'rnn'"),
         ({"cell": "LSTM"}, r"cell: expected lstm or gru, got 'LSTM'"),
         ({"cell": None}, r"cell: expected lstm or gru, got None"),
+        ({"device": "H900"}, r"device: expected cpu, cuda, cuda:N or one of A100, .* got 'H900'"),
         *[
             ({name: size}, rf"{name}: expected an integer of at least 1, got {size}")
             for name in "TBIH"
@@ -121,7 +166,7 @@ def test_plan_is_a_value():
         ],
     ],
 )
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "H100"])
 def test_plan_errors(arguments, message, device):
     with pytest.raises(ValueError, match=message):
         brnn.plan(
@@ -136,7 +181,10 @@ def test_info():
     assert info["library"].startswith(str(inspect.getfile(brnn).removesuffix("__init__.py")))
     assert info["cuda_available"] == torch.cuda.is_available()
     assert isinstance(info["cuda_architectures"], list)
-    assert {"auto", "cpu", "reference"} <= set(info["engines"])
+    assert all(re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", a) for a in info["cuda_architectures"])
+    everywhere = ["auto", "cpu", "reference"]
+    on_cuda = list(engines.ON_CUDA) if info["cuda_architectures"] else []
+    assert sorted(info["engines"]) == sorted(everywhere + on_cuda)
     assert info["cpu_instruction_set"] in ("portable", "avx2", "avx512")
     assert info["python"].count(".") >= 2
 

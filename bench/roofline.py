@@ -1,0 +1,80 @@
+"""Three rates that bound the persistent kernels and that no data sheet gives, on this GPU.
+
+python -m bench.roofline [--out FILE]
+
+reads     bytes a second that all multiprocessors together read from L2 when each reads the same
+          memory: what every block does with h_t in each step
+mma       mma.sync m16n8k16 in bfloat16: cycles of a multiprocessor for one, and FLOP a second
+fence     cycles of a store and __threadfence, what publishing by flags costs beside the data
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import harness
+
+_ROUNDS = 7
+
+
+def timed(rate: str, memory: torch.Tensor, blocks: int, threads: int, repeats: int) -> tuple:
+    """(seconds, cycles of a block): medians; the first round only warms up."""
+    seconds, cycles = [], []
+    for _ in range(1 + _ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        taken = torch.ops.bayesrnn.cuda_roofline(rate, memory, blocks, threads, repeats)
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) * 1e-3)
+        cycles.append(taken.double().median().item())
+    return statistics.median(seconds[1:]), statistics.median(cycles[1:])
+
+
+def reads(kib: int, blocks: int, repeats: int) -> dict[str, Any]:
+    memory = torch.zeros(kib * 256, dtype=torch.int32, device="cuda")
+    seconds, cycles = timed("l2_reads", memory, blocks, 1024, repeats)
+    size = memory.numel() * 4 * repeats
+    return {
+        "rate": "reads", "kib": kib, "terabytes_per_second": blocks * size / seconds * 1e-12,
+        "bytes_per_cycle_and_multiprocessor": size / cycles,
+    }  # fmt: skip
+
+
+def mma(blocks: int, warps: int, repeats: int = 4096) -> dict[str, Any]:
+    memory = torch.zeros(1024, dtype=torch.int32, device="cuda")
+    seconds, cycles = timed("tensor_cores", memory, blocks, 32 * warps, repeats)
+    count = 8 * repeats * warps
+    flop = 2 * 16 * 8 * 16 * count * blocks
+    return {
+        "rate": "mma", "warps": warps, "cycles_per_mma": cycles / count,
+        "teraflop_per_second": flop / seconds * 1e-12,
+    }  # fmt: skip
+
+
+def fence(blocks: int, repeats: int = 4096) -> dict[str, Any]:
+    memory = torch.zeros(32 * blocks, dtype=torch.int32, device="cuda")
+    _, cycles = timed("fences", memory, blocks, 32, repeats)
+    return {"rate": "fence", "blocks": blocks, "cycles": cycles / repeats}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON there")
+    arguments = parser.parse_args()
+    everywhere = torch.cuda.get_device_properties("cuda").multi_processor_count
+    records = [reads(kib, everywhere, 65536 // kib) for kib in (24, 48, 192, 1024)]
+    records += [mma(everywhere, warps) for warps in (4, 8, 16)]
+    records += [fence(blocks) for blocks in (1, everywhere)]
+    for record in records:
+        rounded = {k: round(v, 2) if isinstance(v, float) else v for k, v in record.items()}
+        print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in rounded.items()))
+    if arguments.out:
+        harness.save(arguments.out, torch.device("cuda"), records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+// torch_host.h - where torch meets the CPU engine: its threads, and memory for one call.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdlib>
+#include <string>
+#include <type_traits>
+
+#include "../layer_call.h"
+#include "engine.h"
+
+namespace brnn::cpu {
+
+// Torch's threads, as many as the work is worth: below about 2 MFLOP each, waking them costs more
+// than they bring, and far more beside another busy process.
+inline Host host(double flop) {
+  const auto alone = [](int64_t count, Body body, void* context) { body(context, 0, count); };
+  const auto together = [](int64_t count, Body body, void* context) {
+    torch::stable::parallel_for(0, count, 1,
+                                [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  };
+  const double worth = 1 + flop / 2e6, there = torch::stable::get_num_threads();
+  const int threads = static_cast<int>(worth < there ? worth : there);
+  return {threads > 1 ? ParallelFor(together) : ParallelFor(alone), threads};
+}
+
+// Products of a layer forward; backward makes twice as many.
+inline double forward_flop(double T, double B, double I, double H, double G) {
+  return 2 * T * B * G * H * (I + H);
+}
+
+// Memory for the time of one call. Not a tensor: torch aligns by posix_memalign, and blocks that
+// glibc (before 2.38) got so and took back do not serve the next call of the same size; a training
+// loop grew by gigabytes.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : block_(std::malloc(bytes + kAlignment)) {
+    if (!block_) checks::fail("memory", std::to_string(bytes) + " bytes of scratch", "none");
+  }
+  ~Scratch() { std::free(block_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void* get() const {
+    const auto address = reinterpret_cast<uintptr_t>(block_);
+    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  void* block_;
+};
+
+// The Backend of layer_call.h.
+class Backend {
+ public:
+  static constexpr uintptr_t alignment = 1;
+  template <class S>
+  static constexpr bool has = !std::is_same_v<S, float16>;
+
+  static void check(const Tensor& x, const Options& options) {
+    checks::check_cpu_engine(x, options.engine);
+  }
+
+  Backend(Cell cell, const Tensor&, const Options&) : cell_(cell) {}
+
+  template <class S>
+  void run(const Forward<S>& layer) const {
+    const Host threads = host(flop(layer));
+    const auto& engine = isa().engine<S>();
+    const Scratch memory(engine.forward_scratch_bytes(cell_, layer, threads.threads));
+    engine.forward(cell_, layer, threads, memory.get());
+  }
+
+  template <class S>
+  void run(const Backward<S>& layer) const {
+    const Host threads = host(2 * flop(layer));
+    const auto& engine = isa().engine<S>();
+    const Scratch memory(engine.backward_scratch_bytes(cell_, layer, threads.threads));
+    engine.backward(cell_, layer, threads, memory.get());
+  }
+
+ private:
+  template <class S>
+  double flop(const Layer<S>& layer) const {
+    return forward_flop(layer.T, layer.B, layer.I, layer.H, gates_of(cell_));
+  }
+
+  Cell cell_;
+};
+
+}  // namespace brnn::cpu

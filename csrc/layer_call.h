@@ -1,0 +1,225 @@
+// layer_call.h - from the tensors of an op to the plain structs of layer.h and back, for every
+// backend: checks, dense copies, results, pointers. Then the backend runs.
+//
+// A Backend (cpu/torch_host.h, cuda/torch_host.h) has
+//   static constexpr uintptr_t alignment;                  of every tensor that it reads
+//   template <class S> static constexpr bool has;          whether it has storage type S
+//   static void check(const Tensor& x, const Options&);    whether it can run this
+//   Backend(Cell, const Tensor& x, const Options&);        for the time of one call: device guard
+//   template <class S> void run(const Forward<S>&) const;  and the same for Backward<S>
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "layer.h"
+
+namespace brnn {
+
+using checks::OptionalTensor;
+using checks::ScalarType;
+using torch::stable::Tensor;
+
+// What an op says beside its tensors.
+struct Options {
+  double scale_x, scale_h;
+  bool reverse;
+  bool save;           // keep what backward needs; always true in backward
+  bool bias, need_dx;  // backward only: which gradients are wanted
+  bool allow_tf32;     // float32 may round operands of products to 10 bits; of CUDA only
+  std::string engine;
+};
+
+// c0 exists for LSTM only, biases for forward only.
+struct LayerTensors {
+  Tensor x, h0;
+  OptionalTensor c0;
+  Tensor weight_ih, weight_hh;
+  OptionalTensor bias_ih, bias_hh, keep_x, keep_h, lengths;
+};
+
+// What backward takes beside them. kept: cells of LSTM, hidden_n of GRU.
+struct BackwardTensors {
+  OptionalTensor dy, dh_n, dc_n;
+  Tensor y, gates, kept;
+};
+
+struct ForwardResults {
+  Tensor y, h_n;
+  OptionalTensor c_n;
+  Tensor gates, kept;
+};
+
+struct BackwardResults {
+  Tensor dx, dh0;
+  OptionalTensor dc0;
+  Tensor dweight_ih, dweight_hh, dbias_ih, dbias_hh;
+};
+
+inline int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
+
+// t itself, or a copy where it is strided or begins off the backend's alignment, as a slice may.
+template <class Backend>
+Tensor dense(const Tensor& t) {
+  if (!t.is_contiguous()) return torch::stable::contiguous(t);
+  const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  return address % Backend::alignment ? torch::stable::clone(t) : t;
+}
+template <class Backend>
+OptionalTensor dense(const OptionalTensor& t) {
+  return t ? OptionalTensor(dense<Backend>(*t)) : t;
+}
+template <class Backend>
+LayerTensors dense(const LayerTensors& t) {
+  const auto copy = [](const auto& tensor) { return dense<Backend>(tensor); };
+  return {copy(t.x),       copy(t.h0),      copy(t.c0),     copy(t.weight_ih), copy(t.weight_hh),
+          copy(t.bias_ih), copy(t.bias_hh), copy(t.keep_x), copy(t.keep_h),    copy(t.lengths)};
+}
+template <class Backend>
+BackwardTensors dense(const BackwardTensors& t) {
+  const auto copy = [](const auto& tensor) { return dense<Backend>(tensor); };
+  return {copy(t.dy), copy(t.dh_n), copy(t.dc_n), copy(t.y), copy(t.gates), copy(t.kept)};
+}
+
+template <class S>
+const S* read(const Tensor& t) {
+  return static_cast<const S*>(t.const_data_ptr());
+}
+template <class S>
+const S* read(const OptionalTensor& t) {
+  return t ? read<S>(*t) : nullptr;
+}
+// nullptr for a result that is not wanted, which is an empty tensor.
+template <class S>
+S* write(const Tensor& t) {
+  return t.numel() ? static_cast<S*>(t.mutable_data_ptr()) : nullptr;
+}
+template <class S>
+S* write(const OptionalTensor& t) {
+  return t ? write<S>(*t) : nullptr;
+}
+
+inline Tensor result(const Tensor& like, std::vector<int64_t> shape) {
+  return torch::stable::new_empty(like, shape);
+}
+inline Tensor zeros(const Tensor& like, std::vector<int64_t> shape) {
+  return torch::stable::new_zeros(like, shape);
+}
+
+inline Mask mask_of(const OptionalTensor& keep, double scale) {
+  if (!keep) return {nullptr, 0, scale};
+  const bool untied = keep->size(0) > 1;
+  return {read<uint8_t>(*keep), untied ? keep->size(1) * keep->size(2) : 0, scale};
+}
+
+template <class S>
+void fill(Layer<S>& layer, const LayerTensors& t, const Options& options) {
+  layer.T = t.x.size(0), layer.B = t.x.size(1), layer.I = t.x.size(2), layer.H = t.h0.size(1);
+  layer.reverse = options.reverse;
+  layer.lengths = read<int64_t>(t.lengths);
+  layer.mask_x = mask_of(t.keep_x, options.scale_x);
+  layer.mask_h = mask_of(t.keep_h, options.scale_h);
+  layer.x = read<S>(t.x);
+  layer.h0 = read<S>(t.h0), layer.c0 = read<S>(t.c0);
+  layer.weight_ih = read<S>(t.weight_ih), layer.weight_hh = read<S>(t.weight_hh);
+}
+
+// use(S{}) for the storage type of x, which the backend has: Backend::check has seen to that.
+template <class Backend, class Use>
+void with_storage_type(const Tensor& x, const Use& use) {
+  const auto call = [&](auto s) {
+    if constexpr (Backend::template has<decltype(s)>) return use(s);
+    checks::fail("x", "a dtype with a fused engine", checks::dtype_name(x.scalar_type()));
+  };
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return call(float{});
+    case ScalarType::Double: return call(double{});
+    case ScalarType::BFloat16: return call(bfloat16{});
+    case ScalarType::Half: return call(float16{});
+    default: checks::fail("x", "a dtype with a fused engine", checks::dtype_name(x.scalar_type()));
+  }
+}
+
+inline void check_layer(Cell cell, const LayerTensors& t) {
+  checks::check_layer(gates_of(cell), t.x, t.h0, t.c0, t.weight_ih, t.weight_hh, t.bias_ih,
+                      t.bias_hh, t.keep_x, t.keep_h, t.lengths);
+}
+
+template <class Backend>
+ForwardResults forward(Cell cell, const LayerTensors& given, const Options& options) {
+  check_layer(cell, given);
+  Backend::check(given.x, options);
+  const Tensor& x = given.x;
+  const int64_t T = x.size(0), B = x.size(1), H = given.h0.size(1), GH = gates_of(cell) * H;
+  const int64_t saved = options.save ? T : 0;
+  const int64_t kept = cell == Cell::gru_reset_before ? 0 : saved;
+  const Backend backend(cell, x, options);
+  ForwardResults r{result(x, {T, B, H}), result(x, {B, H}),
+                   given.c0 ? OptionalTensor(result(x, {B, H})) : std::nullopt,
+                   result(x, {saved, B, GH}), result(x, {kept, B, H})};
+  if (B == 0) return r;
+  const LayerTensors t = dense<Backend>(given);
+  with_storage_type<Backend>(x, [&](auto s) {
+    using S = decltype(s);
+    Forward<S> layer{};
+    fill(layer, t, options);
+    layer.bias_ih = read<S>(t.bias_ih), layer.bias_hh = read<S>(t.bias_hh);
+    layer.y = write<S>(r.y), layer.h_n = write<S>(r.h_n), layer.c_n = write<S>(r.c_n);
+    layer.gates = write<S>(r.gates), layer.kept = write<S>(r.kept);
+    backend.run(layer);
+  });
+  return r;
+}
+
+inline void check_backward(Cell cell, const LayerTensors& t, const BackwardTensors& given) {
+  check_layer(cell, t);
+  const int64_t T = t.x.size(0), B = t.x.size(1), H = t.h0.size(1);
+  const int64_t kept = cell == Cell::gru_reset_before ? 0 : T;
+  const char* kept_name = cell == Cell::lstm ? "cells" : "hidden_n";
+  checks::check_tensor("dy", given.dy, t.x, {T, B, H}, "T, B, H");
+  checks::check_tensor("dh_n", given.dh_n, t.x, {B, H}, "B, H");
+  checks::check_tensor("dc_n", given.dc_n, t.x, {B, H}, "B, H");
+  checks::check_tensor("y", given.y, t.x, {T, B, H}, "T, B, H");
+  checks::check_tensor("gates", given.gates, t.x, {T, B, gates_of(cell) * H}, "T, B, G*H");
+  checks::check_tensor(kept_name, given.kept, t.x, {kept, B, H}, "T, B, H");
+}
+
+template <class Backend>
+BackwardResults backward(Cell cell, const LayerTensors& given, const BackwardTensors& given_back,
+                         const Options& options) {
+  check_backward(cell, given, given_back);
+  Backend::check(given.x, options);
+  const Tensor& x = given.x;
+  const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = given.h0.size(1);
+  const int64_t GH = gates_of(cell) * H, bias_rows = options.bias ? GH : 0;
+  const Backend backend(cell, x, options);
+  const auto make = B == 0 ? zeros : result;  // no sequence, no gradient
+  BackwardResults r{options.need_dx ? make(x, {T, B, I}) : make(x, {0}),
+                    make(x, {B, H}),
+                    given.c0 ? OptionalTensor(make(x, {B, H})) : std::nullopt,
+                    make(x, {GH, I}),
+                    make(x, {GH, H}),
+                    make(x, {bias_rows}),
+                    make(x, {bias_rows})};
+  if (B == 0) return r;
+  const LayerTensors t = dense<Backend>(given);
+  const BackwardTensors b = dense<Backend>(given_back);
+  with_storage_type<Backend>(x, [&](auto s) {
+    using S = decltype(s);
+    Backward<S> layer{};
+    fill(layer, t, options);
+    layer.y = read<S>(b.y), layer.gates = read<S>(b.gates), layer.kept = read<S>(b.kept);
+    layer.dy = read<S>(b.dy), layer.dh_n = read<S>(b.dh_n), layer.dc_n = read<S>(b.dc_n);
+    layer.dx = write<S>(r.dx), layer.dh0 = write<S>(r.dh0), layer.dc0 = write<S>(r.dc0);
+    layer.dweight_ih = write<S>(r.dweight_ih), layer.dweight_hh = write<S>(r.dweight_hh);
+    layer.dbias_ih = write<S>(r.dbias_ih), layer.dbias_hh = write<S>(r.dbias_hh);
+    backend.run(layer);
+  });
+  return r;
+}
+
+}  // namespace brnn

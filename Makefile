@@ -15,7 +15,7 @@ ARGS   ?=
 BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test kernels bench gpu lint format clean
+.PHONY: help train test test-package test-emulator kernels bench gpu lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
@@ -27,8 +27,17 @@ help:
 train: $(VENV)/ready
 	GOMP_SPINCOUNT=1000 $(BIN)/bayesrnn train --compare $(ARGS)
 
+# The emulator has one thread and takes as long as everything else: side by side.
 test: $(VENV)/ready
+ifeq ($(strip $(ARGS)),)
+	$(MAKE) --no-print-directory -j2 --output-sync=line test-package test-emulator
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
+test-package: $(VENV)/ready
+	$(BIN)/python -m pytest --ignore=tests/emulator
+test-emulator: $(VENV)/ready
+	$(BIN)/python -m pytest tests/emulator
 
 kernels: $(VENV)/ready
 	$(BIN)/python tests/kernels.py

@@ -60,18 +60,13 @@ MONTE_CARLO = (35, 2000, 650, 650)
 EXPECTED = {
     (1024, 16, 768, 768): {"H100": ("grid", "grid")},
     (1024, 16, 1024, 1024): {"H100": ("grid", "grid")},
-    (35, 20, 200, 200): {
-        "H100": ("cluster", "grid"),
-        "A100": ("grid", "grid"),
-        "RTX 4090": ("grid", "grid"),
-    },
+    (35, 20, 200, 200): {"H100": ("grid", "grid")},
     (35, 20, 650, 650): {"H100": ("grid", "grid")},
     (35, 20, 1500, 1500): {"H100": ("grid", "grid")},
     CORNELL: {
-        "H100": ("cluster", "grid"),
-        "H100 PCIe": ("cluster", "block"),  # 2 blocks of a grid share one
+        "H100": ("grid", "grid"),
+        "H100 PCIe": ("block", "block"),  # 2 blocks of a grid would share one
         "A100": ("block", "block"),
-        "RTX 4090": ("grid", "grid"),
     },
     MONTE_CARLO: {"H100": ("stepwise", "stepwise")},
     (200, 128, 64, 64): {"H100": ("block", "block")},

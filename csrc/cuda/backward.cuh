@@ -12,6 +12,7 @@
 #include "masks.cuh"
 #include "operand.cuh"
 #include "tile.cuh"
+#include "weights.cuh"
 
 namespace brnn::cuda {
 
@@ -21,7 +22,7 @@ struct BackwardParams {
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T
 
-  const S* weight_hh;  // [G*H, H]
+  const uint4* weights;  // packed transpose of weight_hh [G*H, H] (weights.cuh)
   Mask mask_h;
   const S* h0;     // [B, H]
   const S* c0;     // [B, H]; LSTM only
@@ -63,7 +64,7 @@ class BackwardPass {
   }
 
   BRNN_DEVICE void run() {
-    weights_.load_columns(p_.weight_hh, p_.H, at_);
+    weights_.load(p_.weights, at_.slice(), at_.lane);
     start();
     // Round i takes dz of the round before and makes that of step T - 1 - i; the last makes dh0.
 #pragma unroll 1
@@ -108,7 +109,7 @@ class BackwardPass {
     exchange_.begin();
     for (int n = 0; n < tiles(); ++n) {
       load_masks(n);
-      if (at_.maker) load_state(n);
+      if (at_.maker) load_lengths(n), load_state(n);
     }
     if (at_.maker) prefetch(p_.T - 1, 0);
   }
@@ -124,6 +125,12 @@ class BackwardPass {
         masks_ |= keep(gate, b, u) << (4 * gate + j);
       }
     if (Tile::looped) stored_masks_[n * Tile::threads] = masks_;
+  }
+
+  // Steps of each of this thread's cells; none where there is no such cell.
+  BRNN_DEVICE void load_lengths(int n) {
+#pragma unroll
+    for (int i = 0; i < C; ++i) length_[i] = exists(n, i) ? length(sequence(n, i)) : 0;
   }
 
   BRNN_DEVICE void load_state(int n) {
@@ -156,6 +163,7 @@ class BackwardPass {
 
   BRNN_DEVICE void round(int i, int n) {
     float dh[C] = {};
+    if (Tile::looped && at_.maker) load_lengths(n);  // before the wait, off the path of dz
     if (i > 0) through_recurrence(dh, i, n);
     const int s = p_.T - 1 - i;
     if (at_.maker) {
@@ -208,7 +216,7 @@ class BackwardPass {
       for (int c = 0; c < C; ++c) dh[c] = kept[c];
     } else {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sums_[buffer + (write_at_ ^ (j & 2) * 2) + j * 32] = kept[j];
+      for (int j = 0; j < 4; ++j) sums_[buffer + partial_slot_after(write_at_, j)] = kept[j];
       group_barrier<Tile>(at_.local);
       if (!at_.maker) return;
 #pragma unroll
@@ -230,7 +238,7 @@ class BackwardPass {
       for (int k = 0; k < kSlots; ++k) dslot[i][k] = 0.f;
       const float total = dh[i] + held_[i];
       held_[i] = total;
-      if (!exists(n, i) || time(s) >= length(sequence(n, i))) continue;
+      if (time(s) >= length_[i]) continue;
       float gate[G];
 #pragma unroll
       for (int k = 0; k < G; ++k) gate[k] = to_float(gates_[i][k]);
@@ -304,6 +312,7 @@ class BackwardPass {
 
   Weights<S, G, Tile::chunks> weights_;
   uint32_t masks_ = 0;
+  int length_[C] = {};
   float held_[C] = {}, carry_[C] = {};  // carry: dc of the LSTM, what skips the gates of a GRU
   S gates_[C][G] = {}, kept_[C] = {}, previous_[C] = {}, dy_[C] = {};
 };

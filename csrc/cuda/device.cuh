@@ -95,6 +95,7 @@ BRNN_DEVICE float to_float(float16 value) {
 }
 BRNN_DEVICE float to_float(float value) { return value; }
 BRNN_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+BRNN_DEVICE uint32_t float_to_bits(float value) { return __float_as_uint(value); }
 
 // Byte i of the result is the byte of `bytes` that hexadecimal digit i of `digits` counts, 0 to 3.
 BRNN_DEVICE uint32_t permute_bytes(uint32_t bytes, uint32_t digits) {
@@ -271,6 +272,7 @@ BRNN_DEVICE float to_float(bfloat16 value) {
 BRNN_DEVICE float to_float(float16 value) { return emu::half_to_float(value.bits); }
 BRNN_DEVICE float to_float(float value) { return value; }
 BRNN_DEVICE float bits_to_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+BRNN_DEVICE uint32_t float_to_bits(float value) { return std::bit_cast<uint32_t>(value); }
 
 BRNN_DEVICE uint32_t permute_bytes(uint32_t bytes, uint32_t digits) {
   uint32_t word = 0;

@@ -35,6 +35,10 @@ BRNN_DEVICE int word_place(int unit, int row) {
 // assumed. Slots are used once, because a refill would not be ordered with a later publication.
 template <class S, class Tile, int Planes>
 class GridExchange {
+  // Polls share L2 with what they wait for, so only missing words are asked for again, where that
+  // does not spill registers.
+  static constexpr bool kPollAll = Tile::chunks > 3;
+
  public:
   static constexpr int shared_slots = 0;
 
@@ -62,7 +66,8 @@ class GridExchange {
       spin();
 #pragma unroll
       for (int i = 0; i < Count; ++i)
-        words[i] = load((From + i) / Tile::chunks, (From + i) % Tile::chunks, n);
+        if (kPollAll || has_empty_word(words[i]))
+          words[i] = load((From + i) / Tile::chunks, (From + i) % Tile::chunks, n);
     }
     __syncwarp();
   }

@@ -15,6 +15,7 @@
 #include "masks.cuh"
 #include "operand.cuh"
 #include "tile.cuh"
+#include "weights.cuh"
 
 namespace brnn::cuda {
 
@@ -24,8 +25,8 @@ struct ForwardParams {
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T
 
-  const S* weight_hh;  // [G*H, H]
-  const S* bias_hh;    // [G*H] or nullptr; where the input part is not fused only that of GRU's n
+  const uint4* weights;  // packed weight_hh [G*H, H] (weights.cuh)
+  const S* bias_hh;      // [G*H] or nullptr; where the input part is not fused only that of GRU's n
   Mask mask_h;
   const S* h0;  // [B, H]
   const S* c0;  // [B, H]; LSTM only
@@ -37,10 +38,10 @@ struct ForwardParams {
   S* c_n;   // [B, H]; LSTM only
   S* kept;  // [T, B, H] or nullptr
 
-  int I;               // the rest only where the input part is fused
-  const S* x;          // [T, B, I]
-  const S* weight_ih;  // [G*H, I]
-  const S* bias_ih;    // [G*H] or nullptr
+  int I;                       // the rest only where the input part is fused
+  const S* x;                  // [T, B, I]
+  const uint4* input_weights;  // packed weight_ih [G*H, I]
+  const S* bias_ih;            // [G*H] or nullptr
   Mask mask_x;
 
   ExchangeMemory exchange;
@@ -79,7 +80,7 @@ class ForwardPass {
   }
 
   BRNN_DEVICE void run() {
-    weights_.load_rows(p_.weight_hh, p_.H, p_.H, at_);
+    weights_.load(p_.weights, at_.slice(), at_.lane);
     start();
 #pragma unroll 1
     for (int s = 0; s < p_.T; ++s) {
@@ -131,6 +132,7 @@ class ForwardPass {
       kept_units_ = kPublishMasked ? tied_units(n) : ~0u;
       store_masks(n);
       if (at_.maker) {
+        load_lengths(n);
         load_state(n);
         publish(n);
       }
@@ -140,7 +142,7 @@ class ForwardPass {
     if (at_.maker) {
       load_bias();
       if constexpr (kFused)
-        input_.start(at_, p_.weight_ih, p_.bias_ih, p_.bias_hh, p_.mask_x, p_.B, p_.I, p_.H);
+        input_.start(at_, p_.input_weights, p_.bias_ih, p_.bias_hh, p_.mask_x, p_.B, p_.I, p_.H);
       prefetch(0, 0);
       if constexpr (kFused) {
         input_.multiply();
@@ -156,6 +158,13 @@ class ForwardPass {
 #pragma unroll
     for (int i = 0; i < C; ++i) units |= tied(0, sequence(n, i), unit(i)) << i;
     return units;
+  }
+
+  // Steps of each of this thread's cells; none where there is no such cell.
+  BRNN_DEVICE void load_lengths(int n) {
+#pragma unroll
+    for (int i = 0; i < C; ++i)
+      length_[i] = !exists(n, i) ? 0 : p_.lengths ? int(p_.lengths[sequence(n, i)]) : p_.T;
   }
 
   BRNN_DEVICE void load_state(int n) {
@@ -217,6 +226,7 @@ class ForwardPass {
   BRNN_DEVICE void step(int s, int n) {
     fetch_masks(n);
     masks_.keep_packed();
+    if (Tile::looped && at_.maker) load_lengths(n);  // before the wait, off the path of h
     float sums[G][4] = {};
     exchange_.wait(s, n);
     multiply_stream<Tile::chunks, Tile::chunks>(
@@ -225,8 +235,8 @@ class ForwardPass {
     if constexpr (!Tile::whole_sums) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        sums_[buffer + (write_at_ ^ (j & 2) * 2) + j * 32] = {sums[0][j], sums[1][j], sums[2][j],
-                                                              G > 3 ? sums[G - 1][j] : 0.f};
+        sums_[buffer + partial_slot_after(write_at_, j)] = {sums[0][j], sums[1][j], sums[2][j],
+                                                            G > 3 ? sums[G - 1][j] : 0.f};
       group_barrier<Tile>(at_.local);
     }
     if (at_.maker) update(s, n, buffer, sums);
@@ -288,7 +298,7 @@ class ForwardPass {
       input_.get(a, i);
       Cell::forward(a, q, state_[i], gates_[i], kept_[i], state, h);
       // Past its length a sequence keeps its state; padding must stay finite.
-      if (exists(n, i) && inside(t, sequence(n, i))) state_[i] = state, h_[i] = h;
+      if (t < length_[i]) state_[i] = state, h_[i] = h;
     }
     store_state(n);
     if (s + 1 < p_.T) publish(n);
@@ -310,7 +320,7 @@ class ForwardPass {
     for (int i = 0; i < C; ++i) {
       if (!exists(n, i)) continue;
       const int b = sequence(n, i);
-      const bool in = inside(t, b);
+      const bool in = t < length_[i];
       const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
       p_.y[at] = round_to(S{}, in ? h_[i] : 0.f);
       if (p_.save) {
@@ -351,6 +361,7 @@ class ForwardPass {
   Weights<S, G, Tile::chunks> weights_;
   Words masks_;
   uint32_t kept_units_ = 0;
+  int length_[C] = {};
   float state_[C] = {}, h_[C] = {}, bias_[C] = {};  // state: c of the LSTM, h of the GRU
   float gates_[C][G] = {}, kept_[C] = {};
   Input input_;

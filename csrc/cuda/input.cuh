@@ -5,6 +5,7 @@
 
 #include "masks.cuh"
 #include "tile.cuh"
+#include "weights.cuh"
 
 namespace brnn::cuda {
 
@@ -33,12 +34,12 @@ class FusedInput {
   static_assert(Tile::whole_sums && !Tile::looped);
 
  public:
-  BRNN_DEVICE void start(const Place<Tile>& at, const S* weight_ih, const S* bias_ih,
+  BRNN_DEVICE void start(const Place<Tile>& at, const uint4* weights, const S* bias_ih,
                          const S* bias_hh, const Mask& mask, int B, int I, int H) {
     I_ = I, q_ = at.q;
     sequence_ = at.batch_tile0 * kTileSequences + at.g;
     scale_ = float(mask.scale);
-    weights_.load_rows(weight_ih, H, I, at);
+    weights_.load(weights, at.tile, at.lane);
     masks_.load(Keep{mask.keep, mask.gate_stride, B, I}, sequence_, 0, 0, at.q);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {

@@ -25,16 +25,27 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+inline int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&value, which, device), "attribute of the device");
+  return value;
+}
+
+// All that a block may have, not what one launch needs: launches of other sizes may run beside it.
+inline void allow_shared_memory(const void* kernel) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+        "shared memory of a kernel");
+}
+
 // What a launch of the grid needs beside the kernel and its parameters.
 struct LaunchConfig {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
 
   LaunchConfig(const void* kernel, const Grid& grid, void* stream) {
-    if (grid.shared_bytes > 48 * 1024)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 grid.shared_bytes),
-            "shared memory of a kernel");
+    if (grid.shared_bytes > 48 * 1024) allow_shared_memory(kernel);
     if (grid.cluster > 8)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
             "cluster size of a kernel");
@@ -67,7 +78,10 @@ int resident_clusters(void (*kernel)(Params), const Grid& grid) {
   const void* entry = reinterpret_cast<const void*>(kernel);
   const LaunchConfig how(entry, grid, nullptr);
   int clusters = 0;
-  check(cudaOccupancyMaxActiveClusters(&clusters, entry, &how.config), "occupancy of clusters");
+  if (cudaOccupancyMaxActiveClusters(&clusters, entry, &how.config) != cudaSuccess) {
+    cudaGetLastError();  // a size that this device does not have
+    return 0;
+  }
   return clusters;
 }
 
@@ -76,14 +90,11 @@ template <class Params>
 int resident_blocks(void (*kernel)(Params), const Grid& grid) {
   const void* entry = reinterpret_cast<const void*>(kernel);
   const LaunchConfig how(entry, grid, nullptr);
-  int device = 0, multiprocessors = 0, blocks = 0;
-  check(cudaGetDevice(&device), "current device");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "multiprocessors");
+  int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry, grid.threads,
                                                       grid.shared_bytes),
         "occupancy");
-  return blocks * multiprocessors;
+  return blocks * attribute(cudaDevAttrMultiProcessorCount);
 }
 
 inline void fill_bytes(void* to, int byte, size_t bytes, void* stream) {

@@ -89,6 +89,8 @@ bool fits(const Recurrence& plan, void (*entry)(Params)) {
          resident_blocks(entry, grid_of(plan)) >= plan.blocks_x * plan.blocks_y;
 }
 
+inline int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
+
 // ---- the workspace of an exchange
 
 inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -127,7 +129,46 @@ ExchangeMemory prepare_exchange(const Recurrence& plan, int64_t T, int planes, v
   return m;
 }
 
-inline int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
+// ---- packed weights, before the exchange in the workspace
+
+template <class S>
+size_t packed_bytes(const Recurrence& plan, Cell cell, int chunks) {
+  const size_t slices = size_t(plan.blocks_x) * plan.tiling.unit_tiles * plan.tiling.k_warps;
+  return slices * gates_of(cell) * chunks * 64 * sizeof(uint4);
+}
+
+// Packs a weight of `chunks` chunks for each warp into `to` and returns it.
+template <class S>
+const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_columns, int64_t H,
+                  int64_t K, int chunks, int all_chunks, void* to, void* stream) {
+  const PackParams<S> p{weight,
+                        static_cast<uint4*>(to),
+                        by_columns,
+                        gates_of(cell),
+                        int(H),
+                        int(K),
+                        plan.blocks_x * plan.tiling.unit_tiles,
+                        plan.tiling.k_warps,
+                        chunks,
+                        all_chunks};
+  const unsigned blocks = unsigned((packed_count(p) + kPackThreads - 1) / kPackThreads);
+  launch(pack_weights_kernel<S>, Grid{blocks, 1, 1, kPackThreads, 0, 1, false}, stream, p);
+  return p.packed;
+}
+
+// Where the parts of a workspace begin: packed U, packed W of a fused input part, the exchange.
+template <class S>
+struct Workspace {
+  size_t input_weights, exchange, end;
+
+  Workspace(const Recurrence& plan, Cell cell, int64_t T, int planes) {
+    input_weights = packed_bytes<S>(plan, cell, plan.tiling.chunks);
+    exchange = input_weights;
+    if (plan.fused_input) exchange += packed_bytes<S>(plan, cell, kFusedChunks);
+    const ExchangeBytes bytes = exchange_bytes<S>(plan, T, planes);
+    end = exchange + bytes.slots + bytes.flags;
+  }
+};
 
 // ---- recurrence.h
 
@@ -141,52 +182,70 @@ bool backward_fits(const Recurrence& plan, Cell cell, const Backward<S>&) {
 }
 
 template <class S>
-size_t forward_scratch_bytes(const Recurrence& plan, Cell, const Forward<S>& layer) {
-  const ExchangeBytes bytes = exchange_bytes<S>(plan, layer.T, 1);
-  return bytes.slots + bytes.flags;
+size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>& layer) {
+  return Workspace<S>(plan, cell, layer.T, 1).end;
 }
 template <class S>
 size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer) {
-  const ExchangeBytes bytes = exchange_bytes<S>(plan, layer.T, gates_of(cell));
-  return bytes.slots + bytes.flags;
+  return Workspace<S>(plan, cell, layer.T, gates_of(cell)).end;
 }
 
+// The parameters of the kernel, with its workspace filled.
 template <class S>
-ForwardParams<S> forward_params(const Recurrence& plan, const Forward<S>& layer, S* gates,
-                                void* scratch, void* stream) {
+ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates,
+                         void* scratch, void* stream) {
+  const Workspace<S> parts(plan, cell, layer.T, 1);
+  char* const memory = static_cast<char*>(scratch);
   ForwardParams<S> p{};
   p.T = int(layer.T), p.B = int(layer.B), p.H = int(layer.H);
   p.reverse = layer.reverse, p.lengths = layer.lengths;
-  p.weight_hh = layer.weight_hh, p.bias_hh = layer.bias_hh, p.mask_h = layer.mask_h;
+  p.bias_hh = layer.bias_hh, p.mask_h = layer.mask_h;
   p.h0 = layer.h0, p.c0 = layer.c0;
   p.gates = gates, p.save = layer.gates != nullptr;
   p.y = layer.y, p.h_n = layer.h_n, p.c_n = layer.c_n, p.kept = layer.kept;
-  p.I = int(layer.I), p.x = layer.x, p.weight_ih = layer.weight_ih;
-  p.bias_ih = layer.bias_ih, p.mask_x = layer.mask_x;
-  p.exchange = prepare_exchange<S>(plan, layer.T, 1, scratch, stream);
+  p.exchange = prepare_exchange<S>(plan, layer.T, 1, memory + parts.exchange, stream);
   p.batch_tiles = plan.batch_tiles;
+  p.weights = pack(plan, cell, layer.weight_hh, false, layer.H, layer.H, plan.tiling.chunks,
+                   p.exchange.chunks, memory, stream);
+  if (!plan.fused_input) return p;
+  p.I = int(layer.I), p.x = layer.x, p.bias_ih = layer.bias_ih, p.mask_x = layer.mask_x;
+  p.input_weights = pack(plan, cell, layer.weight_ih, false, layer.H, layer.I, kFusedChunks,
+                         kFusedChunks, memory + parts.input_weights, stream);
   return p;
 }
+
+template <class S>
+BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz,
+                          void* scratch, void* stream) {
+  const int G = gates_of(cell);
+  const Workspace<S> parts(plan, cell, layer.T, G);
+  char* const memory = static_cast<char*>(scratch);
+  BackwardParams<S> p{};
+  p.T = int(layer.T), p.B = int(layer.B), p.H = int(layer.H);
+  p.reverse = layer.reverse, p.lengths = layer.lengths;
+  p.mask_h = layer.mask_h;
+  p.h0 = layer.h0, p.c0 = layer.c0;
+  p.y = layer.y, p.gates = layer.gates, p.kept = layer.kept;
+  p.dy = layer.dy, p.dh_n = layer.dh_n, p.dc_n = layer.dc_n;
+  p.dz = dz, p.dh0 = layer.dh0, p.dc0 = layer.dc0;
+  p.exchange = prepare_exchange<S>(plan, layer.T, G, memory + parts.exchange, stream);
+  p.batch_tiles = plan.batch_tiles;
+  p.weights = pack(plan, cell, layer.weight_hh, true, layer.H, layer.H, plan.tiling.chunks,
+                   p.exchange.chunks, memory, stream);
+  return p;
+}
+
 template <class S>
 void forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
              void* stream) {
-  launch(forward_kernel_of<S>(plan, cell, layer.mask_h), grid_of(plan), stream,
-         forward_params(plan, layer, gates, scratch, stream));
+  const auto p = prepare(plan, cell, layer, gates, scratch, stream);
+  launch(forward_kernel_of<S>(plan, cell, layer.mask_h), grid_of(plan), stream, p);
 }
 
 template <class S>
 void backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
               void* stream) {
-  BackwardParams<S> p{};
-  p.T = int(layer.T), p.B = int(layer.B), p.H = int(layer.H);
-  p.reverse = layer.reverse, p.lengths = layer.lengths;
-  p.weight_hh = layer.weight_hh, p.mask_h = layer.mask_h;
-  p.h0 = layer.h0, p.c0 = layer.c0;
-  p.y = layer.y, p.gates = layer.gates, p.kept = layer.kept;
-  p.dy = layer.dy, p.dh_n = layer.dh_n, p.dc_n = layer.dc_n;
-  p.dz = dz, p.dh0 = layer.dh0, p.dc0 = layer.dc0;
-  p.exchange = prepare_exchange<S>(plan, layer.T, gates_of(cell), scratch, stream);
-  p.batch_tiles = plan.batch_tiles;
+  const auto p = prepare(plan, cell, layer, dz, scratch, stream);
   launch(backward_kernel_of<S>(plan, cell), grid_of(plan), stream, p);
 }
 

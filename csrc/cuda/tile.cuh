@@ -47,6 +47,11 @@ struct Tile {
   static constexpr int sum_buffers = 2;
 };
 
+// Where a warp's slice of k begins: the last one is moved down to stay inside.
+BRNN_DEVICE int first_chunk(int own0, int chunks, int all_chunks) {
+  return own0 < all_chunks - chunks ? own0 : all_chunks - chunks;
+}
+
 // Where a thread stands.
 template <class Tile>
 struct Place {
@@ -57,14 +62,14 @@ struct Place {
   int batch_tile0;   // first batch tile of the block
   bool maker;
 
-  // `chunks`: of the layer. The last slice is moved down to stay inside.
+  // `chunks`: of the layer.
   BRNN_DEVICE Place(int chunks, int batch_tiles) {
     const int id = int(threadIdx.x);
     lane = id % 32, g = lane / 4, q = lane % 4;
     local = id / Tile::group, tile = int(blockIdx.x) * Tile::unit_tiles + local;
     thread = id % Tile::group, warp = thread / 32;
     own0 = warp * Tile::chunks;
-    chunk0 = own0 < chunks - Tile::chunks ? own0 : chunks - Tile::chunks;
+    chunk0 = first_chunk(own0, Tile::chunks, chunks);
     batch_tile0 = int(blockIdx.y) * batch_tiles;
     maker = thread < Tile::makers;
   }
@@ -74,109 +79,23 @@ struct Place {
   BRNN_DEVICE int unit(int cell) const {
     return Tile::whole_sums ? 2 * g + (cell >> 1) : (thread + cell * Tile::makers) % kTileUnits;
   }
+  // The warp's slice of a weight (weights.cuh).
+  BRNN_DEVICE int slice() const { return tile * Tile::k_warps + warp; }
   BRNN_DEVICE int row(int cell) const {
     return Tile::whole_sums ? 2 * q + (cell & 1) : (thread + cell * Tile::makers) / kTileUnits;
   }
 };
 
-// Four words of 16 bytes at `from`; zeros after `count` numbers.
-template <class S>
-BRNN_DEVICE uint4 load_row(const S* from, int count, bool aligned) {
-  if (aligned) return *reinterpret_cast<const uint4*>(from);
-  uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(S) == 2) {
-      words[i] = 2 * i < count ? from[2 * i].bits : 0u;
-      if (2 * i + 1 < count) words[i] |= uint32_t(from[2 * i + 1].bits) << 16;
-    } else {
-      words[i] = i < count ? to_tf32(from[i]) : 0u;
-    }
-  }
-  return {words[0], words[1], words[2], words[3]};
-}
-
-// Rounds the words of float32 operands for the tensor cores; 16-bit words stay.
-template <class S>
-BRNN_DEVICE uint4 as_operand(uint4 v) {
-  if constexpr (sizeof(S) == 4) {
-    const auto rounded = [](uint32_t w) { return to_tf32(bits_to_float(w)); };
-    return {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
-  }
-  return v;
-}
-
-// A weight's slice [G][16 rows of the unit tile][the warp's chunks] as mma A fragments.
-template <class S, int G, int Chunks>
-struct Weights {
-  uint32_t fragments[G][2 * Chunks][4];
-
-  BRNN_DEVICE void set(int gate, int chunk, int half, const uint4& words) {
-    fragments[gate][2 * chunk][half] = words.x, fragments[gate][2 * chunk][half + 2] = words.y;
-    fragments[gate][2 * chunk + 1][half] = words.z;
-    fragments[gate][2 * chunk + 1][half + 2] = words.w;
-  }
-
-  // Rows of weight [G*H, K] itself: what forward multiplies by.
-  template <class Tile>
-  BRNN_DEVICE void load_rows(const S* weight, int H, int K, const Place<Tile>& at) {
-    const bool aligned = K % (4 * Number<S>::per_word) == 0;
-#pragma unroll
-    for (int gate = 0; gate < G; ++gate)
-#pragma unroll
-      for (int chunk = 0; chunk < Chunks; ++chunk)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int unit = at.tile * kTileUnits + unit_of_row(at.g + 8 * half);
-          const int k = Number<S>::unit_of_word(at.chunk0 + chunk, 0, at.q);
-          const S* from = weight + (int64_t(gate) * H + unit) * K + k;
-          uint4 words{0, 0, 0, 0};
-          if (unit < H && k < K && at.chunk0 + chunk >= at.own0)
-            words = as_operand<S>(load_row(from, K - k, aligned));
-          set(gate, chunk, half, words);
-        }
-  }
-
-  // Columns of weight [G*H, H]: what backward multiplies by.
-  template <class Tile>
-  BRNN_DEVICE void load_columns(const S* weight, int H, const Place<Tile>& at) {
-#pragma unroll
-    for (int gate = 0; gate < G; ++gate)
-#pragma unroll
-      for (int chunk = 0; chunk < Chunks; ++chunk)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int unit = at.tile * kTileUnits + unit_of_row(at.g + 8 * half);
-          const int k = Number<S>::unit_of_word(at.chunk0 + chunk, 0, at.q);
-          const S* from = weight + (int64_t(gate) * H + k) * H + unit;
-          uint4 words{0, 0, 0, 0};
-          if (unit < H && at.chunk0 + chunk >= at.own0) words = load_column(from, H - k, H);
-          set(gate, chunk, half, words);
-        }
-  }
-
- private:
-  BRNN_DEVICE static uint4 load_column(const S* from, int count, int H) {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (sizeof(S) == 2) {
-        words[i] = 2 * i < count ? from[int64_t(2 * i) * H].bits : 0u;
-        if (2 * i + 1 < count) words[i] |= uint32_t(from[int64_t(2 * i + 1) * H].bits) << 16;
-      } else {
-        words[i] = i < count ? to_tf32(from[int64_t(i) * H]) : 0u;
-      }
-    }
-    return {words[0], words[1], words[2], words[3]};
-  }
-};
-
 // ---- sums over the warps that share a unit tile, through shared memory
 
-// Where a warp's partial sum of the cell (unit 2g + j/2, sequence 2q + j%2) lies: no two lanes of a
-// writing warp (one j) or a reading one (16 units, one sequence) meet in a bank.
+// Where a warp's partial sum of the cell (unit 2g + j/2, sequence 2q + j%2) lies: neither the lanes
+// of a writing warp (one j) nor those of a reading one (16 units, two sequences) meet in a bank, be
+// a sum 4 bytes or 16. With j = 0 at `first`, the others lie at partial_slot_after(first, j).
 BRNN_DEVICE int partial_slot(int g, int q, int j) {
-  return j * 32 + q * 8 + ((g + 2 * q + 2 * (j & 2)) & 7);
+  return j * 32 + ((q ^ j) & 3) * 8 + ((g + 2 * q + 2 * (j & 2)) & 7);
+}
+BRNN_DEVICE int partial_slot_after(int first, int j) {
+  return (first ^ ((j & 2) * 2 | j * 8)) + j * 32;
 }
 BRNN_DEVICE int partial_slot_of_cell(int unit, int row) {
   return partial_slot(unit >> 1, row >> 1, (unit & 1) * 2 + (row & 1));

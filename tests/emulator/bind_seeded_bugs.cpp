@@ -179,7 +179,7 @@ void forward(const std::string& bug_name, const py::dict& fields) {
   }
   const Block block(recurrence::forward_scratch_bytes(plan, Cell::lstm, layer));
   launch(bug.entry, recurrence::grid_of(plan), nullptr,
-         recurrence::forward_params(plan, layer, gates, block.data(), nullptr));
+         recurrence::prepare(plan, Cell::lstm, layer, gates, block.data(), nullptr));
 }
 
 }  // namespace

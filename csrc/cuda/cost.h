@@ -17,7 +17,7 @@ namespace brnn::cuda::cost {
 constexpr double latency(Engine engine) {
   switch (engine) {
     case Engine::block: return 0.12;
-    case Engine::cluster: return 0.50;  // its barrier is a fence of the whole GPU in SASS
+    case Engine::cluster: return 0.53;  // 0.30, and a fence of the whole GPU: 200 to 600 cycles
     case Engine::grid: return 0.45;
     case Engine::grid_flags: return 0.77;
     case Engine::stepwise: break;

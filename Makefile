@@ -15,7 +15,7 @@ ARGS   ?=
 BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test test-package test-emulator kernels bench gpu lint format clean
+.PHONY: help train test test-package test-schedules test-emulator kernels bench gpu lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
@@ -27,17 +27,19 @@ help:
 train: $(VENV)/ready
 	GOMP_SPINCOUNT=1000 $(BIN)/bayesrnn train --compare $(ARGS)
 
-# The emulator has one thread and takes as long as everything else: side by side.
+# The emulator has one thread and takes longer than everything else: three parts, two at a time.
 test: $(VENV)/ready
 ifeq ($(strip $(ARGS)),)
-	$(MAKE) --no-print-directory -j2 --output-sync=line test-package test-emulator
+	$(MAKE) --no-print-directory -j2 --output-sync=line test-schedules test-emulator test-package
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
+test-schedules: $(VENV)/ready
+	$(BIN)/python -m pytest tests/emulator -k every_schedule
+test-emulator: $(VENV)/ready
+	$(BIN)/python -m pytest tests/emulator -k 'not every_schedule'
 test-package: $(VENV)/ready
 	$(BIN)/python -m pytest --ignore=tests/emulator
-test-emulator: $(VENV)/ready
-	$(BIN)/python -m pytest tests/emulator
 
 kernels: $(VENV)/ready
 	$(BIN)/python tests/kernels.py

@@ -11,6 +11,7 @@
 #include "exchange.cuh"
 #include "masks.cuh"
 #include "operand.cuh"
+#include "pass.cuh"
 #include "tile.cuh"
 #include "weights.cuh"
 
@@ -42,26 +43,24 @@ struct BackwardParams {
 };
 
 template <template <class> class CellOf, class S, class Exchange, class Tile>
-class BackwardPass {
+class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
   using Cell = CellOf<DeviceMath>;
   static constexpr int G = Cell::gates;
   static constexpr int kSlots = Cell::slots;
-  static constexpr int C = Tile::cells;
+  using Base = TimePass<BackwardParams<S>, Tile, 2>;
+  using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
+      Base::sum_of;
+  using Base::C, Base::kSums, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
+  using Base::stored_state, Base::stored_states, Base::tiles, Base::time, Base::unit;
   static constexpr bool kLstm = G == 4;
 
  public:
   BRNN_DEVICE explicit BackwardPass(const BackwardParams<S>& p)
-      : p_(p),
-        at_(p.exchange.chunks, p.batch_tiles),
+      : Base(p),
         sums_(shared_memory<float>()),
         states_(sums_ + kSums),
         stored_masks_(reinterpret_cast<uint32_t*>(states_ + stored_states()) + threadIdx.x),
-        exchange_(p.exchange, stored_masks_ - threadIdx.x + stored_words(), at_) {
-    write_at_ = (at_.local * Tile::k_warps + at_.warp) * kTileCells + partial_slot(at_.g, at_.q, 0);
-    read_at_ =
-        at_.local * Tile::k_warps * kTileCells + partial_slot_of_cell(at_.unit(0), at_.row(0));
-    opaque(write_at_), opaque(read_at_);  // not again in every step
-  }
+        exchange_(p.exchange, stored_masks_ - threadIdx.x + stored_words(), at_) {}
 
   BRNN_DEVICE void run() {
     weights_.load(p_.weights, at_.slice(), at_.lane);
@@ -77,31 +76,7 @@ class BackwardPass {
   }
 
  private:
-  // ---- shared memory: sums [2][unit tiles][K warps][128], then of a looped block states
-  // [batch tiles][unit tiles][128][2] and masks [batch tiles][threads], then the slots of an
-  // exchange within the block
-
-  static constexpr int kBuffer = Tile::unit_tiles * Tile::k_warps * kTileCells;
-  static constexpr int kSums = Tile::whole_sums ? 0 : Tile::sum_buffers * kBuffer;
-  BRNN_DEVICE int stored_states() const {
-    return Tile::looped ? p_.batch_tiles * Tile::unit_tiles * kTileCells * 2 : 0;
-  }
   BRNN_DEVICE int stored_words() const { return Tile::looped ? p_.batch_tiles * Tile::threads : 0; }
-  BRNN_DEVICE float* stored_state(int n, int cell) const {
-    return states_ +
-           ((n * Tile::unit_tiles + at_.local) * kTileCells + at_.thread + cell * Tile::makers) * 2;
-  }
-
-  BRNN_DEVICE int tiles() const { return Tile::looped ? p_.batch_tiles : 1; }
-  BRNN_DEVICE int unit(int cell) const { return at_.tile * kTileUnits + at_.unit(cell); }
-  BRNN_DEVICE int sequence(int n, int cell) const {
-    return (at_.batch_tile0 + n) * kTileSequences + at_.row(cell);
-  }
-  BRNN_DEVICE bool exists(int n, int cell) const {
-    return unit(cell) < p_.H && sequence(n, cell) < p_.B;
-  }
-  BRNN_DEVICE int time(int s) const { return p_.reverse ? p_.T - 1 - s : s; }
-  BRNN_DEVICE int length(int b) const { return p_.lengths ? int(p_.lengths[b]) : p_.T; }
 
   // ---- before the last step
 
@@ -127,12 +102,6 @@ class BackwardPass {
     if (Tile::looped) stored_masks_[n * Tile::threads] = masks_;
   }
 
-  // Steps of each of this thread's cells; none where there is no such cell.
-  BRNN_DEVICE void load_lengths(int n) {
-#pragma unroll
-    for (int i = 0; i < C; ++i) length_[i] = exists(n, i) ? length(sequence(n, i)) : 0;
-  }
-
   BRNN_DEVICE void load_state(int n) {
 #pragma unroll
     for (int i = 0; i < C; ++i) {
@@ -148,14 +117,14 @@ class BackwardPass {
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i)
-        stored_state(n, i)[0] = held_[i], stored_state(n, i)[1] = carry_[i];
+        states_[stored_state(n, i)] = held_[i], states_[stored_state(n, i) + 1] = carry_[i];
     }
   }
   BRNN_DEVICE void fetch_state(int n) {
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i)
-        held_[i] = stored_state(n, i)[0], carry_[i] = stored_state(n, i)[1];
+        held_[i] = states_[stored_state(n, i)], carry_[i] = states_[stored_state(n, i) + 1];
     }
   }
 
@@ -204,7 +173,7 @@ class BackwardPass {
       for (int gate = 0; gate < G; ++gate)
         kept[j] += masks >> (4 * gate + j) & 1 ? sums[gate][j] : 0.f;
     }
-    sum_over_warps(dh, kept, (i * tiles() + n) % Tile::sum_buffers * kBuffer);
+    sum_over_warps(dh, kept, buffer_of(i, n));
     const float scale = float(p_.mask_h.scale);
 #pragma unroll
     for (int c = 0; c < C; ++c) dh[c] *= scale;
@@ -221,9 +190,7 @@ class BackwardPass {
       if (!at_.maker) return;
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        const int at = c ? at_.local * Tile::k_warps * kTileCells +
-                               partial_slot_of_cell(at_.unit(c), at_.row(c))
-                         : read_at_;
+        const int at = c ? sum_of(c) : read_at_;
 #pragma unroll
         for (int w = 0; w < Tile::k_warps; ++w) dh[c] += sums_[buffer + at + w * kTileCells];
       }
@@ -302,17 +269,13 @@ class BackwardPass {
     }
   }
 
-  const BackwardParams<S>& p_;
-  const Place<Tile> at_;
   float* const sums_;
   float* const states_;
   uint32_t* const stored_masks_;
   Exchange exchange_;
-  int write_at_, read_at_;
 
   Weights<S, G, Tile::chunks> weights_;
   uint32_t masks_ = 0;
-  int length_[C] = {};
   float held_[C] = {}, carry_[C] = {};  // carry: dc of the LSTM, what skips the gates of a GRU
   S gates_[C][G] = {}, kept_[C] = {}, previous_[C] = {}, dy_[C] = {};
 };

@@ -14,6 +14,7 @@
 #include "input.cuh"
 #include "masks.cuh"
 #include "operand.cuh"
+#include "pass.cuh"
 #include "tile.cuh"
 #include "weights.cuh"
 
@@ -51,13 +52,17 @@ struct ForwardParams {
 // InputChunks: of x, where the input part is computed inside; else 0.
 template <template <class> class CellOf, class S, class Exchange, class Tile, MaskForm Form,
           int InputChunks>
-class ForwardPass {
+class ForwardPass
+    : TimePass<ForwardParams<S>, Tile, CellOf<DeviceMath>::gates == 4 ? 2 : 1> {  // c and h, or h
   using Cell = CellOf<DeviceMath>;
   static constexpr int G = Cell::gates;
-  static constexpr int C = Tile::cells;
+  using Base = TimePass<ForwardParams<S>, Tile, G == 4 ? 2 : 1>;
+  using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
+      Base::sum_of;
+  using Base::C, Base::kSums, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
+  using Base::stored_state, Base::stored_states, Base::tiles, Base::time, Base::unit;
   static constexpr bool kLstm = G == 4;
   static constexpr bool kHasBias = Cell::slot_of_a(G - 1) != Cell::slot_of_q(G - 1);
-  static constexpr int kStates = kLstm ? 2 : 1;  // c and h, or h
   static constexpr bool kFused = InputChunks > 0;
   using Input = std::conditional_t<kFused, FusedInput<S, Tile, G, kFused ? InputChunks : 1>,
                                    StoredInput<S, Tile, G>>;
@@ -67,17 +72,11 @@ class ForwardPass {
 
  public:
   BRNN_DEVICE explicit ForwardPass(const ForwardParams<S>& p)
-      : p_(p),
-        at_(p.exchange.chunks, p.batch_tiles),
+      : Base(p),
         sums_(shared_memory<float4>()),
         states_(reinterpret_cast<float*>(sums_ + kSums)),
         packed_(reinterpret_cast<uint32_t*>(states_ + stored_states()) + threadIdx.x),
-        exchange_(p.exchange, packed_ + stored_words() - threadIdx.x, at_) {
-    write_at_ = (at_.local * Tile::k_warps + at_.warp) * kTileCells + partial_slot(at_.g, at_.q, 0);
-    read_at_ =
-        at_.local * Tile::k_warps * kTileCells + partial_slot_of_cell(at_.unit(0), at_.row(0));
-    opaque(write_at_), opaque(read_at_);  // not again in every step
-  }
+        exchange_(p.exchange, packed_ + stored_words() - threadIdx.x, at_) {}
 
   BRNN_DEVICE void run() {
     weights_.load(p_.weights, at_.slice(), at_.lane);
@@ -92,34 +91,9 @@ class ForwardPass {
   }
 
  private:
-  // ---- shared memory: sums [2][unit tiles][K warps][128] float4, then of a looped block
-  // states [batch tiles][unit tiles][128][kStates] and masks [batch tiles][words][threads],
-  // then the slots of an exchange within the block
-
-  static constexpr int kBuffer = Tile::unit_tiles * Tile::k_warps * kTileCells;
-  static constexpr int kSums = Tile::whole_sums ? 0 : Tile::sum_buffers * kBuffer;
-  BRNN_DEVICE int stored_states() const {
-    return Tile::looped ? p_.batch_tiles * Tile::unit_tiles * kTileCells * kStates : 0;
-  }
   BRNN_DEVICE int stored_words() const {
     return Tile::looped ? p_.batch_tiles * kStoredWords * Tile::threads : 0;
   }
-  BRNN_DEVICE float* stored_state(int n, int cell) const {
-    return states_ +
-           ((n * Tile::unit_tiles + at_.local) * kTileCells + at_.thread + cell * Tile::makers) *
-               kStates;
-  }
-
-  BRNN_DEVICE int tiles() const { return Tile::looped ? p_.batch_tiles : 1; }
-  BRNN_DEVICE int unit(int cell) const { return at_.tile * kTileUnits + at_.unit(cell); }
-  BRNN_DEVICE int sequence(int n, int cell) const {
-    return (at_.batch_tile0 + n) * kTileSequences + at_.row(cell);
-  }
-  BRNN_DEVICE bool exists(int n, int cell) const {
-    return unit(cell) < p_.H && sequence(n, cell) < p_.B;
-  }
-  BRNN_DEVICE int time(int s) const { return p_.reverse ? p_.T - 1 - s : s; }
-  BRNN_DEVICE bool inside(int t, int b) const { return !p_.lengths || t < p_.lengths[b]; }
 
   // ---- before the first step: masks, state, slot 0 of the exchange
 
@@ -158,13 +132,6 @@ class ForwardPass {
 #pragma unroll
     for (int i = 0; i < C; ++i) units |= tied(0, sequence(n, i), unit(i)) << i;
     return units;
-  }
-
-  // Steps of each of this thread's cells; none where there is no such cell.
-  BRNN_DEVICE void load_lengths(int n) {
-#pragma unroll
-    for (int i = 0; i < C; ++i)
-      length_[i] = !exists(n, i) ? 0 : p_.lengths ? int(p_.lengths[sequence(n, i)]) : p_.T;
   }
 
   BRNN_DEVICE void load_state(int n) {
@@ -206,8 +173,8 @@ class ForwardPass {
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i) {
-        stored_state(n, i)[0] = state_[i];
-        if (kLstm) stored_state(n, i)[1] = h_[i];
+        states_[stored_state(n, i)] = state_[i];
+        if (kLstm) states_[stored_state(n, i) + 1] = h_[i];
       }
     }
   }
@@ -215,8 +182,8 @@ class ForwardPass {
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i) {
-        state_[i] = stored_state(n, i)[0];
-        h_[i] = kLstm ? stored_state(n, i)[1] : state_[i];
+        state_[i] = states_[stored_state(n, i)];
+        h_[i] = kLstm ? states_[stored_state(n, i) + 1] : state_[i];
       }
     }
   }
@@ -231,7 +198,7 @@ class ForwardPass {
     exchange_.wait(s, n);
     multiply_stream<Tile::chunks, Tile::chunks>(
         exchange_, n, [&](int chunk, const uint4& words) { multiply(sums, chunk, words); });
-    const int buffer = (s * tiles() + n) % Tile::sum_buffers * kBuffer;
+    const int buffer = buffer_of(s, n);
     if constexpr (!Tile::whole_sums) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
@@ -270,9 +237,7 @@ class ForwardPass {
 #pragma unroll
       for (int k = 0; k < G; ++k) q[k] = sums[k][cell];
     } else {
-      const int at = cell ? at_.local * Tile::k_warps * kTileCells +
-                                partial_slot_of_cell(at_.unit(cell), at_.row(cell))
-                          : read_at_;
+      const int at = cell ? sum_of(cell) : read_at_;
 #pragma unroll
       for (int w = 0; w < Tile::k_warps; ++w) {
         const float4 part = sums_[buffer + at + w * kTileCells];
@@ -342,7 +307,7 @@ class ForwardPass {
     const int64_t first = int64_t(time(s)) * p_.B;
     if constexpr (kFused) {
       const int b = input_.sequence();
-      input_.prefetch(p_.x + first * p_.I, b < p_.B && inside(time(s), b));
+      input_.prefetch(p_.x + first * p_.I, b < p_.B && time(s) < length(b));
     } else {
 #pragma unroll
       for (int i = 0; i < C; ++i)
@@ -350,18 +315,14 @@ class ForwardPass {
     }
   }
 
-  const ForwardParams<S>& p_;
-  const Place<Tile> at_;
   float4* const sums_;
   float* const states_;
   uint32_t* const packed_;
   Exchange exchange_;
-  int write_at_, read_at_;
 
   Weights<S, G, Tile::chunks> weights_;
   Words masks_;
   uint32_t kept_units_ = 0;
-  int length_[C] = {};
   float state_[C] = {}, h_[C] = {}, bias_[C] = {};  // state: c of the LSTM, h of the GRU
   float gates_[C][G] = {}, kept_[C] = {};
   Input input_;

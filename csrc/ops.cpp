@@ -89,7 +89,7 @@ std::string cpu_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t 
   const Cell which = checks::cell_of(cell);
   const int threads = cpu::host(cpu::forward_flop(T, B, I, H, gates_of(which))).threads;
   std::ostringstream out;
-  const auto describe = [&](auto s, int lane_bytes) {
+  const auto describe = [&](auto s) {
     using S = decltype(s);
     Forward<S> forward{};
     forward.T = T, forward.B = B, forward.I = I, forward.H = H;
@@ -98,19 +98,18 @@ std::string cpu_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t 
     S dx;
     backward.dx = &dx;
     const auto& run = isa.engine<S>();
-    out << "{\"instruction_set\": \"" << isa.name << "\", \"microkernel\": \"" << isa.rows
-        << " rows x 2 vectors of " << isa.vector_bytes / lane_bytes
-        << "\", \"threads\": " << (threads < B ? threads : B)
+    out << "{\"instruction_set\": \"" << isa.name << "\", \"microkernel\": \"" << run.rows
+        << " rows x 2 vectors of " << run.lanes << "\", \"threads\": " << threads
         << ", \"scratch_bytes_forward\": " << run.forward_scratch_bytes(which, forward, threads)
         << ", \"scratch_bytes_backward\": " << run.backward_scratch_bytes(which, backward, threads)
         << "}";
   };
   if (dtype == "float64")
-    describe(double{}, 8);
+    describe(double{});
   else if (dtype == "bfloat16")
-    describe(bfloat16{}, 4);
+    describe(bfloat16{});
   else if (dtype == "float32")
-    describe(float{}, 4);
+    describe(float{});
   else
     checks::fail("dtype", "float32, float64 or bfloat16", "'" + dtype + "'");
   return out.str();

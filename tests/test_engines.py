@@ -13,6 +13,7 @@ CELLS = ["lstm", "gru"]
 FUSED = [torch.float32, torch.float64, torch.bfloat16]
 SIZES = (35, 20, 200, 100)  # T, B, I, H
 
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 every_cell = pytest.mark.parametrize("cell", CELLS)
 
 
@@ -34,7 +35,7 @@ def test_plan_of_the_cpu_engine(cell, dtype):
     assert plan.dtype == dtype
     assert plan.device == torch.device("cpu")
     assert plan.reason
-    assert plan.details["instruction_set"] in ("portable", "avx2", "avx512")
+    assert plan.details["instruction_set"] in INSTRUCTION_SETS
     assert plan.details["threads"] == torch.get_num_threads()
     assert all(isinstance(value, int) and value > 0 for value in scratch(plan).values())
 
@@ -185,7 +186,7 @@ def test_info():
     everywhere = ["auto", "cpu", "reference"]
     on_cuda = list(engines.ON_CUDA) if info["cuda_architectures"] else []
     assert sorted(info["engines"]) == sorted(everywhere + on_cuda)
-    assert info["cpu_instruction_set"] in ("portable", "avx2", "avx512")
+    assert info["cpu_instruction_set"] in INSTRUCTION_SETS
     assert info["python"].count(".") >= 2
 
 

@@ -1,5 +1,5 @@
 // backward.h - a whole layer backward, in chunks of time from the last to the first. Per chunk:
-//   1. recurrence  dz, the gradients of all gates, step by step; the batch split over threads
+//   1. recurrence  dz, the gradients of all gates, step by step; divided as forward is
 //   2. dx          from dz, the masks of each gate on its own sum; rows split over threads
 //   3. weights     from dz and the masked operands; units of each gate split over threads
 // so that dz is still in cache when 2 and 3 read it, and its memory does not grow with T.
@@ -7,74 +7,83 @@
 
 #include <cstring>
 
-#include "gemm.h"
+#include "operands.h"
 #include "parallel.h"
 
 namespace brnn::BRNN_ISA {
 
-constexpr int64_t kChunkRows = 1024;  // rows (step, sequence) of a chunk
-constexpr int64_t kDepth = 384;       // rows of the masked operand that are packed at once in 3
-constexpr int64_t kInputBlocks = 5;   // blocks of kRows that share one pass over a panel in 2
+// Rows (step, sequence) of a chunk: the weight gradients gain by many, memory grows with them. A
+// third of a short sequence's, then, unless those are few.
+inline int64_t chunk_steps(int64_t T, int64_t B) {
+  constexpr int64_t most = 480, least = 96;
+  const int64_t steps = min(most / B, divide_up(T, 3)), enough = divide_up(least, B);
+  return min(T, steps > enough ? steps : enough);
+}
+constexpr int64_t kMostUnits = 240;  // units of a gate whose weight gradients are made at once
 
-template <class S, class C, template <class> class CellOf>
+template <class S, class E, template <class> class CellOf>
 class BackwardPass {
-  using Cell = CellOf<Math<C>>;
+  using C = typename Element<E>::Sum;
+  using Cell = CellOf<Math<C, S>>;
   using V = Vec<C>;
+  using Lanes = typename Element<E>::Lanes;
   static constexpr int G = Cell::gates;
   static constexpr int kSlots = Cell::slots;
+  static constexpr int kWide = Panels<E>::kWide;
+  static constexpr int kRows = kTileRows<E>;
   static constexpr bool kSame = sizeof(S) == sizeof(C);  // weight gradients are summed in place
 
  public:
   BackwardPass(const Backward<S>& layer, int threads, void* scratch)
       : p_(layer),
         threads_(threads),
-        parts_(min<int64_t>(threads, layer.B)),
-        chunk_steps_(min(layer.T, divide_up(kChunkRows, layer.B))),
+        split_(Split::of<E>(threads, layer.B, layer.H, G * layer.H)),
+        chunk_steps_(chunk_steps(layer.T, layer.B)),
         pitch_(round_up(layer.H, V::size)),
         arena_(scratch) {
-    panels_hh_ = {take(Panels<C>::count(G, p_.H, p_.H)), G, p_.H, p_.H};
-    panels_ih_ = {take(p_.dx ? Panels<C>::count(G, p_.H, p_.I) : 0), G, p_.H, p_.I};
-    dz_ = rows_of(kSlots, chunk_steps_ * p_.B);
-    dz_next_ = rows_of(kSlots, p_.B);
-    carry_ = take(p_.B * pitch_);
-    dh_masked_ = take(Cell::reset_before ? p_.B * pitch_ : 0);
-    dbias_ = take(parts_ * kSlots * pitch_);
-    packed_ = take(threads_ * kDepth * round_up(p_.I > p_.H ? p_.I : p_.H, V::size));
-    sum_ih_ = kSame ? reinterpret_cast<C*>(p_.dweight_ih) : take(G * p_.H * p_.I);
-    sum_hh_ = kSame ? reinterpret_cast<C*>(p_.dweight_hh) : take(G * p_.H * p_.H);
+    panels_hh_ = {take<E>(Panels<E>::count(G, p_.H, p_.H)), G, p_.H, p_.H};
+    panels_ih_ = {take<E>(p_.dx ? Panels<E>::count(G, p_.H, p_.I) : 0), G, p_.H, p_.I};
+    dz_ = rows_of(kSlots, chunk_steps_ * p_.B, p_.H);
+    dz_next_ = rows_of(kSlots, p_.B, p_.H);
+    carry_ = take<C>(p_.B * pitch_);
+    dh_masked_ = take<C>(Cell::reset_before ? p_.B * pitch_ : 0);
+    dbias_ = take<C>(split_.batch * kSlots * pitch_);
+    const int64_t rows = chunk_steps_ * p_.B;
+    operand_x_ = take<E>(Panels<E>::count(sets_x(), rows, p_.I));
+    operand_h_ = take<E>(Panels<E>::count(sets_h(), rows, p_.H));
+    units_ = take<E>(threads_ * units_count());
+    taken_ = take<int64_t>(threads_ * Piece::kApart);
+    sum_ih_ = kSame ? reinterpret_cast<C*>(p_.dweight_ih) : take<C>(G * p_.H * p_.I);
+    sum_hh_ = kSame ? reinterpret_cast<C*>(p_.dweight_hh) : take<C>(G * p_.H * p_.H);
   }
 
   size_t scratch_bytes() const { return arena_.used(); }
 
   void run(const Host& host) {
     pack_weights(host);
-    std::memset(dbias_, 0, size_t(parts_ * kSlots * pitch_) * sizeof(C));
+    std::memset(dbias_, 0, size_t(split_.batch * kSlots * pitch_) * sizeof(C));
     for (int64_t end = p_.T; end > 0;) {
       const int64_t begin = end > chunk_steps_ ? end - chunk_steps_ : 0;
-      parallel_ranges(host, parts_, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) recurrence(i, begin, end);
-      });
+      run_phases(host, split_, taken_, [&](const auto& run) { recurrence(run, begin, end); });
+      const auto together = [&](const auto& phase) {
+        parallel_pieces(host, threads_, taken_, phase);
+      };
       const int64_t rows = (end - begin) * p_.B;
-      if (p_.dx) {
-        const RowBlocks blocks(rows);
-        parallel_ranges(host, threads_, [&](int64_t first, int64_t last) {
-          const int64_t i = blocks.blocks * first / threads_, j = blocks.blocks * last / threads_;
-          for (int64_t k = i; k < j; k += kInputBlocks)
-            input_gradient(begin, blocks, k, min(k + kInputBlocks, j));
-        });
-      }
-      parallel_ranges(host, threads_, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) weight_gradients(i, begin, rows, end == p_.T);
-      });
+      if (p_.dx) together([&](const Piece& piece) { input_gradient(piece, begin, rows); });
+      together([&](const Piece& piece) { pack_operands(piece, begin, rows); });
+      together([&](const Piece& piece) { weight_gradients(piece, rows, end == p_.T); });
       end = begin;
     }
     write_weights(host);
   }
 
  private:
-  C* take(int64_t count) { return arena_.template take<C>(count); }
-  Rows<C> rows_of(int64_t sets, int64_t rows) {
-    return Rows<C>(take(Rows<C>::count(sets, rows, p_.H)), rows, p_.H);
+  template <class T>
+  T* take(int64_t count) {
+    return arena_.template take<T>(count);
+  }
+  Rows<E> rows_of(int64_t sets, int64_t rows, int64_t K) {
+    return Rows<E>(take<E>(Rows<E>::count(sets, rows, K)), rows, K);
   }
   int lanes(int64_t u) const { return int(min<int64_t>(V::size, p_.H - u)); }
   const S* row(const S* tensor, int64_t t, int64_t b, int64_t columns) const {
@@ -91,7 +100,7 @@ class BackwardPass {
   }
 
   void pack_weights(const Host& host) {
-    const int64_t hh = Panels<C>::panels(p_.H), ih = p_.dx ? Panels<C>::panels(p_.I) : 0;
+    const int64_t hh = Panels<E>::panels(p_.H), ih = p_.dx ? Panels<E>::panels(p_.I) : 0;
     parallel_ranges(host, hh + ih, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         if (i < hh)
@@ -104,66 +113,71 @@ class BackwardPass {
 
   // ---- 1. recurrence
 
-  // Steps end-1 .. begin for the sequences of one part.
-  void recurrence(int64_t part, int64_t begin, int64_t end) {
-    const Share share(p_.B, part, parts_);
-    if (end == p_.T) start(share);
-    for (int64_t s = end - 1; s >= begin; --s) step(part, share, s, begin, end);
-    keep_for_next_chunk(share);
-    if (begin == 0) initial_state(share);
+  // Steps end-1 .. begin.
+  template <class Run>
+  void recurrence(const Run& run, int64_t begin, int64_t end) {
+    const auto sequences = [this](int64_t part) { return share_of(p_.B, part, split_.batch); };
+    run([&](int64_t part, const Piece& piece) { start_chunk(sequences(part), piece, begin, end); });
+    for (int64_t s = end - 1; s >= begin; --s) {
+      run([&](int64_t part, const Piece& piece) {
+        step(part, sequences(part), piece, s, begin, end);
+      });
+      if constexpr (Cell::reset_before)
+        run([&](int64_t part, const Piece& piece) {
+          reset_gradients(part, sequences(part), piece, s, begin);
+        });
+    }
+    if (begin == 0)
+      run([&](int64_t part, const Piece& piece) { initial_state(sequences(part), piece); });
   }
 
-  void start(const Share& share) {
-    for (int64_t b = share.begin; b < share.end; ++b)
-      for (int64_t u = 0; u < p_.H; u += V::size)
+  // What the chunk after this one left in the first rows of dz is where this one starts.
+  void start_chunk(const Share& sequences, const Piece& piece, int64_t begin, int64_t end) const {
+    piece.each(sequences.size(), [&](int64_t i) {
+      const int64_t b = sequences.begin + i;
+      for (int slot = 0; slot < kSlots && end < p_.T; ++slot)
+        for (int64_t k = 0; k < p_.H; k += kBlock<E>)
+          std::memcpy(dz_next_.at(slot, b, k), dz_.at(slot, b, k), kBlock<E> * sizeof(E));
+      for (int64_t s = begin; s < end; ++s) dz_.clear_tail(kSlots, (s - begin) * p_.B + b, p_.H);
+      for (int64_t u = 0; u < p_.H && end == p_.T; u += V::size)
         store(carry_ + b * pitch_ + u, p_.dc_n ? load(p_.dc_n + b * p_.H + u, lanes(u)) : V{});
-  }
-
-  // dz of the first step of this chunk is what the chunk before it starts from.
-  void keep_for_next_chunk(const Share& share) {
-    for (int slot = 0; slot < kSlots; ++slot)
-      for (int64_t b = share.begin; b < share.end; ++b)
-        for (int64_t k = 0; k < p_.H; k += kBlock)
-          std::memcpy(dz_next_.at(slot, b, k), dz_.at(slot, b, k), kBlock * sizeof(C));
+    });
   }
 
   template <class F>
-  void for_each_tile(const Share& share, int64_t s, const F& f) const {
-    const RowBlocks blocks(share.end - share.begin);
-    const int64_t panels = Panels<C>::panels(p_.H);
-    for (int64_t i = 0; i < panels; ++i)
-      for (int64_t j = 0; j < blocks.blocks; ++j)
-        f(s % 2 ? panels - 1 - i : i, share.begin + blocks.begin(j), blocks.size(j));
+  void for_each_tile(const Share& sequences, const Piece& piece, int64_t s, const F& f) const {
+    const Blocks blocks(sequences.size(), kRows, Product<E>::even);
+    piece.each(Panels<E>::panels(p_.H), s % 2, [&](int64_t panel) {
+      for (int64_t j = 0; j < blocks.count; ++j)
+        f(panel, sequences.begin + blocks.begin(j), blocks.size(j));
+    });
   }
 
-  void step(int64_t part, const Share& share, int64_t s, int64_t begin, int64_t end) {
+  void step(int64_t part, const Share& sequences, const Piece& piece, int64_t s, int64_t begin,
+            int64_t end) {
+    const Product<E> product;
     const bool last = s + 1 == p_.T, at_edge = s + 1 == end;
-    const Rows<C>& next = at_edge ? dz_next_ : dz_;
+    const Rows<E>& next = at_edge ? dz_next_ : dz_;
     const int64_t next_row = at_edge ? 0 : (s + 1 - begin) * p_.B;
-    for_each_tile(share, s, [&](int64_t panel, int64_t b, int count) {
-      alignas(64) C dh[kRows * Panels<C>::kWide] = {};
-      if (!last) through_recurrence(next, next_row + b, panel, b, count, dh);
+    for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b, int count) {
+      alignas(64) C dh[kRows * kWide] = {};
+      if (!last) through_recurrence(product, next, next_row + b, panel, b, count, dh);
       gate_gradients(part, s, (s - begin) * p_.B + b, panel, b, count, dh);
     });
-    if constexpr (Cell::reset_before) {
-      for_each_tile(share, s, [&](int64_t panel, int64_t b, int count) {
-        reset_gradients(part, s, (s - begin) * p_.B + b, panel, b, count);
-      });
-    }
   }
 
   // dh [count][width] += sum over gates of m_k s (U_k^T dz_k), dz from `row` on.
-  void through_recurrence(const Rows<C>& dz, int64_t row, int64_t panel, int64_t b, int count,
-                          C* dh) const {
+  void through_recurrence(const Product<E>& product, const Rows<E>& dz, int64_t row, int64_t panel,
+                          int64_t b, int count, C* dh) const {
     constexpr int gates = Cell::reset_before ? 2 : G;  // n went through reset_gradients
     masked_sum<gates>(
-        dz, row, panels_hh_, panel, p_.mask_h, p_.H, count,
+        product, dz, row, panels_hh_, panel, p_.mask_h, p_.H, count,
         [&](int gate) { return Cell::slot_of_q(gate); }, [&](int i) { return b + i; }, dh);
     if constexpr (Cell::reset_before) {
-      const int width = Panels<C>::width(p_.H, panel);
+      const int width = Panels<E>::width(p_.H, panel);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
-          const int64_t u = panel * Panels<C>::kWide + v;
+          const int64_t u = panel * kWide + v;
           C* to = dh + i * width + v;
           store(to, load(to) + load(dh_masked_ + (b + i) * pitch_ + u));
         }
@@ -173,24 +187,24 @@ class BackwardPass {
   // sums [count][width] += sum over gates of m_k s (M_k^T dz_k): one product for all gates where
   // the mask is theirs in common, else one per gate with its mask on the result.
   template <int Gates, class Slot, class Sequence>
-  void masked_sum(const Rows<C>& dz, int64_t row, const Panels<C>& panels, int64_t panel,
-                  const Mask& mask, int64_t N, int count, const Slot& slot,
-                  const Sequence& sequence, C* sums) const {
-    alignas(64) C z[kRows * Panels<C>::kWide];
-    const int width = Panels<C>::width(N, panel);
+  void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row,
+                  const Panels<E>& panels, int64_t panel, const Mask& mask, int64_t N, int count,
+                  const Slot& slot, const Sequence& sequence, C* sums) const {
+    alignas(64) C z[kRows * kWide];
+    const int width = Panels<E>::width(N, panel);
     const int products = mask.untied() ? Gates : 1;
+    const V scale = broadcast(C(mask.scale));
     for (int k = 0; k < products; ++k) {
       for (int gate = k; gate < (mask.untied() ? k + 1 : Gates); ++gate)
-        multiply_rows(count, width, p_.H, dz.at(slot(gate), row), dz.block_stride(),
-                      panels.at(gate, panel), gate > k ? z : nullptr, width, z);
-      for (int i = 0; i < count; ++i)
-        for (int v = 0; v < width; v += V::size) {
-          const int64_t u = panel * Panels<C>::kWide + v;
-          const int n = int(min<int64_t>(V::size, N - u));
-          C* to = sums + i * width + v;
-          if (n > 0)
-            store(to, load(to) + masked(mask, N, k, sequence(i), u, n, load(z + i * width + v)));
-        }
+        multiply_rows(product, count, width, p_.H, dz, slot(gate), row, panels.at(gate, panel),
+                      gate > k, z, width);
+      for (int v = 0; v < width; v += V::size) {
+        const int64_t u = panel * kWide + v;
+        const int n = int(min<int64_t>(V::size, N - u));
+        for (int i = 0; i < count; ++i)
+          add_to(sums + i * width + v,
+                 masked(mask, N, k, sequence(i), u, n, load(z + i * width + v)) * scale);
+      }
     }
   }
 
@@ -217,9 +231,9 @@ class BackwardPass {
   // dz of step s from dh, for some sequences and the units of one panel.
   void gate_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t panel, int64_t b0, int count,
                       const C* dh) {
-    alignas(64) C total[kSlots][Panels<C>::kWide] = {};
-    const int width = Panels<C>::width(p_.H, panel);
-    const int64_t u0 = panel * Panels<C>::kWide;
+    alignas(64) C total[kSlots][kWide] = {};
+    const int width = Panels<E>::width(p_.H, panel);
+    const int64_t u0 = panel * kWide;
     for (int i = 0; i < count; ++i) {
       const int64_t b = b0 + i;
       const Source from(*this, s, b);
@@ -233,9 +247,9 @@ class BackwardPass {
           unit_gradients(from, b, u, n, dh_b, dslot);
         else if (began_later(b) && p_.time(s) == p_.length(b))
           write_dh0(b, u, n, dh_b);
-        C* to = dz_.at(0, dz_row + i, u);
+        E* to = dz_.at(0, dz_row + i, u);
         for (int k = 0; k < kSlots; ++k, to += dz_.set_stride()) {
-          store(to, dslot[k]);
+          store(to, to_lanes<E>(dslot[k]));
           add_to(total[k] + v, dslot[k]);
         }
       }
@@ -256,44 +270,50 @@ class BackwardPass {
     store(carry_ + b * pitch_ + u, carry);
   }
 
-  // The way through r of a GRU that resets before U: needs dz_n of all units, so a pass of its own.
-  void reset_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t panel, int64_t b0,
-                       int count) {
-    alignas(64) C dq[kRows * Panels<C>::kWide];
-    const int width = Panels<C>::width(p_.H, panel);
+  // The way through r of a GRU that resets before U: needs dz_n of all units, so a phase of its
+  // own.
+  void reset_gradients(int64_t part, const Share& sequences, const Piece& piece, int64_t s,
+                       int64_t begin) {
+    const Product<E> product;
     const int64_t t = p_.time(s);
-    multiply_rows(count, width, p_.H, dz_.at(2, dz_row), dz_.block_stride(),
-                  panels_hh_.at(2, panel), static_cast<const C*>(nullptr), 0, dq);
-    for (int i = 0; i < count; ++i)
-      for (int v = 0; v < width; v += V::size) {
-        const int64_t b = b0 + i, u = panel * Panels<C>::kWide + v;
-        const int n = lanes(u);
-        if (n <= 0) break;
-        V dmasked{}, dr{};
-        if (p_.inside(b, t)) {
-          const V r = load(row(p_.gates, t, b, G * p_.H) + u, n);
-          const V h = load(before(p_.h0, p_.y, s, b) + u, n);
-          const int gate_n = p_.mask_h.untied() ? 2 : 0;
-          if constexpr (Cell::reset_before)
-            dmasked = Cell::backward_reset(r, masked(p_.mask_h, p_.H, gate_n, b, u, n, h),
-                                           load(dq + i * width + v), dr);
-          dmasked = masked(p_.mask_h, p_.H, gate_n, b, u, n, dmasked);
+    const int gate_n = p_.mask_h.untied() ? 2 : 0;
+    const V scale = broadcast(C(p_.mask_h.scale));
+    for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b0, int count) {
+      alignas(64) C dq[kRows * kWide];
+      const int64_t dz_row = (s - begin) * p_.B + b0;
+      const int width = Panels<E>::width(p_.H, panel);
+      multiply_rows(product, count, width, p_.H, dz_, 2, dz_row, panels_hh_.at(2, panel), false, dq,
+                    width);
+      for (int i = 0; i < count; ++i)
+        for (int v = 0; v < width; v += V::size) {
+          const int64_t b = b0 + i, u = panel * kWide + v;
+          const int n = lanes(u);
+          V dmasked{}, dr{};
+          if (p_.inside(b, t)) {
+            const V r = load(row(p_.gates, t, b, G * p_.H) + u, n);
+            const V h = load(before(p_.h0, p_.y, s, b) + u, n);
+            if constexpr (Cell::reset_before)
+              dmasked = Cell::backward_reset(r, masked(p_.mask_h, p_.H, gate_n, b, u, n, h) * scale,
+                                             first_lanes(n, load(dq + i * width + v)), dr);
+            dmasked = masked(p_.mask_h, p_.H, gate_n, b, u, n, dmasked) * scale;
+          }
+          store(dz_.at(0, dz_row + i, u), to_lanes<E>(dr));
+          store(dh_masked_ + b * pitch_ + u, dmasked);
+          add_to(dbias(part, 0) + u, dr);
         }
-        store(dz_.at(0, dz_row + i, u), dr);
-        store(dh_masked_ + b * pitch_ + u, dmasked);
-        add_to(dbias(part, 0) + u, dr);
-      }
+    });
   }
 
   // dh0 and dc0, from dz of the first step.
-  void initial_state(const Share& share) {
-    for_each_tile(share, 0, [&](int64_t panel, int64_t b0, int count) {
-      alignas(64) C dh[kRows * Panels<C>::kWide] = {};
-      through_recurrence(dz_, b0, panel, b0, count, dh);
-      const int width = Panels<C>::width(p_.H, panel);
+  void initial_state(const Share& sequences, const Piece& piece) const {
+    const Product<E> product;
+    for_each_tile(sequences, piece, 0, [&](int64_t panel, int64_t b0, int count) {
+      alignas(64) C dh[kRows * kWide] = {};
+      through_recurrence(product, dz_, b0, panel, b0, count, dh);
+      const int width = Panels<E>::width(p_.H, panel);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
-          const int64_t b = b0 + i, u = panel * Panels<C>::kWide + v;
+          const int64_t b = b0 + i, u = panel * kWide + v;
           const int n = lanes(u);
           if (n <= 0) break;
           if (p_.c0) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
@@ -320,99 +340,158 @@ class BackwardPass {
 
   // ---- 2. dx
 
-  void input_gradient(int64_t begin, const RowBlocks& blocks, int64_t first, int64_t last) {
-    alignas(64) C sums[kRows * Panels<C>::kWide];
-    for (int64_t panel = 0; panel < Panels<C>::panels(p_.I); ++panel)
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t row0 = blocks.begin(i);
-        const int count = blocks.size(i), width = Panels<C>::width(p_.I, panel);
-        std::memset(sums, 0, sizeof sums);
-        masked_sum<G>(
-            dz_, row0, panels_ih_, panel, p_.mask_x, p_.I, count,
-            [&](int gate) { return Cell::slot_of_a(gate); },
-            [&](int j) { return (row0 + j) % p_.B; }, sums);
-        for (int j = 0; j < count; ++j)
-          for (int v = 0; v < width; v += V::size) {
-            const int64_t u = panel * Panels<C>::kWide + v;
-            const int n = int(min<int64_t>(V::size, p_.I - u));
-            if (n <= 0) break;
-            const int64_t t = p_.time(begin + (row0 + j) / p_.B), b = (row0 + j) % p_.B;
-            store(p_.dx + (t * p_.B + b) * p_.I + u, load(sums + j * width + v), n);
-          }
-      }
+  void input_gradient(const Piece& piece, int64_t begin, int64_t rows) const {
+    const Product<E> product;
+    const Blocks blocks(rows, kRows, Product<E>::even);
+    piece.each(blocks.count, [&](int64_t i) {
+      for (int64_t panel = 0; panel < Panels<E>::panels(p_.I); ++panel)
+        input_gradient_tile(product, begin, blocks.begin(i), blocks.size(i), panel);
+    });
   }
 
-  // ---- 3. weights
-
-  // This thread's units of every gate, over the rows of one chunk.
-  void weight_gradients(int64_t thread, int64_t begin, int64_t rows, bool first_chunk) {
-    const int64_t blocks = divide_up(p_.H, int64_t{kRows});
-    const Share share(G * blocks, thread, threads_);
-    C* packed = packed_ + thread * kDepth * round_up(p_.I > p_.H ? p_.I : p_.H, V::size);
-    for (int gate = 0; gate < G; ++gate) {
-      const int64_t first = share.begin > gate * blocks ? share.begin - gate * blocks : 0;
-      const int64_t last = min(share.end - gate * blocks, blocks);
-      if (first >= last) continue;
-      for (int64_t row0 = 0; row0 < rows; row0 += kDepth) {
-        const int64_t depth = min(kDepth, rows - row0);
-        const bool add = !first_chunk || row0 > 0;
-        pack_operand(gate, begin, row0, depth, p_.I, false, packed);
-        add_products(Cell::slot_of_a(gate), gate, row0, depth, first, last, p_.I, packed, sum_ih_,
-                     add);
-        pack_operand(gate, begin, row0, depth, p_.H, true, packed);
-        add_products(Cell::slot_of_q(gate), gate, row0, depth, first, last, p_.H, packed, sum_hh_,
-                     add);
+  void input_gradient_tile(const Product<E>& product, int64_t begin, int64_t row0, int count,
+                           int64_t panel) const {
+    alignas(64) C sums[kRows * kWide] = {};
+    const int width = Panels<E>::width(p_.I, panel);
+    masked_sum<G>(
+        product, dz_, row0, panels_ih_, panel, p_.mask_x, p_.I, count,
+        [&](int gate) { return Cell::slot_of_a(gate); }, [&](int j) { return (row0 + j) % p_.B; },
+        sums);
+    for (int j = 0; j < count; ++j) {
+      const int64_t t = p_.time(begin + (row0 + j) / p_.B), b = (row0 + j) % p_.B;
+      for (int v = 0; v < width; v += V::size) {
+        const int64_t u = panel * kWide + v;
+        store(p_.dx + (t * p_.B + b) * p_.I + u, load(sums + j * width + v),
+              int(min<int64_t>(V::size, p_.I - u)));
       }
     }
   }
 
-  // m_k s x_t, or m_k s h_{t-1}, of `depth` rows in panels [panel][depth][width]. Rows past a
+  // ---- 3. weights: products of dz, turned so that units are rows, and the masked operands
+
+  // A packed operand per gate, or one for all.
+  int sets_x() const { return p_.mask_x.untied() ? G : 1; }
+  int sets_h() const { return p_.mask_h.untied() || Cell::reset_before ? G : 1; }
+  Panels<E> operand_x(int64_t rows) const { return {operand_x_, sets_x(), rows, p_.I, true}; }
+  Panels<E> operand_h(int64_t rows) const { return {operand_h_, sets_h(), rows, p_.H, true}; }
+
+  // m_k x_t and m_k h_{t-1} of one chunk, some rows at a time.
+  void pack_operands(const Piece& piece, int64_t begin, int64_t rows) const {
+    constexpr int64_t some = 16;
+    const int64_t groups = divide_up(Panels<E>::padded(rows), some);
+    piece.each(groups * G, [&](int64_t item) {
+      const int gate = int(item / groups);
+      const int64_t first = item % groups * some;
+      const int64_t last = min(first + some, Panels<E>::padded(rows));
+      if (gate < sets_x()) pack_operand<false>(operand_x(rows), gate, begin, first, last);
+      if (gate < sets_h()) pack_operand<true>(operand_h(rows), gate, begin, first, last);
+    });
+  }
+
+  // Rows first .. last of what one gate sees; scaled where the sums are made in place. Rows past a
   // sequence's length are zero, whatever stands there: dz is zero too, but 0 * NaN is not.
-  void pack_operand(int gate, int64_t begin, int64_t row0, int64_t depth, int64_t K, bool recurrent,
-                    C* packed) const {
-    const Panels<C> panels{packed, 1, depth, K};
-    const Mask& mask = recurrent ? p_.mask_h : p_.mask_x;
-    for (int64_t d = 0; d < depth; ++d) {
-      const int64_t s = begin + (row0 + d) / p_.B, b = (row0 + d) % p_.B, t = p_.time(s);
-      const bool inside = p_.inside(b, t);
-      const S* from = recurrent ? before(p_.h0, p_.y, s, b) : row(p_.x, t, b, K);
-      const bool by_reset = Cell::reset_before && recurrent && gate == 2;
-      for (int64_t u = 0; u < round_up(K, V::size); u += V::size) {
-        const int64_t panel = u / Panels<C>::kWide;
-        const int n = int(min<int64_t>(V::size, K - u));
-        V v{};
-        if (inside) {
-          v = masked(mask, K, mask.untied() ? gate : 0, b, u, n, load(from + u, n));
-          if (by_reset) v = v * load(row(p_.gates, t, b, G * p_.H) + u, n);
-        }
-        store(panels.at(0, panel) + d * Panels<C>::width(K, panel) + u % Panels<C>::kWide, v);
+  template <bool Recurrent>
+  void pack_operand(const Panels<E>& to, int gate, int64_t begin, int64_t first,
+                    int64_t last) const {
+    const Mask& mask = Recurrent ? p_.mask_h : p_.mask_x;
+    const int set = mask.untied() ? gate : 0;
+    const V scale = broadcast(C(kSame ? mask.scale : 1));
+    struct Source {
+      const S *from, *r;
+      int64_t b;
+    } source[Element<E>::group];
+    for (int64_t d = first; d < last; d += Element<E>::group) {
+      for (int i = 0; i < Element<E>::group; ++i) {
+        const int64_t s = begin + (d + i) / p_.B, b = (d + i) % p_.B, t = p_.time(s);
+        const bool inside = d + i < to.K && p_.inside(b, t);
+        const bool by_reset = Cell::reset_before && Recurrent && gate == 2;
+        source[i] = {!inside     ? nullptr
+                     : Recurrent ? before(p_.h0, p_.y, s, b)
+                                 : row(p_.x, t, b, p_.I),
+                     by_reset && inside ? row(p_.gates, t, b, G * p_.H) : nullptr, b};
       }
+      for (int64_t panel = 0; panel < Panels<E>::panels(to.N); ++panel)
+        store_words(to.at(gate, panel), d, to.width(to.N, panel), [&](int64_t k, int v) {
+          const auto& [from, r, b] = source[k - d];
+          const int64_t u = panel * kWide + v;
+          const int n = int(min<int64_t>(V::size, to.N - u));
+          if (!from) return Lanes{};
+          const Lanes kept = masked(mask, to.N, set, b, u, n, load_lanes<E>(from + u, n));
+          if (r) return to_lanes<E>(to_sum(kept) * scale * load(r + u, n));
+          if constexpr (kSame) return to_lanes<E>(to_sum(kept) * scale);
+          return kept;
+        });
     }
   }
 
-  // Rows first .. last (in blocks of kRows units) of one gate of sum [G*H, N].
-  void add_products(int slot, int gate, int64_t row0, int64_t depth, int64_t first, int64_t last,
-                    int64_t N, C* packed, C* sum, bool add) const {
-    const Panels<C> panels{packed, 1, depth, N};
-    alignas(64) C edge[kRows * Panels<C>::kWide];
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t j = block * kRows;
-      const int count = int(min<int64_t>(kRows, p_.H - j));
-      const C* dz = dz_.at(slot, row0, j);
-      for (int64_t panel = 0; panel < Panels<C>::panels(N); ++panel) {
-        const int64_t u = panel * Panels<C>::kWide;
-        const int width = Panels<C>::width(N, panel);
-        C* to = sum + (gate * p_.H + j) * N + u;
-        if (u + width <= N) {
-          multiply_columns(count, width, depth, dz, panels.at(0, panel), to, N, add);
-          continue;
-        }
-        multiply_columns(count, width, depth, dz, panels.at(0, panel), edge, int64_t{width}, false);
-        for (int i = 0; i < count; ++i)
+  // Units of a gate that a thread takes at once: some of its own size for each thread, if the gate
+  // has as many.
+  int64_t unit_step() const {
+    const int64_t fair = divide_up(G * p_.H, 4 * int64_t{threads_});
+    return min(kMostUnits, round_up(fair < kRows ? kRows : fair, Product<E>::rows));
+  }
+  int64_t units_count() const { return Rows<E>::count(1, unit_step(), chunk_steps_ * p_.B); }
+
+  void weight_gradients(const Piece& piece, int64_t rows, bool first_chunk) const {
+    const Product<E> product;
+    const Rows<E> units(units_ + piece.index * units_count(), unit_step(), rows);
+    const Blocks steps(p_.H, unit_step(), Product<E>::even);
+    piece.each(G * steps.count, [&](int64_t item) {
+      const int gate = int(item / steps.count);
+      const int64_t first = steps.begin(item % steps.count);
+      const Share own = {first, first + steps.size(item % steps.count)};
+      const int slot_a = Cell::slot_of_a(gate), slot_q = Cell::slot_of_q(gate);
+      turn(slot_a, rows, own, units);
+      add_products(product, gate, own, units, operand_x(rows), sets_x(), sum_ih_, !first_chunk);
+      if (slot_q != slot_a) turn(slot_q, rows, own, units);
+      add_products(product, gate, own, units, operand_h(rows), sets_h(), sum_hh_, !first_chunk);
+    });
+  }
+
+  // units [own][rows] = dz [rows][own] of one slot.
+  void turn(int slot, int64_t rows, const Share& own, const Rows<E>& units) const {
+    constexpr int group = Element<E>::group;
+    for (int64_t u = own.begin / V::size * V::size; u < own.end; u += V::size)
+      for (int64_t k = 0; k < Panels<E>::padded(rows); k += V::size * group) {
+        V tile[V::size];
+        for (int j = 0; j < V::size; ++j)
+          tile[j] = words_of<E>([&](int i) {
+            const int64_t d = k + j * group + i;
+            return d < rows ? load_lanes<E>(dz_.at(slot, d, u), V::size) : Lanes{};
+          });
+        transpose(tile);
+        for (int j = 0; j < V::size; ++j)
+          if (own.begin <= u + j && u + j < own.end)
+            store(reinterpret_cast<C*>(units.at(0, u + j - own.begin, k)), tile[j]);
+      }
+  }
+
+  // Some units of one gate of sum [G*H, N]. A panel of the operand stays in cache while the units
+  // pass by.
+  void add_products(const Product<E>& product, int gate, const Share& own, const Rows<E>& units,
+                    const Panels<E>& operand, int sets, C* sum, bool add) const {
+    const int64_t N = operand.N, rows = operand.K;
+    const int set = sets > 1 ? gate : 0;
+    const Blocks tiles(own.size(), kRows, Product<E>::even);
+    alignas(64) C edge[kRows * kWide];
+    for (int64_t panel = 0; panel < Panels<E>::panels(N); ++panel) {
+      const int64_t u = panel * kWide;
+      const int width = Panels<E>::width(N, panel);
+      C* const to = sum + (gate * p_.H + own.begin) * N + u;
+      if (u + width <= N) {
+        multiply_rows(product, own.size(), width, rows, units, 0, 0, operand.at(set, panel), add,
+                      to, N);
+        continue;
+      }
+      for (int64_t tile = 0; tile < tiles.count; ++tile) {
+        const int64_t j = tiles.begin(tile);
+        multiply_rows(product, tiles.size(tile), width, rows, units, 0, j, operand.at(set, panel),
+                      false, edge, width);
+        for (int i = 0; i < tiles.size(tile); ++i)
           for (int v = 0; v < width; v += V::size) {
+            C* const at = to + (j + i) * N + v;
             const int n = int(min<int64_t>(V::size, N - u - v));
-            const V was = add ? load(to + i * N + v, n) : V{};
-            store(to + i * N + v, was + load(edge + i * width + v), n);
+            store(at, (add ? load(at, n) : V{}) + load(edge + i * width + v), n);
           }
       }
     }
@@ -426,39 +505,44 @@ class BackwardPass {
     }
     if (kSame) return;
     parallel_ranges(host, G * p_.H, [&](int64_t begin, int64_t end) {
-      convert(sum_ih_, p_.dweight_ih, begin * p_.I, end * p_.I);
-      convert(sum_hh_, p_.dweight_hh, begin * p_.H, end * p_.H);
+      convert(sum_ih_, p_.mask_x.scale, p_.dweight_ih, begin * p_.I, end * p_.I);
+      convert(sum_hh_, p_.mask_h.scale, p_.dweight_hh, begin * p_.H, end * p_.H);
     });
   }
 
   void write_bias(int slot, S* to) const {
     for (int64_t u = 0; to && u < p_.H; u += V::size) {
       V total{};
-      for (int64_t part = 0; part < parts_; ++part) total = total + load(dbias(part, slot) + u);
+      for (int64_t part = 0; part < split_.batch; ++part)
+        total = total + load(dbias(part, slot) + u);
       store(to + u, total, lanes(u));
     }
   }
 
-  static void convert(const C* from, S* to, int64_t begin, int64_t end) {
+  static void convert(const C* from, double scale, S* to, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += V::size) {
       const int n = int(min<int64_t>(V::size, end - i));
-      store(to + i, load(from + i, n), n);
+      store(to + i, load(from + i, n) * broadcast(C(scale)), n);
     }
   }
 
   const Backward<S>& p_;
-  const int64_t threads_, parts_, chunk_steps_;
+  const int threads_;
+  const Split split_;
+  const int64_t chunk_steps_;
   const int64_t pitch_;  // units of a row of carry, rounded up to whole vectors
   Arena arena_;
-  Panels<C> panels_hh_, panels_ih_;
-  Rows<C> dz_;       // [slots][..][chunk rows][..] gradients of the gates, row = step * B + b
-  Rows<C> dz_next_;  // [slots][..][B][..] the same of the step after this chunk
+  Panels<E> panels_hh_, panels_ih_;
+  Rows<E> dz_;       // [slots][..][chunk rows][..] gradients of the gates, row = step * B + b
+  Rows<E> dz_next_;  // [slots][..][B][..] the same of the step after this chunk
   C* carry_;         // [B][pitch] dc of the LSTM, the part of dh that skips the gates of the GRU
   C* dh_masked_;     // [B][pitch] what reaches m h_{t-1} through r; reset_before only
-  C* dbias_;         // [parts][slots][pitch]
-  C* packed_;        // [threads][kDepth * columns]
-  C* sum_ih_;        // [G*H, I] weight gradients in C
-  C* sum_hh_;        // [G*H, H]
+  C* dbias_;         // [batch parts][slots][pitch]
+  E *operand_x_, *operand_h_;  // masked operands of a chunk
+  E* units_;                   // [threads] dz of a chunk for some units, which are rows here
+  int64_t* taken_;             // see Piece
+  C* sum_ih_;                  // [G*H, I] weight gradients in C
+  C* sum_hh_;                  // [G*H, H]
 };
 
 }  // namespace brnn::BRNN_ISA

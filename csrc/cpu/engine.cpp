@@ -10,7 +10,7 @@ namespace brnn::cpu {
 namespace {
 
 #if defined(__x86_64__)
-const Isa* const kIsas[] = {&kAvx512, &kAvx2, &kPortable};  // best first
+const Isa* const kIsas[] = {&kAmx, &kAvx512Bf16, &kAvx512, &kAvx2, &kPortable};  // best first
 #else
 const Isa* const kIsas[] = {&kPortable};
 #endif

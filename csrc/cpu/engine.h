@@ -25,29 +25,32 @@ struct Host {
 // needs.
 template <class S>
 struct Engine {
+  int rows, lanes;  // of a microkernel: rows x 2 vectors (or tiles) of lanes
   size_t (*forward_scratch_bytes)(Cell, const Forward<S>&, int threads);
   void (*forward)(Cell, const Forward<S>&, const Host&, void* scratch);
   size_t (*backward_scratch_bytes)(Cell, const Backward<S>&, int threads);
   void (*backward)(Cell, const Backward<S>&, const Host&, void* scratch);
 };
 
+// Engines that an instruction set shares with a lesser one point to those of that one.
 struct Isa {
   const char* name;
   bool (*supported)();
-  int vector_bytes, rows;  // of a microkernel, for `plan`
-  Engine<float> f32;
-  Engine<double> f64;
-  Engine<bfloat16> bf16;
+  const Engine<float>* f32;
+  const Engine<double>* f64;
+  const Engine<bfloat16>* bf16;
 
   template <class S>
   const Engine<S>& engine() const {
-    if constexpr (sizeof(S) == 4) return f32;
-    if constexpr (sizeof(S) == 8) return f64;
-    if constexpr (sizeof(S) == 2) return bf16;
+    if constexpr (sizeof(S) == 4) return *f32;
+    if constexpr (sizeof(S) == 8) return *f64;
+    if constexpr (sizeof(S) == 2) return *bf16;
   }
 };
 
-extern const Isa kAvx512, kAvx2, kPortable;
+extern const Isa kAmx, kAvx512Bf16, kAvx512, kAvx2, kPortable;
+extern const Engine<float> kAvx512Float;
+extern const Engine<double> kAvx512Double;
 
 // The best instruction set of this machine, or the one named by BAYESRNN_CPU_ISA (for tests).
 // Throws std::runtime_error if that name is unknown or the machine lacks it.

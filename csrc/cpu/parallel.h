@@ -1,8 +1,9 @@
-// parallel.h - scratch memory carved from one block, and loops over the host's threads.
+// parallel.h - scratch memory carved from one block, and how work is divided over the host's
+// threads.
 #pragma once
 
 #include "engine.h"
-#include "simd.h"
+#include "microkernel.h"
 
 namespace brnn::BRNN_ISA {
 
@@ -38,11 +39,110 @@ void parallel_ranges(const Host& host, int64_t count, const F& f) {
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-// A contiguous share of n for each of `parts` parts.
+// A contiguous range; share_of gives one of `parts` of n.
 struct Share {
   int64_t begin, end;
-  Share(int64_t n, int64_t part, int64_t parts)
-      : begin(n * part / parts), end(n * (part + 1) / parts) {}
+  int64_t size() const { return end - begin; }
 };
+inline Share share_of(int64_t n, int64_t part, int64_t parts) {
+  return {n * part / parts, n * (part + 1) / parts};
+}
+
+// One of several threads that share the items of a phase. Each has a range of its own, so that it
+// meets the same weights again in the next phase, and helps the others when that is done: on a
+// machine with other work the threads are not equally fast.
+struct Piece {
+  static constexpr int64_t kApart = 8;  // counters in cache lines of their own
+  int64_t index, of;
+  int64_t* taken;  // [of * kApart] how many items of each range are taken
+
+  template <class F>
+  void each(int64_t items, bool backwards, const F& f) const {
+    for (int64_t i = 0; i < of; ++i) {
+      const int64_t owner = (index + i) % of;
+      const Share share = share_of(items, owner, of);
+      for (int64_t k; (k = take(owner)) < share.size();)
+        f(backwards ? share.end - 1 - k : share.begin + k);
+    }
+  }
+  template <class F>
+  void each(int64_t items, const F& f) const {
+    each(items, false, f);
+  }
+
+ private:
+  int64_t take(int64_t owner) const {
+    return __atomic_fetch_add(taken + owner * kApart, 1, __ATOMIC_RELAXED);
+  }
+};
+
+// f(piece) on each of `of` pieces; `taken` as in Piece, of any content.
+template <class F>
+void parallel_pieces(const Host& host, int64_t of, int64_t* taken, const F& f) {
+  for (int64_t i = 0; i < of; ++i) taken[i * Piece::kApart] = 0;
+  parallel_ranges(host, of, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(Piece{i, of, taken});
+  });
+}
+
+// How a recurrence is divided: into parts of the batch that never wait for each other, or, units >
+// 1, among threads that share the hidden units of all sequences: they meet after every step, but
+// each streams its share of the weights only.
+struct Split {
+  int64_t batch, units;
+
+  // For steps that multiply B rows by weights [columns, K] of elements E.
+  template <class E>
+  static Split of(int threads, int64_t B, int64_t columns, int64_t K) {
+    return {threads, B, columns, K, sizeof(E), Product<E>::even ? 20 : Product<E>::rows};
+  }
+
+ private:
+  Split(int threads, int64_t B, int64_t columns, int64_t K, int64_t element, int64_t part_rows)
+      : batch(1), units(1) {
+    const int64_t parts = threads < B ? threads : B;
+    const double by_batch = step_time(divide_up(B, parts), columns, K, element);
+    const double by_units = step_time(B, divide_up(columns, threads), K, element) + kMeeting;
+    if (by_batch <= by_units || threads == 1) {
+      // More parts than threads where there are rows enough: who is done takes another.
+      const int64_t most = B / part_rows / parts;
+      batch = parts * (threads == 1 || most < 1 ? 1 : most < 3 ? most : 3);
+    } else {
+      units = threads;
+    }
+  }
+
+  static constexpr double kMeeting = 4e-6;  // seconds
+
+  // Seconds a step takes one thread: a model that only has to rank splits.
+  static double step_time(int64_t rows, int64_t columns, int64_t K, int64_t element) {
+    const double flop = 2.0 * rows * columns * K, bytes = 1.0 * columns * K * element;
+    const double flops = element == 2 ? 500e9 : 150e9;      // a core's
+    const double bandwidth = bytes > 1.5e6 ? 14e9 : 100e9;  // beyond a core's own cache, or in it
+    const double product = flop / flops, stream = bytes / bandwidth;
+    return product > stream ? product : stream;
+  }
+};
+
+// Runs a recurrence that is written as phases: over_time(run) calls run(phase) for one after the
+// other, phase(part, piece) does its share. A part of the batch goes through all phases by itself;
+// threads that share units do one phase at a time, together.
+template <class OverTime>
+void run_phases(const Host& host, const Split& split, int64_t* taken, const OverTime& over_time) {
+  if (split.units == 1) {
+    parallel_pieces(host, host.threads, taken, [&](const Piece& piece) {
+      piece.each(split.batch, [&](int64_t part) {
+        over_time([&](const auto& phase) {
+          int64_t alone = 0;
+          phase(part, Piece{0, 1, &alone});
+        });
+      });
+    });
+  } else {
+    over_time([&](const auto& phase) {
+      parallel_pieces(host, split.units, taken, [&](const Piece& piece) { phase(0, piece); });
+    });
+  }
+}
 
 }  // namespace brnn::BRNN_ISA

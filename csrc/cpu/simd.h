@@ -1,4 +1,5 @@
-// simd.h - a vector of floats or doubles for the instruction set this file is compiled for.
+// simd.h - a vector of floats or doubles for the instruction set this file is compiled for, and the
+// elements that products of matrices read.
 //
 // Included once per instruction set with BRNN_ISA naming the namespace, so that no function
 // compiled for one machine can be linked into the code of another. GCC's vector extensions carry
@@ -21,16 +22,10 @@ namespace brnn::BRNN_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-constexpr int kRows = 12;  // rows of a microkernel: 12 x 2 sums + 2 operands of 32 registers
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
-constexpr int kRows = 6;  // 6 x 2 sums + 2 operands + 1 broadcast of 16 registers
-#elif defined(__aarch64__)
-constexpr int kVectorBytes = 16;
-constexpr int kRows = 12;
 #else
 constexpr int kVectorBytes = 16;
-constexpr int kRows = 6;
 #endif
 
 template <class C>
@@ -103,14 +98,18 @@ BRNN_INLINE Vec<float> load(const bfloat16* p, int n) {
 }
 
 // To the nearest bfloat16, ties to even; NaN stays NaN.
-BRNN_INLINE Words bfloat16_bits(Vec<float> a) {
+BRNN_INLINE Halves bfloat16_bits(Vec<float> a) {
+#if defined(__AVX512BF16__)
+  return (Halves)_mm512_cvtneps_pbh((__m512)a.v);
+#else
   const Words w = (Words)a.v;
   const Words rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
-  return a.v == a.v ? rounded : (w >> 16) | 0x40;
+  return __builtin_convertvector(a.v == a.v ? rounded : (w >> 16) | 0x40, Halves);
+#endif
 }
 
 BRNN_INLINE void store(bfloat16* p, Vec<float> a, int n) {
-  const Halves h = __builtin_convertvector(bfloat16_bits(a), Halves);
+  const Halves h = bfloat16_bits(a);
   if (n >= Vec<float>::size) {
     std::memcpy(p, &h, sizeof h);
   } else {
@@ -124,7 +123,7 @@ BRNN_INLINE Vec<C> rounded_to(Vec<C> a) {
   if constexpr (sizeof(S) == sizeof(C)) {
     return a;
   } else {
-    return {(typename Vec<C>::Native)(bfloat16_bits(a) << 16)};
+    return {(typename Vec<C>::Native)(__builtin_convertvector(bfloat16_bits(a), Words) << 16)};
   }
 }
 
@@ -161,6 +160,110 @@ BRNN_INLINE Vec<C> select(const uint8_t* keep, int n, Vec<C> a) {
 #endif
 }
 
+// The first n lanes, zeros in the others (whatever stands there: NaN and Inf too).
+template <class C>
+BRNN_INLINE Vec<C> first_lanes(int n, Vec<C> a) {
+  if (n >= Vec<C>::size) return a;
+  for (int i = 0; i < Vec<C>::size; ++i)
+    if (i >= n) a.v[i] = 0;
+  return a;
+}
+
+// ---- Elements of the operands of products. A word is what a lane of sums takes at once: one float
+// or double, or two bfloat16 that follow each other in the sum. Lanes are as many elements as there
+// are lanes of sums.
+template <class E>
+struct Element {
+  using Sum = E;
+  using Lanes = Vec<E>;
+  static constexpr int group = 1;  // elements of a word
+};
+
+#if defined(__AVX512BF16__)
+struct HalfLanes {
+  __m256i v{};
+};
+template <>
+struct Element<bfloat16> {
+  using Sum = float;
+  using Lanes = HalfLanes;
+  static constexpr int group = 2;
+};
+
+BRNN_INLINE __mmask16 lanes_below(int n) { return __mmask16(n >= 16 ? 0xFFFF : (1 << n) - 1); }
+
+BRNN_INLINE HalfLanes half_lanes(Vec<float> a) { return {(__m256i)bfloat16_bits(a)}; }
+BRNN_INLINE HalfLanes load_half_lanes(const bfloat16* p, int n) {
+  return {_mm256_maskz_loadu_epi16(lanes_below(n), p)};
+}
+BRNN_INLINE Vec<float> load_half_words(const bfloat16* p, int n) {
+  const auto inside = __mmask32(n >= 32 ? ~0u : (1u << n) - 1);
+  return {(Vec<float>::Native)_mm512_maskz_loadu_epi16(inside, p)};
+}
+BRNN_INLINE void store(bfloat16* p, HalfLanes a) { _mm256_storeu_epi16(p, a.v); }
+BRNN_INLINE void store(bfloat16* p, HalfLanes a, int n) {
+  _mm256_mask_storeu_epi16(p, lanes_below(n), a.v);
+}
+BRNN_INLINE HalfLanes first_lanes(int n, HalfLanes a) {
+  return {_mm256_maskz_mov_epi16(lanes_below(n), a.v)};
+}
+BRNN_INLINE HalfLanes select(const uint8_t* keep, int n, HalfLanes a) {
+  const __m128i bytes = _mm_maskz_loadu_epi8(lanes_below(n), keep);
+  return {_mm256_maskz_mov_epi16(_mm_test_epi8_mask(bytes, bytes), a.v)};
+}
+BRNN_INLINE Vec<float> to_sum(HalfLanes a) {
+  return {(Vec<float>::Native)_mm512_slli_epi32(_mm512_cvtepu16_epi32(a.v), 16)};
+}
+// Words of two rows: an element of each.
+BRNN_INLINE Vec<float> zip(HalfLanes first, HalfLanes second) {
+  const __m512i low = _mm512_cvtepu16_epi32(first.v), high = _mm512_cvtepu16_epi32(second.v);
+  return {(Vec<float>::Native)_mm512_or_si512(low, _mm512_slli_epi32(high, 16))};
+}
+#endif
+
+template <class C>
+BRNN_INLINE Vec<C> to_sum(Vec<C> a) {
+  return a;
+}
+
+template <class E, class C>
+BRNN_INLINE typename Element<E>::Lanes to_lanes(Vec<C> a) {
+  if constexpr (Element<E>::group == 1) {
+    return a;
+  } else {
+    return half_lanes(a);
+  }
+}
+
+template <class E, class S>
+BRNN_INLINE typename Element<E>::Lanes load_lanes(const S* p, int n) {
+  if constexpr (Element<E>::group == 1) {
+    return load(p, n);
+  } else {
+    return load_half_lanes(p, n);
+  }
+}
+
+// The words of n elements (at most as many as fill a vector), zeros after them.
+template <class E, class S>
+BRNN_INLINE Vec<typename Element<E>::Sum> load_words(const S* p, int n) {
+  if constexpr (Element<E>::group == 1) {
+    return load(p, n);
+  } else {
+    return load_half_words(p, n);
+  }
+}
+
+// Words of the rows row(0) .. row(group - 1), one after another in the sum.
+template <class E, class Row>
+BRNN_INLINE Vec<typename Element<E>::Sum> words_of(const Row& row) {
+  if constexpr (Element<E>::group == 1) {
+    return row(0);
+  } else {
+    return zip(row(0), row(1));
+  }
+}
+
 // Swaps the off-diagonal D x D blocks of the rows a and b, which lie D apart.
 template <int D, class C, int... Lane>
 BRNN_INLINE void swap_blocks(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, Lane...>) {
@@ -182,12 +285,31 @@ BRNN_INLINE void transpose(Vec<C> (&rows)[N]) {
   }
 }
 
-// sigmoid and tanh of floats to 3 ulp (sigmoid below -87, where it is under 2^-125, stays at
-// that); double by the C library, lane by lane.
+// The lesser (greater) of a bound and a; a where a is NaN.
 template <class C>
+BRNN_INLINE Vec<C> at_most(C bound, Vec<C> a) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    return {(typename Vec<C>::Native)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)a.v)};
+#endif
+  return {a.v > bound ? broadcast(bound).v : a.v};
+}
+template <class C>
+BRNN_INLINE Vec<C> at_least(C bound, Vec<C> a) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    return {(typename Vec<C>::Native)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)a.v)};
+#endif
+  return {a.v < bound ? broadcast(bound).v : a.v};
+}
+
+// sigmoid and tanh of floats to 3 ulp (sigmoid below -87, where it is under 2^-125, stays at
+// that); for results that are stored as bfloat16 to 2^-12. double by the C library, lane by lane.
+template <class C, class Stored = C>
 struct Math {
   using Value = Vec<C>;
   using Native = typename Value::Native;
+  static constexpr bool kCoarse = sizeof(Stored) == 2;
 
   BRNN_INLINE static Value value(C c) { return broadcast(c); }
 
@@ -197,13 +319,10 @@ struct Math {
       for (int i = 0; i < Value::size; ++i) r.v[i] = 1 / (1 + std::exp(-x.v[i]));
       return r;
     } else {
-      Native t = -x.v;
-      t = t > 87.0f ? broadcast(87.0f).v : t;  // a NaN passes both comparisons
-      t = t < -87.0f ? broadcast(-87.0f).v : t;
-      Native two_n;
-      const Native e = expm1_reduced(t, two_n);
-      const Native den = e * two_n + two_n + 1.0f;
-      return {reciprocal(den)};
+      const Value t = at_least(-87.0f, at_most(87.0f, Value{-x.v}));
+      Native n;
+      const Native e = expm1_reduced(t.v, n);
+      return {reciprocal(times_power(e + 1.0f, n) + 1.0f)};
     }
   }
 
@@ -216,39 +335,51 @@ struct Math {
       // tanh |x| = -m / (2 + m) with m = e^(-2 |x|) - 1: exact near 0, no overflow.
       typedef decltype(x.v == x.v) Lanes;
       const Lanes sign = (Lanes)x.v & (Lanes)broadcast(-0.0f).v;
-      Native t = -2.0f * (Native)((Lanes)x.v ^ sign);
-      t = t < -40.0f ? broadcast(-40.0f).v : t;
-      Native two_n;
-      const Native e = expm1_reduced(t, two_n);
+      const Value t = at_least(-40.0f, Value{-2.0f * (Native)((Lanes)x.v ^ sign)});
+      Native n;
+      const Native e = expm1_reduced(t.v, n), two_n = times_power(broadcast(1.0f).v, n);
       const Native m = e * two_n + (two_n - 1.0f);
       const Native den = 2.0f + m;
       const Native y = reciprocal(den);
       Native r = -m * y;
-      r = r + (-m - den * r) * y;
+      if constexpr (!kCoarse) r = r + (-m - den * r) * y;
       return {(Native)((Lanes)r | sign)};
     }
   }
 
  private:
-  // e^t = 2^n e^r with |r| <= ln 2 / 2: returns e^r - 1 and 2^n. Cody and Waite's two-part ln 2.
-  BRNN_INLINE static Native expm1_reduced(Native t, Native& two_n) {
-    typedef decltype(t == t) Lanes;
+  // e^t = 2^n e^r with |r| <= ln 2 / 2: returns e^r - 1 and n. Cody and Waite's two-part ln 2.
+  BRNN_INLINE static Native expm1_reduced(Native t, Native& n) {
     const Native shifter = broadcast(12582912.0f).v;  // 1.5 * 2^23: adding it rounds to an integer
-    const Native n = (t * 1.44269504089f + shifter) - shifter;
+    n = (t * 1.44269504089f + shifter) - shifter;
+    if constexpr (kCoarse) {
+      const Native r = t - n * 0.69314718056f;
+      const Native q = (r * (1.0f / 24) + (1.0f / 6)) * r + 0.5f;
+      return (r * r) * q + r;
+    }
     const Native r = (t - n * 0.693359375f) - n * -2.12194440e-4f;
     Native q = r * (1.0f / 5040) + (1.0f / 720);
     q = q * r + (1.0f / 120);
     q = q * r + (1.0f / 24);
     q = q * r + (1.0f / 6);
     q = q * r + 0.5f;
-    two_n = (Native)((__builtin_convertvector(n, Lanes) + 127) << 23);
     return (r * r) * q + r;
+  }
+
+  // a 2^n for whole n.
+  BRNN_INLINE static Native times_power(Native a, Native n) {
+#if defined(__AVX512F__)
+    return (Native)_mm512_scalef_ps((__m512)a, (__m512)n);
+#else
+    typedef decltype(n == n) Lanes;
+    return a * (Native)((__builtin_convertvector(n, Lanes) + 127) << 23);
+#endif
   }
 
   BRNN_INLINE static Native reciprocal(Native d) {
 #if defined(__AVX512F__)
     const Native y = (Native)_mm512_rcp14_ps((__m512)d);
-    return y + y * (1.0f - d * y);
+    return kCoarse ? y : y + y * (1.0f - d * y);
 #else
     return 1.0f / d;
 #endif

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <cstdlib>
 #include <string>
@@ -32,11 +35,17 @@ inline double forward_flop(double T, double B, double I, double H, double G) {
 
 // Memory for the time of one call. Not a tensor: torch aligns by posix_memalign, and blocks that
 // glibc (before 2.38) got so and took back do not serve the next call of the same size; a training
-// loop grew by gigabytes.
+// loop grew by gigabytes. In huge pages where there are some: weights that stream from beyond a
+// core's own cache come a quarter faster.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes) : block_(std::malloc(bytes + kAlignment)) {
+  explicit Scratch(size_t bytes)
+      : alignment_(bytes < 4 * kHugePage ? 64 : kHugePage),
+        block_(std::malloc(bytes + alignment_)) {
     if (!block_) checks::fail("memory", std::to_string(bytes) + " bytes of scratch", "none");
+#if defined(__linux__)
+    if (alignment_ == kHugePage) madvise(get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
   }
   ~Scratch() { std::free(block_); }
   Scratch(const Scratch&) = delete;
@@ -44,12 +53,13 @@ class Scratch {
 
   void* get() const {
     const auto address = reinterpret_cast<uintptr_t>(block_);
-    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+    return reinterpret_cast<void*>((address + alignment_ - 1) / alignment_ * alignment_);
   }
 
  private:
-  static constexpr size_t kAlignment = 64;
-  void* block_;
+  static constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t alignment_;
+  void* const block_;
 };
 
 // The Backend of layer_call.h.

@@ -4,17 +4,18 @@
 
 namespace brnn::cpu {
 
+extern const Engine<float> kAvx512Float = BRNN_ISA::kEngine<float>;
+extern const Engine<double> kAvx512Double = BRNN_ISA::kEngine<double>;
+
 extern const Isa kAvx512 = {
     "avx512",
     [] {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     },
-    BRNN_ISA::kVectorBytes,
-    BRNN_ISA::kRows,
-    BRNN_ISA::kEngine<float>,
-    BRNN_ISA::kEngine<double>,
-    BRNN_ISA::kEngine<bfloat16>,
+    &kAvx512Float,
+    &kAvx512Double,
+    &BRNN_ISA::kEngine<bfloat16>,
 };
 
 }  // namespace brnn::cpu

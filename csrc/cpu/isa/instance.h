@@ -6,29 +6,32 @@
 
 namespace brnn::BRNN_ISA {
 
+// What products multiply for tensors of S: bfloat16 is widened where no instruction takes it.
 template <class S>
-struct ComputeType {
+struct Multiplied {
+  using type = S;
+};
+#if !defined(__AVX512BF16__)
+template <>
+struct Multiplied<bfloat16> {
   using type = float;
 };
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
+#endif
 
 // Pass = ForwardPass or BackwardPass; use(pass) gets the one for the cell.
 template <template <class, class, template <class> class> class Pass, class Layer, class S,
           class Use>
 auto with_pass(Cell cell, const Layer& layer, int threads, void* scratch, const Use& use) {
-  using C = typename ComputeType<S>::type;
+  using E = typename Multiplied<S>::type;
   switch (cell) {
     case Cell::lstm: {
-      return use(Pass<S, C, Lstm>(layer, threads, scratch));
+      return use(Pass<S, E, Lstm>(layer, threads, scratch));
     }
     case Cell::gru: {
-      return use(Pass<S, C, Gru>(layer, threads, scratch));
+      return use(Pass<S, E, Gru>(layer, threads, scratch));
     }
     case Cell::gru_reset_before: {
-      return use(Pass<S, C, GruResetBefore>(layer, threads, scratch));
+      return use(Pass<S, E, GruResetBefore>(layer, threads, scratch));
     }
   }
   __builtin_unreachable();  // the enumeration has no other value
@@ -47,8 +50,11 @@ void run(Cell cell, const Layer& layer, const Host& host, void* scratch) {
 }
 
 template <class S>
-constexpr cpu::Engine<S> kEngine = {
-    scratch_bytes<ForwardPass, Forward<S>, S>, run<ForwardPass, Forward<S>, S>,
-    scratch_bytes<BackwardPass, Backward<S>, S>, run<BackwardPass, Backward<S>, S>};
+constexpr cpu::Engine<S> kEngine = {Product<typename Multiplied<S>::type>::rows,
+                                    Vec<typename Element<typename Multiplied<S>::type>::Sum>::size,
+                                    scratch_bytes<ForwardPass, Forward<S>, S>,
+                                    run<ForwardPass, Forward<S>, S>,
+                                    scratch_bytes<BackwardPass, Backward<S>, S>,
+                                    run<BackwardPass, Backward<S>, S>};
 
 }  // namespace brnn::BRNN_ISA

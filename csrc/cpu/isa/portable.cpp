@@ -7,11 +7,9 @@ namespace brnn::cpu {
 extern const Isa kPortable = {
     "portable",
     [] { return true; },
-    BRNN_ISA::kVectorBytes,
-    BRNN_ISA::kRows,
-    BRNN_ISA::kEngine<float>,
-    BRNN_ISA::kEngine<double>,
-    BRNN_ISA::kEngine<bfloat16>,
+    &BRNN_ISA::kEngine<float>,
+    &BRNN_ISA::kEngine<double>,
+    &BRNN_ISA::kEngine<bfloat16>,
 };
 
 }  // namespace brnn::cpu

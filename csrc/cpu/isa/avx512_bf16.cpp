@@ -1,0 +1,15 @@
+// avx512_bf16.cpp - bfloat16 by AVX-512's dot products of pairs; the rest is AVX-512's.
+#define BRNN_ISA avx512_bf16
+#include "instance.h"
+
+namespace brnn::cpu {
+
+extern const Isa kAvx512Bf16 = {
+    "avx512_bf16",
+    [] { return kAvx512.supported() && __builtin_cpu_supports("avx512bf16"); },
+    &kAvx512Float,
+    &kAvx512Double,
+    &BRNN_ISA::kEngine<bfloat16>,
+};
+
+}  // namespace brnn::cpu

@@ -1,0 +1,162 @@
+// operands.h - how the two operands of a product lie, and how they are copied into that form.
+//
+// Weights lie in panels of up to 2 vectors of units, so that a microkernel streams one panel and
+// broadcasts the rows of the other operand. Masks are applied while that operand is copied, their
+// scale to the sums: the inner loops know nothing of either.
+#pragma once
+
+#include "microkernel.h"
+
+namespace brnn::BRNN_ISA {
+
+// Rows of length K, `sets` of them (one per gate or slot): [sets][K / kBlock][rows][kBlock].
+template <class E>
+struct Rows {
+  E* data;
+  int64_t rows, blocks;
+
+  Rows() = default;
+  Rows(E* data, int64_t rows, int64_t K)
+      : data(data), rows(rows), blocks(divide_up(K, int64_t{kBlock<E>})) {}
+  static int64_t count(int64_t sets, int64_t rows, int64_t K) {
+    const int64_t room = Product<E>::even ? 0 : Product<E>::rows;  // see amx.h
+    return (sets * divide_up(K, int64_t{kBlock<E>}) * rows + room) * kBlock<E>;
+  }
+  int64_t set_stride() const { return blocks * rows * kBlock<E>; }
+  E* at(int64_t set, int64_t row, int64_t k = 0) const {
+    return data + ((set * blocks + k / kBlock<E>)*rows + row) * kBlock<E> + k % kBlock<E>;
+  }
+  // Zeros from the last vector of K columns to what a product reads of them.
+  void clear_tail(int sets, int64_t row, int64_t K) const {
+    constexpr int size = Vec<typename Element<E>::Sum>::size;
+    for (int64_t k = round_up(K, size); k < round_up(K, Product<E>::depth); k += size)
+      for (int set = 0; set < sets; ++set) store(at(set, row, k), typename Element<E>::Lanes{});
+  }
+};
+
+// A matrix of K x N per gate in panels over N: [panel][gates][K][width], widths of 2 or 1 vectors,
+// words of K together.
+template <class E>
+struct Panels {
+  static constexpr int kVector = Vec<typename Element<E>::Sum>::size;
+  static constexpr int kWide = 2 * kVector;
+  E* data;
+  int64_t gates, K, N;
+  bool by_gate = false;  // [gates][panel][K][width] instead
+
+  static int64_t padded(int64_t K) { return round_up(K, Product<E>::depth); }
+  static int64_t count(int64_t gates, int64_t K, int64_t N) {
+    return gates * padded(K) * round_up(N, kVector);
+  }
+  static int64_t panels(int64_t N) { return divide_up(N, int64_t{kWide}); }
+  static int width(int64_t N, int64_t panel) {
+    return N - panel * kWide > kVector ? kWide : kVector;
+  }
+  E* at(int64_t gate, int64_t panel) const {
+    const int64_t columns = by_gate ? gate * round_up(N, kVector) + panel * kWide
+                                    : gates * panel * kWide + gate * width(N, panel);
+    return data + padded(K) * columns;
+  }
+};
+
+// Rows that are multiplied with one panel before the next: enough to use it several times, few
+// enough for their sums to stay in the first-level cache.
+template <class E>
+constexpr int kTileRows = Product<E>::even ? 48 : 64;
+
+// c [count][width] = (add ? c : 0) + a b for any number of rows. K goes in blocks, so that the
+// block of the panel stays in the first-level cache while the rows pass by. Its next block comes
+// meanwhile, half of it with each of the first two blocks of rows: what streams from beyond the
+// core's own cache must be asked for long before, and evenly.
+template <class E>
+BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int width, int64_t K,
+                               const Rows<E>& a, int64_t set, int64_t row, const E* b, bool add,
+                               typename Element<E>::Sum* c, int64_t c_stride) {
+  const Blocks blocks(count, Product<E>::rows, Product<E>::even);
+  for (int64_t k = 0; k < K; k += kBlock<E>) {
+    const int64_t depth = min<int64_t>(kBlock<E>, K - k);
+    const E* const panel = b + k * width;
+    const char* const next = reinterpret_cast<const char*>(panel + depth * width);
+    const int64_t half = depth * width * sizeof(E) / 2;
+    for (int64_t i = 0; i < blocks.count; ++i)
+      product(blocks.size(i), width, depth, a.at(set, row + blocks.begin(i), k), panel,
+              Ahead{next + i % 2 * half, i < 2 ? 128 : 0}, add || k > 0,
+              c + blocks.begin(i) * c_stride, c_stride);
+    if (blocks.count == 1)
+      for (int64_t line = half; line < 2 * half; line += 128) __builtin_prefetch(next + line, 0, 2);
+  }
+}
+
+// One panel of weight [G*N, K] transposed for x -> W x: [gates][K][width], zeros past N and K.
+template <class S, class E>
+void pack_transposed(const S* weight, const Panels<E>& to, int64_t panel) {
+  using V = Vec<typename Element<E>::Sum>;
+  constexpr int group = Element<E>::group, columns = V::size * group;
+  const int width = Panels<E>::width(to.N, panel);
+  const int64_t K = Panels<E>::padded(to.K);
+  for (int64_t gate = 0; gate < to.gates; ++gate)
+    for (int v = 0; v < width; v += V::size) {
+      const int64_t n0 = panel * Panels<E>::kWide + v;
+      E* d = to.at(gate, panel) + v * group;
+      for (int64_t k0 = 0; k0 < K; k0 += columns) {
+        V tile[V::size];
+        for (int j = 0; j < V::size; ++j) {
+          const S* row = weight + (gate * to.N + n0 + j) * to.K + k0;
+          tile[j] = n0 + j < to.N ? load_words<E>(row, int(min<int64_t>(columns, to.K - k0))) : V{};
+        }
+        transpose(tile);
+        const int words = int(min<int64_t>(columns, K - k0)) / group;
+        for (int k = 0; k < words; ++k)
+          store(reinterpret_cast<typename Element<E>::Sum*>(d + (k0 + k * group) * width), tile[k]);
+      }
+    }
+}
+
+// Words of `width` lanes at `panel` from rows k .. of a matrix: lanes(k, v) gives those of row k.
+template <class E, class LanesOf>
+BRNN_INLINE void store_words(E* panel, int64_t k, int width, const LanesOf& lanes) {
+  constexpr int group = Element<E>::group, size = Panels<E>::kVector;
+  for (int v = 0; v < width; v += size)
+    store(reinterpret_cast<typename Element<E>::Sum*>(panel + k * width + v * group),
+          words_of<E>([&](int i) { return lanes(k + i, v); }));
+}
+
+// One panel of weight [G*K, N] as it lies, for dz -> W^T dz: [gates][K][width], zeros past N and K.
+template <class S, class E>
+void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
+  using Lanes = typename Element<E>::Lanes;
+  const int64_t n0 = panel * Panels<E>::kWide;
+  const int width = Panels<E>::width(to.N, panel);
+  for (int64_t gate = 0; gate < to.gates; ++gate)
+    for (int64_t k = 0; k < Panels<E>::padded(to.K); k += Element<E>::group)
+      store_words(to.at(gate, panel), k, width, [&](int64_t row, int v) {
+        const int n = int(min<int64_t>(Panels<E>::kVector, to.N - n0 - v));
+        const S* from = weight + (gate * to.K + row) * to.N + n0 + v;
+        return row < to.K ? load_lanes<E>(from, n) : Lanes{};
+      });
+}
+
+// The n lanes of m_k v at column k of sequence b, zeros in the others. Without its scale.
+template <class Lanes>
+BRNN_INLINE Lanes masked(const Mask& mask, int64_t K, int64_t gate, int64_t b, int64_t k, int n,
+                         Lanes v) {
+  return mask.keep ? select(mask.keep + gate * mask.gate_stride + b * K + k, n, v)
+                   : first_lanes(n, v);
+}
+
+// Copies one row of K columns into Rows, masked for each set (gate, or one set for all).
+template <class S, class E>
+void pack_row(const S* from, int64_t K, const Mask& mask, int64_t b, const Rows<E>& to, int sets,
+              int64_t row) {
+  constexpr int size = Vec<typename Element<E>::Sum>::size;
+  for (int64_t k = 0; k < K; k += size) {
+    const int n = int(min<int64_t>(size, K - k));
+    const auto lanes = load_lanes<E>(from + k, n);
+    E* d = to.at(0, row, k);
+    for (int set = 0; set < sets; ++set, d += to.set_stride())
+      store(d, masked(mask, K, set, b, k, n, lanes));
+  }
+  to.clear_tail(sets, row, K);
+}
+
+}  // namespace brnn::BRNN_ISA

@@ -12,6 +12,11 @@ from .masks import DropoutModule
 _TORCH_DROPOUT = (nn.modules.dropout._DropoutNd, nn.RNNBase)
 _LIKELIHOODS = ("gaussian", "categorical")
 
+# Of the repeated inputs in one call of mc_predict that chooses its chunks: 32 MiB of float32.
+CHUNK_ELEMENTS = 1 << 23
+# What an index or a short vector counts for: the layers inside make a vector of about this size.
+CHUNK_WIDTH = 256
+
 
 @contextmanager
 def mc_dropout(module: nn.Module) -> Iterator[nn.Module]:
@@ -58,8 +63,9 @@ def mc_predict(
     """MC dropout: the predictive distribution over `samples` mask sets (paper, eq. 5, section 4.3).
 
     The samples run as batch: every input is repeated along its batch dimension, so that a sequence
-    meets S different mask sets in one call. No gradients are kept. But for dropout the module runs
-    as in `eval()`, and is left in the mode it was in.
+    meets S different mask sets in one call, or in a few where one would take much memory (`chunk`).
+    No gradients are kept. But for dropout the module runs as in `eval()`, and is left in the mode
+    it was in.
 
     Args:
         module: takes `inputs`, returns a tensor or a tuple whose first entry is taken (nn.LSTM).
@@ -71,7 +77,9 @@ def mc_predict(
         batch_dim: of the inputs; None: as the modules inside say (`batch_first`), else 0.
         output_batch_dim: of the output; None: the only dimension of size S * B, or of several that
             of the inputs, where the dimensions before it are those of the first input.
-        chunk: samples per call, to bound memory; None: all at once.
+        chunk: samples per call, to bound memory. None: as many as keep the repeated inputs within
+            CHUNK_ELEMENTS, where an index or a vector (last dimension) counts for at least
+            CHUNK_WIDTH elements; never below 1. A wide output may want fewer, a GPU may like more.
 
     Raises:
         ValueError: not an nn.Module, samples or chunk below 1, unknown likelihood, no input, inputs
@@ -92,11 +100,13 @@ def mc_predict(
     if batch_dim is None:
         batch_dim = _batch_dim(module)
     batch = _batch_size(inputs, batch_dim)
+    sizes = _chunk_sizes(samples, chunk or _default_chunk(inputs, samples, batch_dim))
+    repeat = _Repeat(inputs, batch_dim, samples)
     moments = _Moments()
     entropies = _Moments()
     with torch.no_grad(), _evaluating(module), mc_dropout(module):
-        for size in _chunk_sizes(samples, chunk):
-            repeated = [_repeat(x, size, batch_dim) for x in inputs]
+        for size in sizes:
+            repeated = repeat(size)
             output = module(*repeated)
             output = output[0] if isinstance(output, tuple | list) else output
             # one answer for all chunks: the last may be smaller, and fit another dimension too
@@ -205,13 +215,54 @@ def _infer_dim(output: Tensor, size: int, x: Tensor, batch_dim: int) -> int:
     )
 
 
-def _chunk_sizes(samples: int, chunk: int | None) -> list[int]:
-    whole = samples if chunk is None else chunk
-    return [min(whole, samples - start) for start in range(0, samples, whole)]
+def _default_chunk(inputs: Sequence[Tensor], samples: int, batch_dim: int) -> int:
+    """Samples per call within CHUNK_ELEMENTS, in calls of about one size."""
+    whole = max(1, CHUNK_ELEMENTS // max(1, sum(_elements(x, batch_dim) for x in inputs)))
+    calls = -(-samples // whole)
+    return -(-samples // calls)
+
+
+def _elements(x: Tensor, batch_dim: int) -> int:
+    """What one sample of x counts for: its vectors, or its indices, by CHUNK_WIDTH or more."""
+    vectors = x.is_floating_point() and batch_dim % x.dim() != x.dim() - 1
+    width = x.shape[-1] if vectors else 1
+    return x.numel() // max(1, width) * max(CHUNK_WIDTH, width)
+
+
+def _chunk_sizes(samples: int, chunk: int) -> list[int]:
+    return [min(chunk, samples - start) for start in range(0, samples, chunk)]
+
+
+class _Repeat:
+    """The inputs repeated for a chunk: made once for chunks of one size, unless written into.
+
+    What a module writes into its input (nn.Dropout(inplace=True)) must not reach the next chunk.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], dim: int, samples: int) -> None:
+        self._inputs, self._dim, self._samples = inputs, dim, samples
+        self._size = 0
+        self._repeated: list[Tensor] = []
+        self._versions: list[object] = []
+
+    def __call__(self, size: int) -> list[Tensor]:
+        versions = [_version(x) for x in self._repeated]
+        if size != self._size or versions != self._versions:
+            self._repeated.clear()  # the caller's list: frees what it holds before there is more
+            self._repeated += [_repeat(x, size, self._dim) for x in self._inputs]
+            if size == 1 < self._samples:
+                self._repeated[:] = [x.clone() for x in self._repeated]
+            self._size, self._versions = size, [_version(x) for x in self._repeated]
+        return self._repeated
+
+
+def _version(x: Tensor) -> object:
+    """Changes with every write; an inference tensor keeps no count, and equals nothing."""
+    return object() if x.is_inference() else x._version
 
 
 def _repeat(x: Tensor, samples: int, dim: int) -> Tensor:
-    """x repeated as [..., S*B, ...], sample by sample, without a copy where B = 1."""
+    """x repeated as [..., S*B, ...], sample by sample, without a copy where B = 1 or S = 1."""
     dim %= x.dim()
     shape = (*x.shape[:dim], samples, *x.shape[dim:])
     return x.unsqueeze(dim).expand(shape).flatten(dim, dim + 1)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import bayesrnn_cuda as brnn
+from bayesrnn_cuda import predict
 
 T, B, I, H = 4, 3, 5, 6  # noqa: E741
 
@@ -262,6 +263,94 @@ def test_samples_run_as_batch_in_chunks(samples, chunk):
     assert sum(sizes) == samples * B
     assert set(sizes[:-1]) <= {whole * B}
     assert len(sizes) == math.ceil(samples / whole)
+
+
+def batch_sizes(module, x, **options):
+    """Of the calls that mc_predict makes of a time-major module."""
+    sizes = []
+    with_hook = module.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    brnn.mc_predict(module, x, batch_dim=1, output_batch_dim=1, **options)
+    with_hook.remove()
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "a_sample"),
+    [
+        ((T, B, 1000), torch.float32, T * B * 1000),
+        ((T, B, 1000), torch.float64, T * B * 1000),
+        ((T, B, I), torch.float32, T * B * predict.CHUNK_WIDTH),  # a short vector
+        ((T, B, I), torch.int64, T * B * I * predict.CHUNK_WIDTH),  # indices
+        ((T, B), torch.float32, T * B * predict.CHUNK_WIDTH),  # the last dimension is the batch
+    ],
+)
+def test_default_chunk_bounds_the_batch(monkeypatch, shape, dtype, a_sample):
+    """10 samples, of which 4 are within the limit: three calls of about one size."""
+    x = torch.ones(shape, dtype=dtype)
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 5 * a_sample - 1)
+    assert batch_sizes(nn.Identity(), x.float(), samples=10, chunk=10) == [10 * B]
+    module = Function(lambda v: v.float())
+    assert batch_sizes(module, x, samples=10) == [4 * B, 4 * B, 2 * B]
+    assert batch_sizes(module, x, samples=9) == [3 * B, 3 * B, 3 * B]
+    assert batch_sizes(module, x, samples=4) == [4 * B]
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", a_sample - 1)
+    assert batch_sizes(module, x, samples=2) == [B, B]
+
+
+def test_default_chunk_counts_all_inputs(monkeypatch):
+    module, sizes = Function(lambda a, b: a + b), []
+    module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 2 * 2 * B * 300)
+    brnn.mc_predict(module, torch.ones(B, 300), torch.ones(B, 300), samples=4)
+    assert sizes == [2 * B, 2 * B]
+
+
+def test_default_chunk_runs_what_is_small_at_once():
+    """The README's example, and an input without elements."""
+    assert batch_sizes(nn.Identity(), torch.zeros(35, 1, 64), samples=50) == [50]
+    assert batch_sizes(nn.Identity(), torch.zeros(0, 2, 64), samples=50) == [100]
+
+
+def test_explicit_chunk_wins(monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 1)
+    assert batch_sizes(nn.Identity(), torch.zeros(T, B, I), samples=10, chunk=8) == [8 * B, 2 * B]
+
+
+def test_default_chunk_leaves_the_statistics_alone(monkeypatch):
+    torch.manual_seed(0)
+    draws = torch.randn(10, B, 2, dtype=torch.float64) + 1e4
+    at_once = brnn.mc_predict(Replay(draws), torch.zeros(B), samples=10)
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 4 * B * predict.CHUNK_WIDTH)
+    module = Replay(draws)
+    calls = []
+    module.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    in_chunks = brnn.mc_predict(module, torch.zeros(B), samples=10)
+    assert calls == [4 * B, 4 * B, 2 * B]
+    torch.testing.assert_close(in_chunks.mean, at_once.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(in_chunks.std, at_once.std, rtol=1e-9, atol=0)
+
+
+def test_repeated_input_is_made_once_for_a_size():
+    seen = []
+    module = Function(lambda v: seen.append(v) or v.clone())
+    x = torch.randn(B, 2)
+    brnn.mc_predict(module, x, samples=8, chunk=3)
+    first, second, last = (v.data_ptr() for v in seen)
+    assert first == second != last
+    seen.clear()
+    brnn.mc_predict(module, x, samples=1)
+    assert seen[0].data_ptr() == x.data_ptr()  # not repeated, not copied
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_a_module_writes_into_a_chunk_does_not_reach_the_next(chunk, inference):
+    x = torch.randn(B, 2)
+    copy = x.clone()
+    with torch.inference_mode(inference):
+        prediction = brnn.mc_predict(Function(lambda v: v.mul_(2)), x, samples=7, chunk=chunk)
+    assert torch.equal(x, copy)
+    torch.testing.assert_close(prediction.mean, 2 * copy)
 
 
 def test_each_input_meets_its_own_output():

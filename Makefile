@@ -48,6 +48,8 @@ kernels: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m bench.vs_cudnn --out bench/results/cpu_vs_torch.json $(ARGS)
 	$(BIN)/python -m bench.vs_cudnn --default-heap --out bench/results/cpu_vs_torch_default_heap.json $(ARGS)
+	$(BIN)/python -m bench.vs_cudnn --dtype bfloat16 --out bench/results/cpu_vs_torch_bfloat16.json $(ARGS)
+	$(BIN)/python -m bench.mc_predict --out bench/results/cpu_mc_predict.json $(ARGS)
 	$(BIN)/python -m bench.vs_loop --out bench/results/cpu_vs_loop.json $(ARGS)
 	$(BIN)/python -m bench.memory --out bench/results/cpu_memory.json $(ARGS)
 

@@ -139,7 +139,9 @@ def shortened(out: Path) -> Iterator[str]:
                 if row["variant"] == "bayesrnn untied":
                     times = [row["forward_ms"], row["forward_backward_ms"]]
                     steps = "".join(f"{ms * 1e3 / case['T']:9.2f}" for ms in times)
-                    ratios = "".join(f"{ratio:7.2f}" for ratio in row["ratio"].values())
+                    ratios = "".join(
+                        f"{row['ratio'][what]:7.2f}" for what in ("forward", "forward_backward")
+                    )
                     yield f"  {title:34}{ratios}{steps}"
             if "rows" not in case:
                 yield f"  {title:34}  {case.get('error', case.get('skipped'))}"[:110]

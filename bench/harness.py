@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils import benchmark
 
 import bayesrnn_cuda as brnn
+
+from .report import Row, draw, table
 
 # Relative to the largest value; the reference runs in float64.
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -72,26 +74,17 @@ GPU_SHAPES = (
 
 @dataclass
 class Variant:
-    """Something to time: `layer(x)` gives (output, state). `check` compares it before that."""
+    """Something to time: `layer(x)` gives (output, state). `check` compares it before that.
+
+    `skipped` says why a variant is named and not measured.
+    """
 
     name: str
     layer: Callable[[Tensor], Any]
     parameters: list[Tensor]
     check: Callable[[], None] | None = None
     dtype: torch.dtype | None = None  # if not the case's
-
-
-@dataclass
-class Row:
-    """Milliseconds of one variant in one case: medians, and the quartile range beside them."""
-
-    variant: str
-    forward_ms: float
-    forward_backward_ms: float
-    forward_spread: float
-    forward_backward_spread: float
-    ratio: dict[str, float] = field(default_factory=dict)  # to the case's first variant
-    peak_bytes: int | None = None  # of forward and backward, on a GPU
+    skipped: str | None = None
 
 
 def ours(case: Case, device: torch.device, masks: str) -> Variant:
@@ -128,11 +121,18 @@ def eager_loop(case: Case, device: torch.device) -> Variant:
     return Variant("eager masked loop", layer, list(layer.parameters()))
 
 
-def measure(case: Case, variants: Sequence[Variant], device: torch.device, runs: int) -> list[Row]:
-    """Checks, then times all variants in turn, `runs` rounds; ratios are to the first variant."""
-    for variant in variants:
-        if variant.check is not None:
-            variant.check()
+def measure(
+    case: Case,
+    variants: Sequence[Variant],
+    device: torch.device,
+    runs: int,
+    backward: bool = True,
+) -> list[Row]:
+    """Checks, then times all variants in turn, `runs` rounds; ratios are to the first variant.
+
+    Without `backward` forward alone.
+    """
+    rows, variants, every = checked(variants)
     dtypes = {variant.dtype for variant in variants}
     data = {dtype: (case.input(device, dtype), case.cotangent(device, dtype)) for dtype in dtypes}
 
@@ -147,8 +147,8 @@ def measure(case: Case, variants: Sequence[Variant], device: torch.device, runs:
             parameter.grad = None
         variant.layer(x)[0].backward(dy)
 
-    rows = [Row(v.name, 0.0, 0.0, 0.0, 0.0) for v in variants]
-    for what, function in (("forward", forward), ("forward_backward", forward_backward)):
+    functions = {"forward": forward, **({"forward_backward": forward_backward} if backward else {})}
+    for what, function in functions.items():
         samples = _interleaved(function, variants, runs)
         first = statistics.median(samples[0])
         for row, times in zip(rows, samples, strict=True):
@@ -156,10 +156,28 @@ def measure(case: Case, variants: Sequence[Variant], device: torch.device, runs:
             setattr(row, f"{what}_ms", statistics.median(times) * 1e3)
             setattr(row, f"{what}_spread", (quartiles[2] - quartiles[0]) * 1e3)
             row.ratio[what] = statistics.median(times) / first
-    if device.type == "cuda":
-        for row, variant in zip(rows, variants, strict=True):
-            row.peak_bytes = peak_memory(variant, case, device)
-    return rows
+    if device.type == "cuda" and backward:
+        _peaks(case, rows, variants, device, 1)
+    return every
+
+
+def measure_memory(
+    case: Case, variants: Sequence[Variant], device: torch.device, runs: int
+) -> list[Row]:
+    """Checks, then the peak of forward and backward: medians of `runs`."""
+    rows, variants, every = checked(variants)
+    _peaks(case, rows, variants, device, runs)
+    return every
+
+
+def checked(variants: Sequence[Variant]) -> tuple[list[Row], list[Variant], list[Row]]:
+    """After their checks: rows and variants to measure, and all rows, also those skipped."""
+    every = [Row(variant.name, skipped=variant.skipped) for variant in variants]
+    run = [variant for variant in variants if variant.skipped is None]
+    for variant in run:
+        if variant.check is not None:
+            variant.check()
+    return [row for row in every if row.skipped is None], run, every
 
 
 def _interleaved(
@@ -230,6 +248,16 @@ def peak_memory(variant: Variant, case: Case, device: torch.device) -> int:
     return _resident("VmHWM") - before
 
 
+def _peaks(
+    case: Case, rows: list[Row], variants: list[Variant], device: torch.device, runs: int
+) -> None:
+    for row, variant in zip(rows, variants, strict=True):
+        row.peak_bytes = int(
+            statistics.median(peak_memory(variant, case, device) for _ in range(runs))
+        )
+        row.ratio["peak"] = row.peak_bytes / max(1 << 12, rows[0].peak_bytes)  # a page: not 0
+
+
 def _resident(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
@@ -266,25 +294,6 @@ def with_retained_heap() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | RETAINED_HEAP)
 
 
-def table(title: str, results: Sequence[tuple[Case, Sequence[Row]]]) -> str:
-    """One line per case and variant, ratios in front; for a GPU time a step and memory too."""
-    gpu = any(row.peak_bytes is not None for _, rows in results for row in rows)
-    more = f"{'us a step':>18}{'MiB':>8}" if gpu else ""
-    lines = [title, f"{'':30}{'forward':>20}{'forward+backward':>22}{more}"]
-    for case, rows in results:
-        lines.append(str(case))
-        for row in rows:
-            lines.append(
-                f"  {row.variant:28}{row.ratio['forward']:8.2f} {row.forward_ms:8.2f} ms"
-                f"{row.ratio['forward_backward']:10.2f} {row.forward_backward_ms:8.2f} ms"
-            )
-            if row.peak_bytes is not None:
-                steps = (row.forward_ms, row.forward_backward_ms)
-                lines[-1] += "".join(f"{ms * 1e3 / case.T:9.2f}" for ms in steps)
-                lines[-1] += f"{row.peak_bytes / 2**20:8.1f}"
-    return "\n".join(lines)
-
-
 def as_record(case: Case, rows: Sequence[Row]) -> dict[str, Any]:
     """A result as plain values, for `save`."""
     return {**asdict(case), "rows": [asdict(row) for row in rows]}
@@ -295,30 +304,6 @@ def save(path: Path, device: torch.device, records: list[dict[str, Any]]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine(device), "results": records}
     path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def draw(path: Path, title: str, results: Sequence[tuple[Case, Sequence[Row]]]) -> None:
-    """A bar per variant and case: time by the first variant's, which is the line at 1."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    names = [row.variant for row in results[0][1][1:]]
-    for axes, what in zip(
-        figure.subplots(2, sharex=True), ("forward", "forward_backward"), strict=True
-    ):
-        for i, name in enumerate(names):
-            at = [j + (i - (len(names) - 1) / 2) * 0.8 / len(names) for j in range(len(results))]
-            heights = [rows[i + 1].ratio[what] for _, rows in results]
-            axes.bar(at, heights, 0.8 / len(names), label=name)
-        axes.axhline(1, color="black", linewidth=1)
-        axes.set_ylabel(f"{what.replace('_', ' + ')}: time / {results[0][1][0].variant}")
-        axes.set_ylim(0, 2)
-    axes.set_xticks(range(len(results)), [str(case).replace(" ", "\n") for case, _ in results])
-    axes.tick_params(axis="x", labelsize=6)
-    figure.axes[0].set_title(title)
-    figure.axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    print(f"figure: {path}")
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -358,8 +343,9 @@ def compare(
     description: str,
     variants: Callable[[Case, torch.device], Sequence[Variant]],
     arguments: argparse.Namespace | None = None,
+    measure: Callable[..., list[Row]] = measure,
 ) -> None:
-    """The command line of a benchmark: times `variants` in every case, prints, saves, draws.
+    """The command line of a benchmark: measures `variants` in every case, prints, saves, draws.
 
     A case that fails is recorded with its error and leaves the others alone; the exit status tells.
     """
@@ -377,7 +363,7 @@ def compare(
                 rows = measure(case, variants(case, device), device, arguments.runs)
                 results.append((case, rows))
                 records.append(as_record(case, rows))
-                print(table("", results[-1:]), flush=True)
+                print(table(results[-1:], head=len(results) == 1), flush=True)
             except (AssertionError, RuntimeError, ValueError) as error:
                 records.append({**asdict(case), "error": f"{type(error).__name__}: {error}"})
         for what in records[-1].keys() & {"error", "skipped"}:
@@ -387,7 +373,5 @@ def compare(
     if arguments.out:
         print(f"results: {arguments.out}")
         if results and not arguments.no_figure:
-            title = machine(device).get("gpu", machine(device)["processor"])
-            title += "" if device.type == "cuda" else f", {arguments.threads} threads"
-            draw(arguments.out.with_suffix(".png"), title, results)
+            draw(arguments.out)
     sys.exit(any("error" in record for record in records))

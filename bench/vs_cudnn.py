@@ -9,11 +9,11 @@ from . import harness
 
 
 def variants(case: harness.Case, device: torch.device) -> list[harness.Variant]:
-    """torch's layer first; on a GPU also in float16, where cuDNN is at its best."""
-    best = device.type == "cuda" and case.dtype != "float16"
+    """torch's layer first; beside it the dtype that torch is at its best or at its usual in."""
+    beside = torch.float16 if device.type == "cuda" else torch.float32
     return [
         harness.torch_layer(case, device),
-        *([harness.torch_layer(case, device, torch.float16)] if best else []),
+        *([harness.torch_layer(case, device, beside)] if case.torch_dtype != beside else []),
         *(harness.ours(case, device, masks) for masks in ("untied", "tied", "none")),
     ]
 

@@ -94,6 +94,13 @@ def check_activations() -> None:
     assert sigmoid[6] == 1 and 0 <= sigmoid[7] <= sigmoid[5] <= 2.0**-125
     assert sigmoid[8].isnan() and tanh[8].isnan()
 
+    # bfloat16 is made to 2^-12 and then rounded, which alone costs up to 2^-8.
+    x = torch.linspace(-20, 20, 20_001).bfloat16()
+    for value, exact in zip(activations(x), exact_activations(x.double()), strict=True):
+        zero = exact == 0
+        error = np.abs(value.double().numpy() - exact)[~zero] / np.abs(exact[~zero])
+        assert error.max() <= 2.0**-8 + 2.0**-12
+
     x = torch.cat([torch.linspace(-40, 40, 20_001, dtype=torch.float64), torch.tensor([inf, -inf])])
     for value, exact in zip(activations(x), exact_activations(x), strict=True):
         assert ulps(value, exact) <= 3

@@ -285,22 +285,17 @@ BRNN_INLINE void transpose(Vec<C> (&rows)[N]) {
   }
 }
 
-// The lesser (greater) of a bound and a; a where a is NaN.
+// a within its bounds; NaN stays NaN.
 template <class C>
-BRNN_INLINE Vec<C> at_most(C bound, Vec<C> a) {
+BRNN_INLINE Vec<C> clamp(C low, C high, Vec<C> a) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(C) == 4)
-    return {(typename Vec<C>::Native)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)a.v)};
+  if constexpr (sizeof(C) == 4) {
+    const __m512 lesser = _mm512_min_ps(_mm512_set1_ps(high), (__m512)a.v);  // of NaN the second
+    return {(typename Vec<C>::Native)_mm512_max_ps(_mm512_set1_ps(low), lesser)};
+  }
 #endif
-  return {a.v > bound ? broadcast(bound).v : a.v};
-}
-template <class C>
-BRNN_INLINE Vec<C> at_least(C bound, Vec<C> a) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(C) == 4)
-    return {(typename Vec<C>::Native)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)a.v)};
-#endif
-  return {a.v < bound ? broadcast(bound).v : a.v};
+  const auto lesser = a.v > high ? broadcast(high).v : a.v;
+  return {lesser < low ? broadcast(low).v : lesser};
 }
 
 // sigmoid and tanh of floats to 3 ulp (sigmoid below -87, where it is under 2^-125, stays at
@@ -319,7 +314,7 @@ struct Math {
       for (int i = 0; i < Value::size; ++i) r.v[i] = 1 / (1 + std::exp(-x.v[i]));
       return r;
     } else {
-      const Value t = at_least(-87.0f, at_most(87.0f, Value{-x.v}));
+      const Value t = clamp(-87.0f, 87.0f, Value{-x.v});
       Native n;
       const Native e = expm1_reduced(t.v, n);
       return {reciprocal(times_power(e + 1.0f, n) + 1.0f)};
@@ -335,7 +330,7 @@ struct Math {
       // tanh |x| = -m / (2 + m) with m = e^(-2 |x|) - 1: exact near 0, no overflow.
       typedef decltype(x.v == x.v) Lanes;
       const Lanes sign = (Lanes)x.v & (Lanes)broadcast(-0.0f).v;
-      const Value t = at_least(-40.0f, Value{-2.0f * (Native)((Lanes)x.v ^ sign)});
+      const Value t = clamp(-40.0f, 0.0f, Value{-2.0f * (Native)((Lanes)x.v ^ sign)});
       Native n;
       const Native e = expm1_reduced(t.v, n), two_n = times_power(broadcast(1.0f).v, n);
       const Native m = e * two_n + (two_n - 1.0f);

@@ -136,6 +136,14 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   return all;
 }
 
+#if defined(__x86_64__) && !defined(PORTABLE_ONLY)
+// Two engines multiply bfloat16 as it is: h, r * h and the gradients of the gates are rounded once
+// more than where operands are widened. Wrong results differ by 1.
+double allowed(const cpu::Isa* isa, bool halves, double tolerance) {
+  return halves && (isa == &cpu::kAvx512Bf16 || isa == &cpu::kAmx) ? 2.5 * tolerance : tolerance;
+}
+#endif
+
 template <class S>
 bool agrees(const Problem& p, double tolerance) {
   const std::vector<double> expected = run<S>(cpu::kPortable, p);
@@ -149,7 +157,8 @@ bool agrees(const Problem& p, double tolerance) {
     const std::vector<double> actual = run<S>(*isa, p);
     for (size_t i = 0; i < actual.size(); ++i) {
       const double difference = std::fabs(actual[i] - expected[i]);
-      worst = std::isnan(difference) ? INFINITY : std::fmax(worst, difference / largest);
+      const double off = difference / largest * tolerance / allowed(isa, sizeof(S) == 2, tolerance);
+      worst = std::isnan(difference) ? INFINITY : std::fmax(worst, off);
     }
   }
 #endif
@@ -162,10 +171,6 @@ bool agrees(const Problem& p, double tolerance) {
   return worst <= tolerance;
 }
 
-// Portable widens operands, others multiply them in 8 bits: h, r * h and the gradients of the gates
-// are rounded once more. Wrong results differ by 1.
-constexpr double kBfloat16 = 5e-2;
-
 }  // namespace
 
 int main() {
@@ -177,7 +182,7 @@ int main() {
           const Problem p{cell, size, masks, lengths, lengths};
           failures += !agrees<float>(p, 1e-5);
           failures += !agrees<double>(p, 1e-13);
-          failures += !agrees<bfloat16>(p, kBfloat16);
+          failures += !agrees<bfloat16>(p, 2e-2);
           runs += 3;
         }
   // T * B beyond one chunk of the backward pass; weights that the threads share by units; sequences
@@ -187,7 +192,7 @@ int main() {
     for (const Cell cell : {Cell::lstm, Cell::gru_reset_before}) {
       const Problem p{cell, size, cell == Cell::lstm ? 4 : 3, false, true};
       failures += !agrees<float>(p, 1e-5);
-      failures += !agrees<bfloat16>(p, kBfloat16);
+      failures += !agrees<bfloat16>(p, 2e-2);
       runs += 2;
     }
   std::printf("%d runs, %d failures\n", runs, failures);

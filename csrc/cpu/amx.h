@@ -12,7 +12,8 @@ namespace brnn::BRNN_ISA {
 template <>
 class Product<bfloat16> {
  public:
-  static constexpr int rows = 32;
+  static constexpr int vectors = 2;
+  static constexpr int rows(int /*vectors*/) { return 32; }
   static constexpr int depth = 32;     // a row of a tile: 64 bytes
   static constexpr bool even = false;  // 33 rows are 32 and 1: a block of up to 16 takes half
 
@@ -27,7 +28,7 @@ class Product<bfloat16> {
                         : width > 16 ? multiply<1, 2>
                                      : multiply<1, 1>;
     if (count == 32 || count == 16) return kernel(K, a, b, ahead, add, c, c_stride);
-    alignas(64) float sums[rows * 32];
+    alignas(64) float sums[32 * 32];
     kernel(K, a, b, ahead, false, sums, width);
     for (int r = 0; r < count; ++r)
       for (int v = 0; v < width; v += 16) {

@@ -29,8 +29,8 @@ class BackwardPass {
   using Lanes = typename Element<E>::Lanes;
   static constexpr int G = Cell::gates;
   static constexpr int kSlots = Cell::slots;
-  static constexpr int kWide = Panels<E>::kWide;
-  static constexpr int kRows = kTileRows<E>;
+  static constexpr int kTile = Panels<E>::kTile;
+  static constexpr int kWide = Product<E>::vectors * V::size;
   static constexpr bool kSame = sizeof(S) == sizeof(C);  // weight gradients are summed in place
 
  public:
@@ -41,8 +41,11 @@ class BackwardPass {
         chunk_steps_(chunk_steps(layer.T, layer.B)),
         pitch_(round_up(layer.H, V::size)),
         arena_(scratch) {
-    panels_hh_ = {take<E>(Panels<E>::count(G, p_.H, p_.H)), G, p_.H, p_.H};
-    panels_ih_ = {take<E>(p_.dx ? Panels<E>::count(G, p_.H, p_.I) : 0), G, p_.H, p_.I};
+    const int64_t hh = Panels<E>::count(G, p_.H, p_.H);
+    const int64_t ih = p_.dx ? Panels<E>::count(G, p_.H, p_.I) : 0;
+    const int vectors = split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)});
+    panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors};
+    panels_ih_ = {take<E>(ih), G, p_.H, p_.I, panel_vectors<E>(ih * int64_t{sizeof(E)})};
     dz_ = rows_of(kSlots, chunk_steps_ * p_.B, p_.H);
     dz_next_ = rows_of(kSlots, p_.B, p_.H);
     carry_ = take<C>(p_.B * pitch_);
@@ -59,7 +62,8 @@ class BackwardPass {
 
   size_t scratch_bytes() const { return arena_.used(); }
 
-  void run(const Host& host) {
+  void run(Host host) {
+    host.flush_subnormals = true;  // gradients vanish over time: up to 30 times slower otherwise
     pack_weights(host);
     std::memset(dbias_, 0, size_t(split_.batch * kSlots * pitch_) * sizeof(C));
     for (int64_t end = p_.T; end > 0;) {
@@ -100,7 +104,7 @@ class BackwardPass {
   }
 
   void pack_weights(const Host& host) {
-    const int64_t hh = Panels<E>::panels(p_.H), ih = p_.dx ? Panels<E>::panels(p_.I) : 0;
+    const int64_t hh = panels_hh_.panels(), ih = p_.dx ? panels_ih_.panels() : 0;
     parallel_ranges(host, hh + ih, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         if (i < hh)
@@ -146,8 +150,8 @@ class BackwardPass {
 
   template <class F>
   void for_each_tile(const Share& sequences, const Piece& piece, int64_t s, const F& f) const {
-    const Blocks blocks(sequences.size(), kRows, Product<E>::even);
-    piece.each(Panels<E>::panels(p_.H), s % 2, [&](int64_t panel) {
+    const Blocks blocks(sequences.size(), panels_hh_.tile_rows(), Product<E>::even);
+    piece.each(panels_hh_.panels(), s % 2, [&](int64_t panel) {
       for (int64_t j = 0; j < blocks.count; ++j)
         f(panel, sequences.begin + blocks.begin(j), blocks.size(j));
     });
@@ -160,7 +164,7 @@ class BackwardPass {
     const Rows<E>& next = at_edge ? dz_next_ : dz_;
     const int64_t next_row = at_edge ? 0 : (s + 1 - begin) * p_.B;
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b, int count) {
-      alignas(64) C dh[kRows * kWide] = {};
+      alignas(64) C dh[kTile] = {};
       if (!last) through_recurrence(product, next, next_row + b, panel, b, count, dh);
       gate_gradients(part, s, (s - begin) * p_.B + b, panel, b, count, dh);
     });
@@ -174,10 +178,10 @@ class BackwardPass {
         product, dz, row, panels_hh_, panel, p_.mask_h, p_.H, count,
         [&](int gate) { return Cell::slot_of_q(gate); }, [&](int i) { return b + i; }, dh);
     if constexpr (Cell::reset_before) {
-      const int width = Panels<E>::width(p_.H, panel);
+      const int width = panels_hh_.width(panel);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
-          const int64_t u = panel * kWide + v;
+          const int64_t u = panels_hh_.begin(panel) + v;
           C* to = dh + i * width + v;
           store(to, load(to) + load(dh_masked_ + (b + i) * pitch_ + u));
         }
@@ -190,8 +194,8 @@ class BackwardPass {
   void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row,
                   const Panels<E>& panels, int64_t panel, const Mask& mask, int64_t N, int count,
                   const Slot& slot, const Sequence& sequence, C* sums) const {
-    alignas(64) C z[kRows * kWide];
-    const int width = Panels<E>::width(N, panel);
+    alignas(64) C z[kTile];
+    const int width = panels.width(panel);
     const int products = mask.untied() ? Gates : 1;
     const V scale = broadcast(C(mask.scale));
     for (int k = 0; k < products; ++k) {
@@ -199,7 +203,7 @@ class BackwardPass {
         multiply_rows(product, count, width, p_.H, dz, slot(gate), row, panels.at(gate, panel),
                       gate > k, z, width);
       for (int v = 0; v < width; v += V::size) {
-        const int64_t u = panel * kWide + v;
+        const int64_t u = panels.begin(panel) + v;
         const int n = int(min<int64_t>(V::size, N - u));
         for (int i = 0; i < count; ++i)
           add_to(sums + i * width + v,
@@ -232,8 +236,8 @@ class BackwardPass {
   void gate_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t panel, int64_t b0, int count,
                       const C* dh) {
     alignas(64) C total[kSlots][kWide] = {};
-    const int width = Panels<E>::width(p_.H, panel);
-    const int64_t u0 = panel * kWide;
+    const int width = panels_hh_.width(panel);
+    const int64_t u0 = panels_hh_.begin(panel);
     for (int i = 0; i < count; ++i) {
       const int64_t b = b0 + i;
       const Source from(*this, s, b);
@@ -279,14 +283,14 @@ class BackwardPass {
     const int gate_n = p_.mask_h.untied() ? 2 : 0;
     const V scale = broadcast(C(p_.mask_h.scale));
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b0, int count) {
-      alignas(64) C dq[kRows * kWide];
+      alignas(64) C dq[kTile];
       const int64_t dz_row = (s - begin) * p_.B + b0;
-      const int width = Panels<E>::width(p_.H, panel);
+      const int width = panels_hh_.width(panel);
       multiply_rows(product, count, width, p_.H, dz_, 2, dz_row, panels_hh_.at(2, panel), false, dq,
                     width);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
-          const int64_t b = b0 + i, u = panel * kWide + v;
+          const int64_t b = b0 + i, u = panels_hh_.begin(panel) + v;
           const int n = lanes(u);
           V dmasked{}, dr{};
           if (p_.inside(b, t)) {
@@ -308,12 +312,12 @@ class BackwardPass {
   void initial_state(const Share& sequences, const Piece& piece) const {
     const Product<E> product;
     for_each_tile(sequences, piece, 0, [&](int64_t panel, int64_t b0, int count) {
-      alignas(64) C dh[kRows * kWide] = {};
+      alignas(64) C dh[kTile] = {};
       through_recurrence(product, dz_, b0, panel, b0, count, dh);
-      const int width = Panels<E>::width(p_.H, panel);
+      const int width = panels_hh_.width(panel);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
-          const int64_t b = b0 + i, u = panel * kWide + v;
+          const int64_t b = b0 + i, u = panels_hh_.begin(panel) + v;
           const int n = lanes(u);
           if (n <= 0) break;
           if (p_.c0) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
@@ -342,17 +346,17 @@ class BackwardPass {
 
   void input_gradient(const Piece& piece, int64_t begin, int64_t rows) const {
     const Product<E> product;
-    const Blocks blocks(rows, kRows, Product<E>::even);
+    const Blocks blocks(rows, panels_ih_.tile_rows(), Product<E>::even);
     piece.each(blocks.count, [&](int64_t i) {
-      for (int64_t panel = 0; panel < Panels<E>::panels(p_.I); ++panel)
+      for (int64_t panel = 0; panel < panels_ih_.panels(); ++panel)
         input_gradient_tile(product, begin, blocks.begin(i), blocks.size(i), panel);
     });
   }
 
   void input_gradient_tile(const Product<E>& product, int64_t begin, int64_t row0, int count,
                            int64_t panel) const {
-    alignas(64) C sums[kRows * kWide] = {};
-    const int width = Panels<E>::width(p_.I, panel);
+    alignas(64) C sums[kTile] = {};
+    const int width = panels_ih_.width(panel);
     masked_sum<G>(
         product, dz_, row0, panels_ih_, panel, p_.mask_x, p_.I, count,
         [&](int gate) { return Cell::slot_of_a(gate); }, [&](int j) { return (row0 + j) % p_.B; },
@@ -360,7 +364,7 @@ class BackwardPass {
     for (int j = 0; j < count; ++j) {
       const int64_t t = p_.time(begin + (row0 + j) / p_.B), b = (row0 + j) % p_.B;
       for (int v = 0; v < width; v += V::size) {
-        const int64_t u = panel * kWide + v;
+        const int64_t u = panels_ih_.begin(panel) + v;
         store(p_.dx + (t * p_.B + b) * p_.I + u, load(sums + j * width + v),
               int(min<int64_t>(V::size, p_.I - u)));
       }
@@ -372,8 +376,12 @@ class BackwardPass {
   // A packed operand per gate, or one for all.
   int sets_x() const { return p_.mask_x.untied() ? G : 1; }
   int sets_h() const { return p_.mask_h.untied() || Cell::reset_before ? G : 1; }
-  Panels<E> operand_x(int64_t rows) const { return {operand_x_, sets_x(), rows, p_.I, true}; }
-  Panels<E> operand_h(int64_t rows) const { return {operand_h_, sets_h(), rows, p_.H, true}; }
+  Panels<E> operand_x(int64_t rows) const {
+    return {operand_x_, sets_x(), rows, p_.I, Product<E>::vectors, true};
+  }
+  Panels<E> operand_h(int64_t rows) const {
+    return {operand_h_, sets_h(), rows, p_.H, Product<E>::vectors, true};
+  }
 
   // m_k x_t and m_k h_{t-1} of one chunk, some rows at a time.
   void pack_operands(const Piece& piece, int64_t begin, int64_t rows) const {
@@ -410,10 +418,10 @@ class BackwardPass {
                                  : row(p_.x, t, b, p_.I),
                      by_reset && inside ? row(p_.gates, t, b, G * p_.H) : nullptr, b};
       }
-      for (int64_t panel = 0; panel < Panels<E>::panels(to.N); ++panel)
-        store_words(to.at(gate, panel), d, to.width(to.N, panel), [&](int64_t k, int v) {
+      for (int64_t panel = 0; panel < to.panels(); ++panel)
+        store_words(to.at(gate, panel), d, to.width(panel), [&](int64_t k, int v) {
           const auto& [from, r, b] = source[k - d];
-          const int64_t u = panel * kWide + v;
+          const int64_t u = to.begin(panel) + v;
           const int n = int(min<int64_t>(V::size, to.N - u));
           if (!from) return Lanes{};
           const Lanes kept = masked(mask, to.N, set, b, u, n, load_lanes<E>(from + u, n));
@@ -428,7 +436,8 @@ class BackwardPass {
   // has as many.
   int64_t unit_step() const {
     const int64_t fair = divide_up(G * p_.H, 4 * int64_t{threads_});
-    return min(kMostUnits, round_up(fair < kRows ? kRows : fair, Product<E>::rows));
+    return min(kMostUnits,
+               round_up(fair < kTileRows<E> ? kTileRows<E> : fair, Product<E>::rows(1)));
   }
   int64_t units_count() const { return Rows<E>::count(1, unit_step(), chunk_steps_ * p_.B); }
 
@@ -472,11 +481,11 @@ class BackwardPass {
                     const Panels<E>& operand, int sets, C* sum, bool add) const {
     const int64_t N = operand.N, rows = operand.K;
     const int set = sets > 1 ? gate : 0;
-    const Blocks tiles(own.size(), kRows, Product<E>::even);
-    alignas(64) C edge[kRows * kWide];
-    for (int64_t panel = 0; panel < Panels<E>::panels(N); ++panel) {
-      const int64_t u = panel * kWide;
-      const int width = Panels<E>::width(N, panel);
+    const Blocks tiles(own.size(), operand.tile_rows(), Product<E>::even);
+    alignas(64) C edge[kTile];
+    for (int64_t panel = 0; panel < operand.panels(); ++panel) {
+      const int64_t u = operand.begin(panel);
+      const int width = operand.width(panel);
       C* const to = sum + (gate * p_.H + own.begin) * N + u;
       if (u + width <= N) {
         multiply_rows(product, own.size(), width, rows, units, 0, 0, operand.at(set, panel), add,

@@ -18,7 +18,8 @@ using ParallelFor = void (*)(int64_t count, Body body, void* context);
 
 struct Host {
   ParallelFor parallel_for;
-  int threads;  // how many parts are worth making
+  int threads;                    // how many parts are worth making
+  bool flush_subnormals = false;  // take them for zero in what parallel_for runs
 };
 
 // Entry points for one storage type. scratch_bytes tells what the call with the same arguments

@@ -20,7 +20,7 @@ class ForwardPass {
   using Cell = CellOf<Math<C, S>>;
   using V = Vec<C>;
   static constexpr int G = Cell::gates;
-  static constexpr int kWide = Panels<E>::kWide;
+  static constexpr int kTile = Panels<E>::kTile;
   static constexpr int kRows = kTileRows<E>;
 
  public:
@@ -31,8 +31,10 @@ class ForwardPass {
         chunk_steps_(min(layer.T, divide_up(kInputRows, most_rows_))),
         pitch_(round_up(layer.H, V::size)),
         arena_(scratch) {
-    panels_ih_ = {take<E>(Panels<E>::count(G, p_.I, p_.H)), G, p_.I, p_.H, true};
-    panels_hh_ = {take<E>(Panels<E>::count(G, p_.H, p_.H)), G, p_.H, p_.H};
+    const int64_t ih = Panels<E>::count(G, p_.I, p_.H), hh = Panels<E>::count(G, p_.H, p_.H);
+    const int vectors = split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)});
+    panels_ih_ = {take<E>(ih), G, p_.I, p_.H, vectors, true};
+    panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors};
     bias_ih_ = take<C>(G * pitch_);
     bias_hh_ = take<C>(G * pitch_);
     taken_ = take<int64_t>(threads * Piece::kApart);
@@ -94,13 +96,13 @@ class ForwardPass {
   }
   static int sets(const Mask& mask) { return mask.untied() ? G : 1; }
   static int set_of(const Mask& mask, int gate) { return mask.untied() ? gate : 0; }
-  int64_t panels() const { return Panels<E>::panels(p_.H); }
-  int width(int64_t panel) const { return Panels<E>::width(p_.H, panel); }
+  int64_t panels() const { return panels_hh_.panels(); }
+  int width(int64_t panel) const { return panels_hh_.width(panel); }
   int lanes(int64_t u) const { return int(min<int64_t>(V::size, p_.H - u)); }
   // Values of one gate and one panel of Part::input, row by row.
   C* input_of(const Part& part, int64_t panel, int gate, int64_t row) const {
     const int64_t rows = chunk_steps_ * most_rows_;
-    return part.input + G * rows * panel * kWide + (gate * rows + row) * width(panel);
+    return part.input + G * rows * panels_hh_.begin(panel) + (gate * rows + row) * width(panel);
   }
 
   // [G][pitch], zeros where there is none.
@@ -166,7 +168,7 @@ class ForwardPass {
   // last one left in cache.
   template <class F>
   void for_each_tile(const Part& part, const Piece& piece, int64_t s, const F& f) const {
-    const Blocks blocks(part.rows, kRows, Product<E>::even);
+    const Blocks blocks(part.rows, panels_hh_.tile_rows(), Product<E>::even);
     piece.each(panels(), s % 2, [&](int64_t panel) {
       for (int64_t j = 0; j < blocks.count; ++j) f(panel, blocks.begin(j), blocks.size(j));
     });
@@ -177,12 +179,12 @@ class ForwardPass {
     const Product<E> product;
     const Rows<E>& h = part.h[s % 2];
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
-      alignas(64) C q[kRows * kWide];
+      alignas(64) C q[kTile];
       multiply_rows(product, count, width(panel), p_.H, h, set_of(p_.mask_h, 0), row,
                     panels_hh_.at(0, panel), false, q, width(panel));
       const C* input = input_of(part, panel, 0, step * part.rows + row);
       for (int v = 0; v < width(panel); v += V::size) {
-        const int64_t u = panel * kWide + v;
+        const int64_t u = panels_hh_.begin(panel) + v;
         const V b_ih = load(bias_ih_ + u), b_hh = load(bias_hh_ + u);
         for (int i = 0; i < count; ++i) {
           const V a = load(input + i * width(panel) + v) * scale_x_ + b_ih;
@@ -221,7 +223,7 @@ class ForwardPass {
     const Product<E> product;
     const Rows<E>& h = part.h[s % 2];
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
-      alignas(64) C q[G][kRows * kWide];
+      alignas(64) C q[G][kTile];
       for (int gate = Cell::reset_before ? 1 : 0; gate < G; ++gate) {
         const bool by_reset = Cell::reset_before && gate == 2;
         const Rows<E>& from = by_reset ? part.reset : h;
@@ -234,14 +236,15 @@ class ForwardPass {
       Target targets[kRows];
       for (int i = 0; i < count; ++i) targets[i] = Target(p_, s, part.b0 + row + i);
       for (int v = 0; v < width(panel); v += V::size)
-        gate_algebra(part, targets, s, row, count, panel * kWide + v, input, q, v, width(panel));
+        gate_algebra(part, targets, s, row, count, panels_hh_.begin(panel) + v, input, q, v,
+                     width(panel));
     });
   }
 
   // One vector of units from u on, which stands at column v of the sums.
-  void gate_algebra(const Part& part, const Target* targets, int64_t s, int64_t row, int count,
-                    int64_t u, const C* const (&input)[G], const C (&q)[G][kRows * kWide], int v,
-                    int width) const {
+  BRNN_INTERLEAVED void gate_algebra(const Part& part, const Target* targets, int64_t s,
+                                     int64_t row, int count, int64_t u, const C* const (&input)[G],
+                                     const C (&q)[G][kTile], int v, int width) const {
     const Rows<E>&h = part.h[s % 2], &h_next = part.h[(s + 1) % 2];
     V b_ih[G], b_hh[G];
     for (int k = 0; k < G; ++k) {

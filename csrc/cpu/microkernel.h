@@ -47,8 +47,8 @@ BRNN_INLINE C* next_row(C* row, int64_t stride) {
   return row;
 }
 
-// What a product asks for while it computes, a pair of cache lines at two steps: its share of the
-// panel's next block. (Who asks for one line of a pair gets the other.)
+// What a product asks for while it computes, a pair of cache lines at one or two steps: its share
+// of the panel's next block. (Who asks for one line of a pair gets the other.)
 struct Ahead {
   const char* pair;
   int64_t stride;  // bytes; 0: nothing more is wanted
@@ -76,13 +76,13 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead, bool add,
     auto row = c;
 #pragma GCC unroll 12
     for (int r = 0; r < MR; ++r, row = next_row(row, c_stride))
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) sum[0][r][v] = load(row + v * V::size);
   }
   const auto step = [&](V(&sum)[MR][NV]) __attribute__((always_inline)) {
 #pragma GCC unroll 12
     for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < NV; ++v)
         sum[r][v] = add_product(sum[r][v], a + r * kBlock<E>, b + v * V::size * group);
     a += group, b += NV * V::size * group;
@@ -91,7 +91,7 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead, bool add,
   while (a + 3 * group < end) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      if (i % 2 == 0) ahead.ask();
+      if (NV > 2 || i % 2 == 0) ahead.ask();
       step(sum[i % sums]);
     }
   }
@@ -99,7 +99,7 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead, bool add,
   auto row = c;
 #pragma GCC unroll 12
   for (int r = 0; r < MR; ++r, row = next_row(row, c_stride))
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
 #pragma GCC unroll 4
       for (int i = 1; i < sums; ++i) sum[0][r][v] = sum[0][r][v] + sum[i][r][v];
@@ -114,30 +114,40 @@ class Product {
 
  public:
 #if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr int rows = 12;  // 12 x 2 sums + 2 operands of 32 registers
+  // 32 registers: 12 x 2 sums, 8 x 3 or 6 x 4. The wider, the fewer loads for as many sums; the
+  // higher, the fewer reads of the panel.
+  static constexpr int vectors = 4, sums = 24;
 #else
-  static constexpr int rows = 6;  // 6 x 2 sums + 2 operands + 1 broadcast of 16 registers
+  static constexpr int vectors = 2, sums = 12;  // 6 x 2 sums + 2 operands + 1 broadcast of 16
 #endif
   static constexpr int depth = Element<E>::group;  // K is padded with zeros to a multiple of it
   static constexpr bool even = true;               // blocks of rows need not be whole
+  static constexpr int rows(int vectors) { return sums / (vectors < 2 ? 2 : vectors); }
 
-  // c [count][width] = (add ? c : 0) + a b; width is one or two vectors, K at most kBlock.
+  // c [count][width] = (add ? c : 0) + a b; width is of 1 to `vectors` vectors, count at most their
+  // rows(), K at most kBlock.
   BRNN_INLINE void operator()(int count, int width, int64_t K, const E* a, const E* b, Ahead ahead,
                               bool add, C* c, int64_t c_stride) const {
-    kTable[count - 1][width / Vec<C>::size - 1](K, a, b, ahead, add, c, c_stride);
+    kTable[width / Vec<C>::size - 1][count - 1](K, a, b, ahead, add, c, c_stride);
   }
 
  private:
   using Kernel = void (*)(int64_t, const E*, const E*, Ahead, bool, C*, int64_t);
   struct Table {
-    Kernel of[rows][2];
+    Kernel of[vectors][rows(1)];
     constexpr const Kernel* operator[](int i) const { return of[i]; }
   };
-  template <int... R>
-  static constexpr Table table(std::integer_sequence<int, R...>) {
-    return {{{microkernel<E, R + 1, 1>, microkernel<E, R + 1, 2>}...}};
+  template <int NV, int... R>
+  static constexpr void fill(Table& table, std::integer_sequence<int, R...>) {
+    ((table.of[NV - 1][R] = microkernel<E, R + 1, NV>), ...);
   }
-  static constexpr Table kTable = table(std::make_integer_sequence<int, rows>{});
+  template <int... V>
+  static constexpr Table table(std::integer_sequence<int, V...>) {
+    Table table{};
+    (fill<V + 1>(table, std::make_integer_sequence<int, rows(V + 1)>{}), ...);
+    return table;
+  }
+  static constexpr Table kTable = table(std::make_integer_sequence<int, vectors>{});
 };
 
 // Cuts n rows into blocks of at most `most`: as equal as can be, or whole ones and a rest.

@@ -1,6 +1,6 @@
 // operands.h - how the two operands of a product lie, and how they are copied into that form.
 //
-// Weights lie in panels of up to 2 vectors of units, so that a microkernel streams one panel and
+// Weights lie in panels of a few vectors of units, so that a microkernel streams one panel and
 // broadcasts the rows of the other operand. Masks are applied while that operand is copied, their
 // scale to the sums: the inner loops know nothing of either.
 #pragma once
@@ -19,7 +19,7 @@ struct Rows {
   Rows(E* data, int64_t rows, int64_t K)
       : data(data), rows(rows), blocks(divide_up(K, int64_t{kBlock<E>})) {}
   static int64_t count(int64_t sets, int64_t rows, int64_t K) {
-    const int64_t room = Product<E>::even ? 0 : Product<E>::rows;  // see amx.h
+    const int64_t room = Product<E>::even ? 0 : Product<E>::rows(1);  // see amx.h
     return (sets * divide_up(K, int64_t{kBlock<E>}) * rows + room) * kBlock<E>;
   }
   int64_t set_stride() const { return blocks * rows * kBlock<E>; }
@@ -34,35 +34,47 @@ struct Rows {
   }
 };
 
-// A matrix of K x N per gate in panels over N: [panel][gates][K][width], widths of 2 or 1 vectors,
-// words of K together.
+// Rows that are multiplied with one panel of 2 vectors before the next: enough to use it several
+// times, few enough for their sums to stay in the first-level cache.
+template <class E>
+constexpr int kTileRows = Product<E>::even ? 48 : 64;
+
+// A matrix of K x N per gate in panels over N: [panel][gates][K][width], widths of 1 to `vectors`
+// vectors, words of K together.
 template <class E>
 struct Panels {
   static constexpr int kVector = Vec<typename Element<E>::Sum>::size;
-  static constexpr int kWide = 2 * kVector;
+  static constexpr int kTile = kTileRows<E> * 2 * kVector;  // sums of a tile
   E* data;
   int64_t gates, K, N;
+  int vectors;
   bool by_gate = false;  // [gates][panel][K][width] instead
 
   static int64_t padded(int64_t K) { return round_up(K, Product<E>::depth); }
   static int64_t count(int64_t gates, int64_t K, int64_t N) {
     return gates * padded(K) * round_up(N, kVector);
   }
-  static int64_t panels(int64_t N) { return divide_up(N, int64_t{kWide}); }
-  static int width(int64_t N, int64_t panel) {
-    return N - panel * kWide > kVector ? kWide : kVector;
+  int64_t panels() const { return divide_up(N, int64_t{vectors * kVector}); }
+  int64_t begin(int64_t panel) const { return panel * vectors * kVector; }
+  int width(int64_t panel) const {
+    return int(min<int64_t>(vectors * kVector, round_up(N - begin(panel), kVector)));
   }
+  // Rows of a tile, one panel wide.
+  int tile_rows() const { return kTile / (vectors * kVector); }
   E* at(int64_t gate, int64_t panel) const {
-    const int64_t columns = by_gate ? gate * round_up(N, kVector) + panel * kWide
-                                    : gates * panel * kWide + gate * width(N, panel);
+    const int64_t columns = by_gate ? gate * round_up(N, kVector) + begin(panel)
+                                    : gates * begin(panel) + gate * width(panel);
     return data + padded(K) * columns;
   }
 };
 
-// Rows that are multiplied with one panel before the next: enough to use it several times, few
-// enough for their sums to stay in the first-level cache.
+// Vectors of a panel of weights that `bytes` of are streamed for few rows: wide panels take fewer
+// instructions, narrow ones are read less often.
 template <class E>
-constexpr int kTileRows = Product<E>::even ? 48 : 64;
+int panel_vectors(int64_t bytes) {
+  constexpr int64_t near = 1 << 20;  // half a core's own cache
+  return bytes <= near ? Product<E>::vectors : 2;
+}
 
 // c [count][width] = (add ? c : 0) + a b for any number of rows. K goes in blocks, so that the
 // block of the panel stays in the first-level cache while the rows pass by. Its next block comes
@@ -72,9 +84,11 @@ template <class E>
 BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int width, int64_t K,
                                const Rows<E>& a, int64_t set, int64_t row, const E* b, bool add,
                                typename Element<E>::Sum* c, int64_t c_stride) {
-  const Blocks blocks(count, Product<E>::rows, Product<E>::even);
-  for (int64_t k = 0; k < K; k += kBlock<E>) {
-    const int64_t depth = min<int64_t>(kBlock<E>, K - k);
+  constexpr int vector = Vec<typename Element<E>::Sum>::size;
+  const Blocks blocks(count, Product<E>::rows(width / vector), Product<E>::even);
+  const int64_t most = width > 2 * vector ? kBlock<E> / 2 : kBlock<E>;
+  for (int64_t k = 0; k < K; k += most) {
+    const int64_t depth = min(most, K - k);
     const E* const panel = b + k * width;
     const char* const next = reinterpret_cast<const char*>(panel + depth * width);
     const int64_t half = depth * width * sizeof(E) / 2;
@@ -92,11 +106,11 @@ template <class S, class E>
 void pack_transposed(const S* weight, const Panels<E>& to, int64_t panel) {
   using V = Vec<typename Element<E>::Sum>;
   constexpr int group = Element<E>::group, columns = V::size * group;
-  const int width = Panels<E>::width(to.N, panel);
+  const int width = to.width(panel);
   const int64_t K = Panels<E>::padded(to.K);
   for (int64_t gate = 0; gate < to.gates; ++gate)
     for (int v = 0; v < width; v += V::size) {
-      const int64_t n0 = panel * Panels<E>::kWide + v;
+      const int64_t n0 = to.begin(panel) + v;
       E* d = to.at(gate, panel) + v * group;
       for (int64_t k0 = 0; k0 < K; k0 += columns) {
         V tile[V::size];
@@ -125,8 +139,8 @@ BRNN_INLINE void store_words(E* panel, int64_t k, int width, const LanesOf& lane
 template <class S, class E>
 void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
   using Lanes = typename Element<E>::Lanes;
-  const int64_t n0 = panel * Panels<E>::kWide;
-  const int width = Panels<E>::width(to.N, panel);
+  const int64_t n0 = to.begin(panel);
+  const int width = to.width(panel);
   for (int64_t gate = 0; gate < to.gates; ++gate)
     for (int64_t k = 0; k < Panels<E>::padded(to.K); k += Element<E>::group)
       store_words(to.at(gate, panel), k, width, [&](int64_t row, int v) {

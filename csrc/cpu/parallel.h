@@ -2,6 +2,10 @@
 // threads.
 #pragma once
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 #include "engine.h"
 #include "microkernel.h"
 
@@ -28,15 +32,48 @@ class Arena {
   size_t used_ = 0;
 };
 
+// While it lives, its thread takes subnormal numbers for zero, if asked to.
+class FlushSubnormals {
+ public:
+  explicit FlushSubnormals(bool flush) {
+    if (flush) set(before_ | kFlush);
+  }
+  ~FlushSubnormals() { set(before_); }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+ private:
+#if defined(__SSE__)
+  static constexpr unsigned kFlush = 0x8040;  // results and operands
+  static unsigned get() { return _mm_getcsr(); }
+  static void set(unsigned control) { _mm_setcsr(control); }
+#elif defined(__aarch64__)
+  static constexpr unsigned kFlush = 1 << 24;
+  static unsigned get() { return __builtin_aarch64_get_fpcr(); }
+  static void set(unsigned control) { __builtin_aarch64_set_fpcr(control); }
+#else
+  static constexpr unsigned kFlush = 0;
+  static unsigned get() { return 0; }
+  static void set(unsigned) {}
+#endif
+  const unsigned before_ = get();
+};
+
 // f(begin, end) on ranges that cover [0, count).
 template <class F>
 void parallel_ranges(const Host& host, int64_t count, const F& f) {
+  struct Context {
+    const F& f;
+    bool flush_subnormals;
+  } context = {f, host.flush_subnormals};
   host.parallel_for(
       count,
-      [](void* context, int64_t begin, int64_t end) {
-        (*static_cast<const F*>(context))(begin, end);
+      [](void* opaque, int64_t begin, int64_t end) {
+        const auto& context = *static_cast<const Context*>(opaque);
+        const FlushSubnormals flush(context.flush_subnormals);
+        context.f(begin, end);
       },
-      const_cast<void*>(static_cast<const void*>(&f)));
+      &context);
 }
 
 // A contiguous range; share_of gives one of `parts` of n.
@@ -94,7 +131,7 @@ struct Split {
   // For steps that multiply B rows by weights [columns, K] of elements E.
   template <class E>
   static Split of(int threads, int64_t B, int64_t columns, int64_t K) {
-    return {threads, B, columns, K, sizeof(E), Product<E>::even ? 20 : Product<E>::rows};
+    return {threads, B, columns, K, sizeof(E), Product<E>::even ? 20 : Product<E>::rows(1)};
   }
 
  private:

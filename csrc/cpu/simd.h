@@ -28,6 +28,14 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// For long chains of operations: GCC orders instructions before it assigns registers, so that
+// independent chains lie side by side. (Not for the microkernels, which it would make spill.)
+#if defined(__GNUC__) && !defined(__clang__)
+#define BRNN_INTERLEAVED __attribute__((optimize("schedule-insns", "sched-pressure")))
+#else
+#define BRNN_INTERLEAVED
+#endif
+
 template <class C>
 struct Vec {
   static constexpr int size = kVectorBytes / sizeof(C);

@@ -50,7 +50,7 @@ void run(Cell cell, const Layer& layer, const Host& host, void* scratch) {
 }
 
 template <class S>
-constexpr cpu::Engine<S> kEngine = {Product<typename Multiplied<S>::type>::rows,
+constexpr cpu::Engine<S> kEngine = {Product<typename Multiplied<S>::type>::rows(2),
                                     Vec<typename Element<typename Multiplied<S>::type>::Sum>::size,
                                     scratch_bytes<ForwardPass, Forward<S>, S>,
                                     run<ForwardPass, Forward<S>, S>,

@@ -23,6 +23,7 @@ from torch.utils import benchmark
 
 import bayesrnn_cuda as brnn
 
+from .options import options
 from .report import Row, draw, table
 
 # Relative to the largest value; the reference runs in float64.
@@ -37,7 +38,9 @@ RETAINED_HEAP = {
 
 @dataclass(frozen=True)
 class Case:
-    """One layer: cell ("lstm" or "gru"), sizes, dtype, dropout probability of both masks."""
+    """One layer: cell ("lstm" or "gru"), sizes, dtype, dropout probability of both masks, and
+    whether "all" steps or the "last" alone have a gradient.
+    """
 
     cell: str
     T: int
@@ -46,6 +49,7 @@ class Case:
     H: int
     dtype: str = "float32"
     p: float = 0.25
+    loss: str = "all"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -56,10 +60,14 @@ class Case:
         return torch.randn(self.T, self.B, self.I, device=device, dtype=dtype).requires_grad_()
 
     def cotangent(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.randn(self.T, self.B, self.H, device=device, dtype=dtype or self.torch_dtype)
+        dy = torch.randn(self.T, self.B, self.H, device=device, dtype=dtype or self.torch_dtype)
+        if self.loss == "last":
+            dy[:-1] = 0
+        return dy
 
     def __str__(self) -> str:
-        return f"{self.cell} {self.T}/{self.B}/{self.I}/{self.H} {self.dtype}"
+        last = " loss on the last step" if self.loss == "last" else ""
+        return f"{self.cell} {self.T}/{self.B}/{self.I}/{self.H} {self.dtype}{last}"
 
 
 # The shapes of DESIGN that fit a CPU, and odd ones: H no multiple of 16, B of 1 and 7, I != H.
@@ -152,9 +160,10 @@ def measure(
         samples = _interleaved(function, variants, runs)
         first = statistics.median(samples[0])
         for row, times in zip(rows, samples, strict=True):
-            quartiles = statistics.quantiles(times, n=4)
             setattr(row, f"{what}_ms", statistics.median(times) * 1e3)
-            setattr(row, f"{what}_spread", (quartiles[2] - quartiles[0]) * 1e3)
+            if runs > 1:
+                quartiles = statistics.quantiles(times, n=4)
+                setattr(row, f"{what}_spread", (quartiles[2] - quartiles[0]) * 1e3)
             row.ratio[what] = statistics.median(times) / first
     if device.type == "cuda" and backward:
         _peaks(case, rows, variants, device, 1)
@@ -306,22 +315,6 @@ def save(path: Path, device: torch.device, records: list[dict[str, Any]]) -> Non
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def options(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--dtype", action="append", choices=sorted(str(d)[6:] for d in TOLERANCE))
-    parser.add_argument("--cell", action="append", choices=("lstm", "gru"))
-    parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H")
-    parser.add_argument("--runs", type=int, default=7, help="rounds of the interleaved timing")
-    parser.add_argument("--seconds", type=float, help="begin no case after so many")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--default-heap", action="store_true", help="malloc as it is")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON there")
-    parser.add_argument("--no-figure", action="store_true", help="no picture beside the JSON")
-    return parser
-
-
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
     """The cases that the options name; without any, all shapes in the device's usual dtype."""
     gpu = arguments.device.type == "cuda"
@@ -329,14 +322,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
     for dtype in arguments.dtype or ("bfloat16" if gpu else "float32",):
         for cell in arguments.cell or ("lstm", "gru"):
             for shape in shapes:
-                yield Case(cell, *shape, dtype=dtype)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.split(","))
-    if len(sizes) != 4:
-        raise argparse.ArgumentTypeError(f"expected T,B,I,H, got '{text}'")
-    return sizes
+                yield Case(cell, *shape, dtype=dtype, loss=arguments.loss)
 
 
 def compare(

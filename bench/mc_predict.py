@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import bayesrnn_cuda as brnn
 
 from . import harness
+from .options import count
 
 SHAPES = ((35, 1, 200, 200), (35, 20, 200, 200), (100, 1, 300, 300), (200, 8, 128, 128))
 CHECKED_SAMPLES = 200
@@ -59,7 +60,7 @@ def check(case: harness.Case, layer: nn.Module, device: torch.device) -> None:
 
 def main() -> None:
     parser = harness.options(__doc__)
-    parser.add_argument("--samples", type=int, default=50, metavar="S", help="default 50")
+    parser.add_argument("--samples", type=count, default=50, metavar="S", help="default 50")
     arguments = parser.parse_args()
     arguments.shape = arguments.shape or SHAPES
 

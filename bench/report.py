@@ -4,11 +4,12 @@ python -m bench.report FILE.json ...     draws a PNG beside each file, as --out 
 """
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .options import OneLineParser
 
 TITLES = {"forward": "forward", "forward_backward": "forward + backward", "peak": "peak memory"}
 
@@ -66,6 +67,8 @@ def draw(path: Path) -> None:
 
     document = json.loads(path.read_text())
     records = [record for record in document["results"] if "rows" in record]
+    if not records:
+        raise ValueError("no measured case")
     rows = [row for record in records for row in record["rows"]]
     compared = [what for what in TITLES if any(what in row["ratio"] for row in rows)]
     first = dict.fromkeys(record["rows"][0]["variant"] for record in records)
@@ -122,6 +125,17 @@ def _title(machine: dict[str, Any], records: list[dict[str, Any]]) -> str:
     return f"{where}, {', '.join(dtypes)}; cases are T/B/I/H"
 
 
+def main() -> None:
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    for path in parser.parse_args().files:
+        try:
+            draw(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(
+                f"expected results of a benchmark in '{path}', got {type(error).__name__}: {error}"
+            )
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        draw(Path(argument))
+    main()

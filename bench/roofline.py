@@ -8,7 +8,6 @@ mma       mma.sync m16n8k16 in bfloat16: cycles of a multiprocessor for one, and
 fence     cycles of a store and __threadfence, what publishing by flags costs beside the data
 """
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from . import harness
+from .options import OneLineParser
 
 _ROUNDS = 7
 
@@ -62,9 +62,11 @@ def fence(blocks: int, repeats: int = 4096) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON there")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("expected a GPU, got none (torch.cuda.is_available() is false)")
     everywhere = torch.cuda.get_device_properties("cuda").multi_processor_count
     records = [reads(kib, everywhere, 65536 // kib) for kib in (24, 48, 192, 1024)]
     records += [mma(everywhere, warps) for warps in (4, 8, 16)]

@@ -18,5 +18,9 @@ def variants(case: harness.Case, device: torch.device) -> list[harness.Variant]:
     ]
 
 
-if __name__ == "__main__":
+def main() -> None:
     harness.compare(__doc__, variants)
+
+
+if __name__ == "__main__":
+    main()

@@ -57,7 +57,7 @@ def flashrnn(case: harness.Case, device: torch.device, module: ModuleType) -> ha
 
 def haste(case: harness.Case, device: torch.device, module: ModuleType) -> harness.Variant:
     """float32 only. Its gates are i g f o and its weights transposed."""
-    layer = module.LSTM(case.I, case.H)
+    layer = module.LSTM(case.I, case.H).to(device)
 
     def check() -> None:
         def ours(columns: Tensor) -> Tensor:
@@ -81,8 +81,10 @@ def haste(case: harness.Case, device: torch.device, module: ModuleType) -> harne
 
 def main() -> None:
     parser = harness.options(__doc__)
-    parser.set_defaults(device=torch.device("cuda"), cell=["lstm"], shape=[(1024, 16, 768, 768)])
+    parser.set_defaults(device="cuda")
     arguments = parser.parse_args()
+    arguments.cell = arguments.cell or ["lstm"]
+    arguments.shape = arguments.shape or [(1024, 16, 768, 768)]
     peers = installed()
     if not peers:
         sys.exit()

@@ -1,0 +1,38 @@
+"""The layers beside those of torch that they replace, their layouts and sizes."""
+
+import itertools
+
+import pytest
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import bayesrnn_cuda as brnn
+
+PAIRS = {"lstm": (brnn.BayesianLSTM, nn.LSTM), "gru": (brnn.BayesianGRU, nn.GRU)}
+CELLS = list(PAIRS)
+T, B, I, H = 5, 3, 4, 6  # noqa: E741
+
+LAYOUTS = [
+    {"num_layers": layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    for layers, bias, batch_first, bidirectional in itertools.product(
+        (1, 2, 3), (True, False), (False, True), (False, True)
+    )
+]
+
+
+def layout_id(layout):
+    flags = [name for name in ("batch_first", "bidirectional") if layout[name]]
+    return "-".join([str(layout["num_layers"]), *flags, *([] if layout["bias"] else ["no_bias"])])
+
+
+every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def flat(value):
+    """The tensors in nested tuples, None and the index tensors of packed ones left out."""
+    if isinstance(value, PackedSequence):
+        return [value.data]
+    if isinstance(value, tuple | list):
+        return [tensor for v in value for tensor in flat(v)]
+    return [] if value is None else [value]

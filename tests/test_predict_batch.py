@@ -1,0 +1,251 @@
+"""mc_predict: samples as batch, in chunks, and which dimension is the batch."""
+
+import math
+
+import pytest
+import torch
+from predict_cases import B, Function, H, I, Replay, T, tagger
+from torch import nn
+
+import bayesrnn_cuda as brnn
+from bayesrnn_cuda import predict
+
+# Samples as batch
+
+
+@pytest.mark.parametrize("samples", [1, 6, 7])
+@pytest.mark.parametrize("chunk", [None, 2, 100])
+def test_samples_run_as_batch_in_chunks(samples, chunk):
+    module, x, sizes = tagger(), torch.randn(T, B, I), []
+    module.rnn.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    brnn.mc_predict(module, x, samples=samples, chunk=chunk, output_batch_dim=1)
+    whole = min(samples, chunk or samples)
+    assert sum(sizes) == samples * B
+    assert set(sizes[:-1]) <= {whole * B}
+    assert len(sizes) == math.ceil(samples / whole)
+
+
+def batch_sizes(module, x, **options):
+    """Of the calls that mc_predict makes of a time-major module."""
+    sizes = []
+    with_hook = module.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    brnn.mc_predict(module, x, batch_dim=1, output_batch_dim=1, **options)
+    with_hook.remove()
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "a_sample"),
+    [
+        ((T, B, 1000), torch.float32, T * B * 1000),
+        ((T, B, 1000), torch.float64, T * B * 1000),
+        ((T, B, I), torch.float32, T * B * predict.CHUNK_WIDTH),  # a short vector
+        ((T, B, I), torch.int64, T * B * I * predict.CHUNK_WIDTH),  # indices
+        ((T, B), torch.float32, T * B * predict.CHUNK_WIDTH),  # the last dimension is the batch
+    ],
+)
+def test_default_chunk_bounds_the_batch(monkeypatch, shape, dtype, a_sample):
+    """10 samples, of which 4 are within the limit: three calls of about one size."""
+    x = torch.ones(shape, dtype=dtype)
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 5 * a_sample - 1)
+    assert batch_sizes(nn.Identity(), x.float(), samples=10, chunk=10) == [10 * B]
+    module = Function(lambda v: v.float())
+    assert batch_sizes(module, x, samples=10) == [4 * B, 4 * B, 2 * B]
+    assert batch_sizes(module, x, samples=9) == [3 * B, 3 * B, 3 * B]
+    assert batch_sizes(module, x, samples=4) == [4 * B]
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", a_sample - 1)
+    assert batch_sizes(module, x, samples=2) == [B, B]
+
+
+def test_default_chunk_counts_all_inputs(monkeypatch):
+    module, sizes = Function(lambda a, b: a + b), []
+    module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 2 * 2 * B * 300)
+    brnn.mc_predict(module, torch.ones(B, 300), torch.ones(B, 300), samples=4)
+    assert sizes == [2 * B, 2 * B]
+
+
+def test_default_chunk_runs_what_is_small_at_once():
+    """The README's example, and an input without elements."""
+    assert batch_sizes(nn.Identity(), torch.zeros(35, 1, 64), samples=50) == [50]
+    assert batch_sizes(nn.Identity(), torch.zeros(0, 2, 64), samples=50) == [100]
+
+
+def test_explicit_chunk_wins(monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 1)
+    assert batch_sizes(nn.Identity(), torch.zeros(T, B, I), samples=10, chunk=8) == [8 * B, 2 * B]
+
+
+def test_default_chunk_leaves_the_statistics_alone(monkeypatch):
+    torch.manual_seed(0)
+    draws = torch.randn(10, B, 2, dtype=torch.float64) + 1e4
+    at_once = brnn.mc_predict(Replay(draws), torch.zeros(B), samples=10)
+    monkeypatch.setattr(predict, "CHUNK_ELEMENTS", 4 * B * predict.CHUNK_WIDTH)
+    module = Replay(draws)
+    calls = []
+    module.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    in_chunks = brnn.mc_predict(module, torch.zeros(B), samples=10)
+    assert calls == [4 * B, 4 * B, 2 * B]
+    torch.testing.assert_close(in_chunks.mean, at_once.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(in_chunks.std, at_once.std, rtol=1e-9, atol=0)
+
+
+def test_repeated_input_is_made_once_for_a_size():
+    seen = []
+    module = Function(lambda v: seen.append(v) or v.clone())
+    x = torch.randn(B, 2)
+    brnn.mc_predict(module, x, samples=8, chunk=3)
+    first, second, last = (v.data_ptr() for v in seen)
+    assert first == second != last
+    seen.clear()
+    brnn.mc_predict(module, x, samples=1)
+    assert seen[0].data_ptr() == x.data_ptr()  # not repeated, not copied
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_a_module_writes_into_a_chunk_does_not_reach_the_next(chunk, inference):
+    x = torch.randn(B, 2)
+    copy = x.clone()
+    with torch.inference_mode(inference):
+        prediction = brnn.mc_predict(Function(lambda v: v.mul_(2)), x, samples=7, chunk=chunk)
+    assert torch.equal(x, copy)
+    torch.testing.assert_close(prediction.mean, 2 * copy)
+
+
+def test_each_input_meets_its_own_output():
+    """Inputs and outputs keep their places in the batch, whatever dimension it has."""
+    x = torch.arange(6.0).reshape(2, 3)
+    for dim in (0, 1, -1):
+        out_dim = dim % 2
+        identity = brnn.mc_predict(
+            nn.Identity(), x, samples=5, batch_dim=dim, output_batch_dim=out_dim
+        )
+        torch.testing.assert_close(identity.mean, x)
+        turned = brnn.mc_predict(
+            Function(lambda v: v.T), x, samples=5, batch_dim=dim, output_batch_dim=1 - out_dim
+        )
+        torch.testing.assert_close(turned.mean, x.T)
+
+
+def test_equals_a_loop_over_samples():
+    """One call with S * B sequences is S calls with B, in distribution: same mean and spread."""
+    module, x = tagger(), torch.randn(T, B, I)
+    samples = 500
+    torch.manual_seed(0)
+    mean, std, *_ = brnn.mc_predict(module, x, samples=samples, chunk=250)
+    with torch.no_grad(), brnn.mc_dropout(module):
+        loop = torch.stack([module(x) for _ in range(samples)])
+    variance = loop.var(dim=0)
+    fourth = (loop - loop.mean(dim=0)).pow(4).mean(dim=0)
+    # twice the variance of one mean, and of one variance: both sides are sampled
+    of_mean, of_variance = 2 * variance / samples, 2 * (fourth - variance.square()) / samples
+    assert ((mean - loop.mean(dim=0)).abs() < 5 * of_mean.sqrt()).all()
+    assert ((std.square() - variance).abs() < 5 * of_variance.sqrt()).all()
+
+
+def test_manual_seed_reproduces():
+    module, x = tagger(), torch.randn(T, B, I)
+    predictions = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        predictions.append(brnn.mc_predict(module, x, samples=9).mean)
+    assert torch.equal(predictions[0], predictions[1])
+    assert not torch.equal(predictions[0], predictions[2])
+
+
+def test_several_inputs_share_the_batch():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a + b[:, 0]
+
+    a, b = torch.randn(B), torch.randn(B, 2)
+    mean = brnn.mc_predict(Two(), a, b, samples=4).mean
+    torch.testing.assert_close(mean, a + b[:, 0])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_first_of_several_outputs_is_taken(kind):
+    x = torch.randn(B, 2)
+    mean = brnn.mc_predict(Function(lambda v: kind([v, None])), x, samples=4).mean
+    torch.testing.assert_close(mean, x)
+    lstm = brnn.BayesianLSTM(I, H, recurrent_dropout=0.5)
+    assert brnn.mc_predict(lstm, torch.randn(T, B, I), samples=3).mean.shape == (T, B, H)
+
+
+# Which dimension is the batch
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_batch_dim_as_the_modules_inside_say(batch_first):
+    module = tagger(batch_first=batch_first)
+    x = torch.randn((B, T, I) if batch_first else (T, B, I))
+    shapes = []
+    module.rnn.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    prediction = brnn.mc_predict(module, x, samples=7)
+    assert shapes == [(7 * B, T, I) if batch_first else (T, 7 * B, I)]
+    assert prediction.mean.shape == prediction.std.shape == (*x.shape[:2], 2)
+
+
+def test_batch_dim_of_tokens():
+    for batch_first in (False, True):
+        module = nn.Sequential(
+            brnn.BayesianEmbedding(10, I, dropout=0.5, batch_first=batch_first),
+            brnn.BayesianGRU(I, H, batch_first=batch_first),
+        )
+        tokens = torch.randint(10, (B, T) if batch_first else (T, B))
+        prediction = brnn.mc_predict(module, tokens, samples=5)
+        assert prediction.mean.shape == (*tokens.shape, H)
+        assert (prediction.std > 0).any()
+
+
+def test_batch_dim_is_0_where_no_module_says():
+    module = nn.Sequential(nn.Dropout(), nn.Linear(I, 2))
+    assert brnn.mc_predict(module, torch.randn(B, I), samples=7).mean.shape == (B, 2)
+
+
+def test_batch_dim_of_modules_that_disagree():
+    module = nn.Sequential(brnn.LockedDropout(0.5, batch_first=True), brnn.LockedDropout(0.5))
+    x = torch.randn(T, B, I)
+    with pytest.raises(ValueError, match=r"batch_dim: expected to be given, .*, got None"):
+        brnn.mc_predict(module, x, samples=5)
+    assert brnn.mc_predict(module, x, samples=5, batch_dim=1).mean.shape == (T, B, I)
+
+
+def test_output_batch_dim_that_cannot_be_told():
+    module = Function(lambda tokens: torch.zeros(2 * B, 2 * B))  # batch first, for input [T, B]
+    with pytest.raises(
+        ValueError,
+        match=r"output_batch_dim: expected to be given, since 2 dimensions .*\[6, 6\].* size 6",
+    ):
+        brnn.mc_predict(module, torch.randn(T, B), samples=2, batch_dim=1)
+    with pytest.raises(ValueError, match=r"output_batch_dim: .* since 0 dimensions"):
+        brnn.mc_predict(Function(torch.sum), torch.randn(B, I), samples=2)
+    given = brnn.mc_predict(module, torch.randn(T, B), samples=2, batch_dim=1, output_batch_dim=0)
+    assert given.mean.shape == (B, 2 * B)
+
+
+def test_output_batch_dim_is_that_of_the_input_where_both_would_do():
+    """T = S * B is no reason to ask: [T, B, I] became [T, S * B, H]."""
+    prediction = brnn.mc_predict(tagger(), torch.randn(2 * B, B, I), samples=2)
+    assert prediction.mean.shape == (2 * B, B, 2)
+    wide = nn.Linear(I, 2 * B)
+    assert brnn.mc_predict(wide, torch.randn(B, I), samples=2).mean.shape == (B, 2 * B)
+
+
+@pytest.mark.parametrize("given", [0, 2, -3, 3, -4])
+def test_output_batch_dim_of_another_size(given):
+    message = rf"output_batch_dim: expected a dimension of size 15 in \[4, 15, 2\], got {given}"
+    with pytest.raises(ValueError, match=message):
+        brnn.mc_predict(tagger(), torch.randn(T, B, I), samples=5, output_batch_dim=given)
+
+
+def test_output_batch_dim_may_be_negative():
+    module, x = tagger(), torch.randn(T, B, I)
+    assert brnn.mc_predict(module, x, samples=5, output_batch_dim=-2).mean.shape == (T, B, 2)
+
+
+def test_output_batch_dim_is_settled_by_the_first_chunk():
+    """The last chunk is smaller: its 2 * 2 sequences must not be taken for the 4 time steps."""
+    x = torch.randn(4, 2, I)
+    assert brnn.mc_predict(tagger(), x, samples=5, chunk=3).mean.shape == (4, 2, 2)

@@ -1,10 +1,10 @@
 """The command line: `bayesrnn`, or `python -m bayesrnn_cuda`."""
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ import torch
 
 import bayesrnn_cuda as brnn
 
-from .experiments.checkpoint import CheckpointError
+from .experiments.command_line import (
+    DIVERGED,
+    USER_ERROR,
+    Parser,
+    about,
+    command,
+    open_run,
+)
+from .experiments.commands import add_experiment
 from .experiments.comparison import compare
 from .experiments.configuration import (
     COUNT,
@@ -25,62 +33,57 @@ from .experiments.configuration import (
     resumable_flags,
     whole_number,
 )
+from .experiments.distributed import Workers, run_stoppable
 from .experiments.generation import encode_prompt, generate, load_model
 from .experiments.language_model import LanguageModelConfig
-from .experiments.runs import Interrupted, RunFolder
-from .experiments.text import load_corpus, readable
-from .experiments.training import Trainer, TrainingDiverged, read_run
+from .experiments.language_task import LanguageModelTask
+from .experiments.text import readable
+from .experiments.training import TrainingDiverged
 
-USER_ERROR = 2
-DIVERGED = 1
 _TEMPERATURE = Range("a number in [0.01, 100]", 0.01, 100)
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line and takes no shortened options."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
-
-    def error(self, message: str) -> None:
-        self.exit(USER_ERROR, f"bayesrnn: error: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns 0, 1 diverged, 2 mistake of the user, or 128 + signal."""
-    parser = _make_parser()
-    parsed = parser.parse_args(arguments)
-    if not hasattr(parsed, "run"):
-        parser.print_help()
-        return 0
+    """Runs one command line.
+
+    Returns:
+        The exit status: 0; 1, training diverged; 2, a mistake of the user; 3, stopped by
+        --max-minutes, to be continued with --resume; 128 + signal, likewise.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        parser = _make_parser(arguments)
+        parsed = parser.parse_args(arguments)
+        if not hasattr(parsed, "run"):
+            parser.print_help()
+            return 0
         return parsed.run(parsed)
     except (UserError, OSError) as error:
-        print(f"bayesrnn: error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return USER_ERROR
     except TrainingDiverged as error:
-        print(f"bayesrnn: error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return DIVERGED
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
-        print(f"bayesrnn: error: out of memory, lower the sizes: {reason}", file=sys.stderr)
+        _print_error(f"out of memory, lower the sizes: {str(error).splitlines()[0]}")
         return USER_ERROR
     except KeyboardInterrupt:
         print("bayesrnn: interrupted", file=sys.stderr)
         return 130
 
 
-def _make_parser() -> _Parser:
-    parser = _Parser(
+def _make_parser(arguments: Sequence[str]) -> Parser:
+    parser = Parser(
         prog="bayesrnn",
         description="Variational dropout for LSTM and GRU (Gal and Ghahramani, 2016).",
         epilog="'bayesrnn VERB --help' lists the options of a verb.",
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
     _add_train(verbs)
+    add_experiment(verbs, arguments)
     _add_sample(verbs)
     _add_plan(verbs)
     info = verbs.add_parser("info", help="versions, compiled architectures, engines usable here")
@@ -96,7 +99,9 @@ def _add_train(verbs: argparse._SubParsersAction) -> None:
             "Trains a word-level language model as in the paper and reports its perplexity. The "
             "run folder holds config.json, metrics.jsonl, curves.png, best.pt and last.pt. Ctrl-C "
             "saves the run; --resume continues it exactly. Without --data it reads CPython's own "
-            "documentation."
+            "documentation. Under torchrun the processes share every batch. Exit status: 0 "
+            "finished, 1 diverged, 2 mistake, 3 stopped by --max-minutes, 128 + number stopped by "
+            "a signal; after the last two --resume goes on."
         ),
     )
     run = train.add_argument_group("run")
@@ -197,46 +202,36 @@ def _train(arguments: argparse.Namespace) -> int:
             "argument --compare: expected no --dropout-kind beside it, it trains all three"
         )
     out = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    try:
-        if arguments.compare:
-            _compare(out, given, arguments.resume)
-        else:
-            _train_one(out, given, arguments.resume)
-    except Interrupted as stop:
-        compare_option = " --compare" if arguments.compare else ""
-        print(
-            f"bayesrnn: {stop}; to continue: {_command()} train{compare_option} --resume --out "
-            f"{out}",
-            file=sys.stderr,
-        )
-        return 128 + stop.number
-    return 0
+    work = _compare if arguments.compare else _train_one
+    again = f"{command()} train{' --compare' if arguments.compare else ''} --resume --out {out}"
+    return run_stoppable(lambda workers: work(out, given, arguments.resume, workers), again)
 
 
-def _train_one(out: Path, given: dict[str, Any], resume: bool) -> None:
-    if resume:
-        with _about("--resume"):
-            content, config = read_run(out, given)
-    else:
-        config = LanguageModelConfig(**given)
-        RunFolder(out).check_new()
-    corpus = load_corpus(config.data, config.min_count)
-    if resume:
-        trainer = Trainer.resume(content, config, corpus, out)
-    else:
-        trainer = Trainer.start(config, corpus, out)
-    print(f"{corpus.describe()}\nmodel: {trainer.describe()}", flush=True)
-    result = trainer.run()
-    print(f"best validation perplexity {result.valid:.2f} (epoch {result.best_epoch})")
-    print(f"test perplexity {result.test:.2f}, dropout approximation")
-    if result.test_mc is not None:
-        print(f"test perplexity {result.test_mc:.2f}, MC dropout with {config.mc_samples} samples")
+def _train_one(out: Path, given: dict[str, Any], resume: bool, workers: Workers) -> None:
+    trainer = open_run(
+        LanguageModelTask,
+        lambda: LanguageModelConfig(**given),
+        out,
+        workers,
+        resumed=given if resume else None,
+    )
+    final = trainer.run().final
+    if not workers.main:
+        return
+    best = f"{final['valid_perplexity']:.2f} (epoch {final['best_epoch']})"
+    print(f"best validation perplexity {best}")
+    print(f"test perplexity {final['test_perplexity']:.2f}, dropout approximation")
+    if final["mc_samples"]:
+        sampled = f"MC dropout with {final['mc_samples']} samples"
+        print(f"test perplexity {final['test_perplexity_mc']:.2f}, {sampled}")
     print(f"run folder: {out}")
 
 
-def _compare(out: Path, given: dict[str, Any], resume: bool) -> None:
-    with _about("--resume"):
-        comparison = compare(out, given, resume=resume)
+def _compare(out: Path, given: dict[str, Any], resume: bool, workers: Workers) -> None:
+    with about("--resume"):
+        comparison = compare(out, given, workers, resume=resume)
+    if not workers.main:
+        return
     print(f"\n{comparison.table()}")
     if comparison.figure is not None:
         print(f"\nlearning curves: {comparison.figure}")
@@ -247,7 +242,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     _check("--temperature", arguments.temperature, _TEMPERATURE)
     _check("--top-k", arguments.top_k, COUNT)
     _check("--seed", arguments.seed, NATURAL)
-    with _about("--checkpoint"):
+    with about("--checkpoint"):
         model, vocabulary, config = load_model(arguments.checkpoint)
     if arguments.mc and not model.bayesian:
         raise UserError(
@@ -293,25 +288,16 @@ def _check(name: str, value: float | None, within: Range) -> None:
         raise UserError(f"argument {name}: expected {within.words}, got {value}")
 
 
-@contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Names the option that a CheckpointError is about."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise UserError(f"argument {name}: {error}") from error
+def _print_error(text: str) -> None:
+    """One line on stderr; of several processes, all but the first say which they are."""
+    rank = os.environ.get("RANK", "0")
+    print(f"bayesrnn: error: {'' if rank == '0' else f'process {rank}: '}{text}", file=sys.stderr)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     # torch has a class of its own for devices, not for the CPU.
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
-
-
-def _command() -> str:
-    """How this program was called."""
-    name = Path(sys.argv[0])
-    return f"{sys.executable} -m bayesrnn_cuda" if name.name == "__main__.py" else name.name
 
 
 if __name__ == "__main__":

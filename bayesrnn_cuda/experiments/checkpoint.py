@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read back without running code from the file."""
 
+import dataclasses
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -8,10 +9,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .configuration import UserError
+from .configuration import Config, UserError
 
 FORMAT = "bayesrnn_cuda checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointError(UserError):
@@ -74,6 +75,16 @@ def load_checkpoint(path: Path, kind: str, *, device: torch.device | str = "cpu"
             f"expected the checkpoint of a {kind} in '{path}', got that of a {document.get('kind')}"
         )
     return document
+
+
+def read_config(content: Mapping[str, Any], config_class: type[Config]) -> Config:
+    """The configuration in the content of a checkpoint. Raises CheckpointError if there is none."""
+    values, names = content.get("config"), {f.name for f in dataclasses.fields(config_class)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise CheckpointError(
+            f"expected a checkpoint with the fields of {config_class.__name__}, got other fields"
+        )
+    return config_class(**values)
 
 
 def _read(path: Path, device: torch.device | str) -> Any:

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import write_text
 from .configuration import UserError
+from .distributed import ALONE, Workers
 from .language_model import LanguageModelConfig
+from .language_task import LanguageModelTask
 from .plots import comparison_figure, save_figure
-from .runs import RunFolder
+from .runs import RunFolder, deadline_after
 from .text import load_corpus
 from .training import RunResult, Trainer, read_run
 
@@ -33,21 +35,33 @@ class Comparison:
         """One row a model: perplexities of its epoch with the best validation."""
         rows = [("perplexity", "valid", "(epoch)", "test", "test, MC dropout")]
         for kind, result in self.results.items():
-            mc = "-" if result.test_mc is None else f"{result.test_mc:.2f}"
-            valid, epoch = f"{result.valid:.2f}", f"({result.best_epoch})"
-            rows.append((MODELS[kind][0], valid, epoch, f"{result.test:.2f}", mc))
+            final = result.final
+            mc = final["test_perplexity_mc"]
+            rows.append(
+                (
+                    MODELS[kind][0],
+                    f"{final['valid_perplexity']:.2f}",
+                    f"({result.best_epoch})",
+                    f"{final['test_perplexity']:.2f}",
+                    "-" if mc is None else f"{mc:.2f}",
+                )
+            )
         return "\n".join(
             f"{name:<14}{valid:>9} {epoch:<8}{test:>9}{mc:>18}".rstrip()
             for name, valid, epoch, test, mc in rows
         )
 
 
-def compare(out: Path, given: Mapping[str, Any], *, resume: bool = False) -> Comparison:
+def compare(
+    out: Path, given: Mapping[str, Any], workers: Workers = ALONE, *, resume: bool = False
+) -> Comparison:
     """Trains the three models one after another, each in its own folder under `out`.
 
     Args:
         out: a new or empty folder, or that of the comparison to resume.
         given: options that differ from LanguageModelConfig's defaults; not dropout_kind.
+            max_minutes bounds the three together.
+        workers: the processes that train together.
         resume: goes on with the runs that are there; finished ones are only tested again.
 
     Raises:
@@ -56,7 +70,11 @@ def compare(out: Path, given: Mapping[str, Any], *, resume: bool = False) -> Com
     runs = {kind: out / folder for kind, (_, folder) in MODELS.items()}
     begun = {}
     if resume:
-        begun = {k: read_run(path, given) for k, path in runs.items() if RunFolder(path).exists()}
+        begun = {
+            kind: read_run(LanguageModelTask, path, given)
+            for kind, path in runs.items()
+            if RunFolder(path).exists()
+        }
         if not begun:
             raise UserError(
                 f"argument --resume: expected a comparison in '{out}', got no run there"
@@ -65,26 +83,27 @@ def compare(out: Path, given: Mapping[str, Any], *, resume: bool = False) -> Com
     else:
         RunFolder(out).check_new()
         config = LanguageModelConfig(**given)
+    workers.barrier()  # all have seen the folders as they were
     corpus = load_corpus(config.data, config.min_count)
-    print(corpus.describe(), flush=True)
-    results = {}
+    if workers.main:
+        print(corpus.describe(), flush=True)
+    deadline, results = deadline_after(config.max_minutes), {}
     for kind, path in runs.items():
         if kind in begun:
-            trainer = Trainer.resume(*begun.pop(kind), corpus, path)
+            content, its_config = begun.pop(kind)
+            task = LanguageModelTask.restore(content, its_config, corpus, workers)
+            trainer = Trainer.resume(content, task, path)
         else:
-            trainer = Trainer.start(replace(config, dropout_kind=kind), corpus, path)
-        print(f"\n{MODELS[kind][0]}: {trainer.describe()}", flush=True)
-        results[kind] = trainer.run()
-    write_text(out / "comparison.json", json.dumps(_summary(results), indent=2) + "\n")
+            task = LanguageModelTask(replace(config, dropout_kind=kind), corpus, workers)
+            trainer = Trainer.start(task, path)
+        if workers.main:
+            print(f"\n{MODELS[kind][0]}: {task.describe_model()}", flush=True)
+        results[kind] = trainer.run(deadline)
+    if not workers.main:
+        return Comparison(results, None)
+    finals = {kind: result.final for kind, result in results.items()}
+    write_text(out / "comparison.json", json.dumps(finals, indent=2) + "\n")
     figure = out / "curves.png"
     histories = {MODELS[kind][0]: result.history for kind, result in results.items()}
     drawn = save_figure(figure, comparison_figure, histories)
     return Comparison(results, figure if drawn else None)
-
-
-def _summary(results: Mapping[str, RunResult]) -> dict[str, Any]:
-    """The figures of the table, by dropout_kind."""
-    figures = {kind: asdict(result) for kind, result in results.items()}
-    for values in figures.values():
-        del values["history"]
-    return figures

@@ -10,6 +10,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
+
+from bayesrnn_cuda.engines import ENGINES
+
 
 class UserError(ValueError):
     """A mistake that the user can correct: one line with what was expected and what was found."""
@@ -44,7 +48,7 @@ def option(
     default: Any,
     help: str,
     *,
-    group: str,
+    group: str | None,
     within: Range | None = None,
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
@@ -55,7 +59,7 @@ def option(
     Args:
         default: value when the option is not given.
         help: one line for `--help`.
-        group: heading under which `--help` lists it.
+        group: heading under which `--help` lists it; None: not a command-line option.
         within: values allowed, for numbers.
         choices: values allowed, for words.
         metavar: how `--help` shows the value; None takes a word for its type.
@@ -70,6 +74,68 @@ def option(
         "resumable": resumable,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+TRAINING, MACHINE = "training", "machine"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every run has, whatever the experiment. Configurations of experiments derive from it."""
+
+    epochs: int = option(
+        12, "passes over the training data", group=TRAINING, within=COUNT, resumable=True
+    )
+    precision: str = option(
+        "float32",
+        "of the training loss: bfloat16 computes it under autocast; parameters and evaluation "
+        "stay float32",
+        group=TRAINING,
+        choices=("float32", "bfloat16"),
+    )
+    seed: int = option(
+        1, "of initial parameters, masks and order of the data", group=MACHINE, within=NATURAL
+    )
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N", group=MACHINE, metavar="DEVICE", resumable=True
+    )
+    engine: str = option(
+        "auto", "engine of the layers", group=MACHINE, choices=ENGINES, resumable=True
+    )
+    max_minutes: float | None = option(
+        None,
+        "stop after X minutes of each call, saved so that --resume goes on (default: no limit)",
+        group=MACHINE,
+        within=POSITIVE,
+        resumable=True,
+    )
+    tensorboard: bool = option(
+        False, "write the metrics for TensorBoard too", group=MACHINE, resumable=True
+    )
+    preset: str | None = option(None, "the preset that it was made from", group=None)
+
+    def resolved_device(self) -> torch.device:
+        """The device to run on. Raises UserError if this machine does not have it."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = named_device(self.device)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"argument --device: expected one of {torch.cuda.device_count()} CUDA devices, got "
+                f"'{self.device}'"
+            )
+        return device
+
+
+def named_device(name: str) -> torch.device:
+    """The CPU or CUDA device of that name, present or not. Raises UserError for another name."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"argument --device: expected cpu, cuda or cuda:N, got '{name}'")
+    return device
 
 
 def flag(name: str) -> str:
@@ -96,15 +162,26 @@ def check_option(field: dataclasses.Field, value: Any) -> None:
         )
 
 
-def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """Adds one option per field of `config_class`; one that is not given leaves no attribute."""
+def add_options(
+    parser: argparse.ArgumentParser, config_class: type, preset: Mapping[str, Any] | None = None
+) -> None:
+    """Adds one option per field of `config_class`; one that is not given leaves no attribute.
+
+    Args:
+        parser: gets a group for each heading.
+        config_class: a RunConfig.
+        preset: values that `--help` shows instead of the defaults.
+    """
     hints = typing.get_type_hints(config_class)
-    headings = dict.fromkeys(field.metadata["group"] for field in dataclasses.fields(config_class))
+    fields = _option_fields(config_class)
+    headings = dict.fromkeys(field.metadata["group"] for field in fields)
     groups = {heading: parser.add_argument_group(heading) for heading in headings}
-    for field in dataclasses.fields(config_class):
+    for field in fields:
         kind = _plain_type(hints[field.name])
         text = field.metadata["help"]
-        if field.default is not None:
+        if preset is not None and field.name in preset:
+            text += f" (preset: {preset[field.name]})"
+        elif field.default is not None:
             text += f" (default: {field.default})"
         settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": field.name}
         if kind is bool:
@@ -117,15 +194,22 @@ def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
         groups[field.metadata["group"]].add_argument(flag(field.name), **settings)
 
 
+def _option_fields(config_class: type) -> list[dataclasses.Field]:
+    """The fields that are options: those of the experiment first, then those of every run."""
+    fields = [f for f in dataclasses.fields(config_class) if f.metadata["group"] is not None]
+    common = {field.name for field in dataclasses.fields(RunConfig)}
+    return sorted(fields, key=lambda field: field.name in common)
+
+
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str, Any]:
     """The fields of `config_class` that were given on the command line."""
-    names = [field.name for field in dataclasses.fields(config_class)]
+    names = [field.name for field in _option_fields(config_class)]
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 def resumable_flags(config_class: type) -> list[str]:
     """The options of `config_class` that a resumed run may be given anew."""
-    fields = dataclasses.fields(config_class)
+    fields = _option_fields(config_class)
     return [flag(field.name) for field in fields if field.metadata["resumable"]]
 
 

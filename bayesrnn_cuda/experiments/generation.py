@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, read_config
 from .configuration import UserError
 from .evaluation import evaluating, seeded_generator
-from .language_model import KIND, LanguageModel, LanguageModelConfig, read_config, restore_model
+from .language_model import KIND, LanguageModel, LanguageModelConfig, restore_model
 from .runs import RunFolder
 from .text import Vocabulary, prose_words
 
@@ -25,7 +25,7 @@ def load_model(
     file = RunFolder(path).best if path.is_dir() else path
     content = load_checkpoint(file, KIND)
     # The run may have named an engine of its machine; sampling takes what this one has.
-    config = replace(read_config(content), engine="auto")
+    config = replace(read_config(content, LanguageModelConfig), engine="auto")
     model, vocabulary, config = restore_model({**content, "config": asdict(config)})
     return model.to(device), vocabulary, config
 

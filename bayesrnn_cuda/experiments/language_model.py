@@ -1,15 +1,14 @@
 """The paper's word-level language model (section 4.5 and appendix) and its configuration."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
-from bayesrnn_cuda.engines import ENGINES
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, read_config
 from .configuration import (
     AT_LEAST_ONE,
     COUNT,
@@ -17,23 +16,22 @@ from .configuration import (
     NATURAL,
     POSITIVE,
     PROBABILITY,
-    UserError,
+    TRAINING,
+    RunConfig,
     check_options,
     option,
 )
-from .runs import named_device
 from .text import Vocabulary
 
 KIND = "language model"
 State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c): [layers, B, H] each
 
 _LEARNING_RATES = {"sgd": 1.0, "adam": 0.01}
-_TEXT, _MODEL, _DROPOUT = "text", "model", "dropout"
-_TRAINING, _EVALUATION, _MACHINE = "training", "evaluation", "machine"
+_TEXT, _MODEL, _DROPOUT, _EVALUATION = "text", "model", "dropout", "evaluation"
 
 
 @dataclass(frozen=True)
-class LanguageModelConfig:
+class LanguageModelConfig(RunConfig):
     """Everything that determines a run. Probabilities are of dropping, named as in the paper."""
 
     data: str | None = option(
@@ -83,55 +81,50 @@ class LanguageModelConfig:
         "carry",
         "carry the recurrent state from window to window, or start each window from zero; in "
         "training, validation and test",
-        group=_TRAINING,
+        group=TRAINING,
         choices=("carry", "zero"),
     )
     seq_len: int = option(
-        35, "steps of a window: back-propagation is truncated there", group=_TRAINING, within=COUNT
+        35, "steps of a window: back-propagation is truncated there", group=TRAINING, within=COUNT
     )
-    batch_size: int = option(20, "lanes of text read side by side", group=_TRAINING, within=COUNT)
-    epochs: int = option(
-        12, "passes over the training text", group=_TRAINING, within=COUNT, resumable=True
-    )
+    batch_size: int = option(20, "lanes of text read side by side", group=TRAINING, within=COUNT)
     optimizer: str = option(
         "adam",
         "the loss is the mean over lanes of the sum over a window's steps, so sgd's --lr and both "
         "optimizers' --clip belong to one --seq-len",
-        group=_TRAINING,
+        group=TRAINING,
         choices=("sgd", "adam"),
     )
     lr: float | None = option(
         None,
         "learning rate (default: 1 with sgd, as the authors, 0.01 with adam)",
-        group=_TRAINING,
+        group=TRAINING,
         within=POSITIVE,
     )
     lr_decay: float = option(
         1.0,
         "after the constant epochs, divide the learning rate by X each epoch",
-        group=_TRAINING,
+        group=TRAINING,
         within=AT_LEAST_ONE,
     )
     lr_constant_epochs: int = option(
         10,
         "epochs before the first division (the authors' max_epoch + 1)",
-        group=_TRAINING,
+        group=TRAINING,
         within=NATURAL,
     )
-    clip: float = option(
-        5.0, "largest norm of the whole gradient", group=_TRAINING, within=POSITIVE
-    )
+    clip: float = option(5.0, "largest norm of the whole gradient", group=TRAINING, within=POSITIVE)
     weight_decay: float = option(
         0.0,
         "every update shrinks all parameters by 1 - X with sgd (as the authors), by 1 - lr * X "
         "with adam",
-        group=_TRAINING,
+        group=TRAINING,
         within=FRACTION,
     )
     patience: int | None = option(
         None,
         "stop after N epochs without a better validation perplexity (default: never)",
-        group=_TRAINING,
+        group=TRAINING,
         within=COUNT,
         resumable=True,
     )
@@ -143,19 +136,19 @@ class LanguageModelConfig:
         within=NATURAL,
         resumable=True,
     )
+    mc_masks: str = option(
+        "pass",
+        "masks of the MC dropout test hold for the whole pass (the authors' large model) or for a "
+        "window (their small one)",
+        group=_EVALUATION,
+        choices=("pass", "window"),
+        resumable=True,
+    )
     mc_embedding_dropout: bool = option(
         False,
         "drop word types in the MC dropout test too (the authors do not)",
         group=_EVALUATION,
         resumable=True,
-    )
-
-    seed: int = option(1, "of initial parameters and masks", group=_MACHINE, within=NATURAL)
-    device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N", group=_MACHINE, metavar="DEVICE", resumable=True
-    )
-    engine: str = option(
-        "auto", "engine of the layers", group=_MACHINE, choices=ENGINES, resumable=True
     )
 
     def __post_init__(self) -> None:
@@ -183,18 +176,6 @@ class LanguageModelConfig:
             self.output_dropout,
         )
         return self.dropout_kind == "bayesian" and any(probabilities)
-
-    def resolved_device(self) -> torch.device:
-        """The device to run on. Raises UserError if this machine does not have it."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = named_device(self.device)
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"argument --device: expected one of {torch.cuda.device_count()} CUDA devices, got "
-                f"'{self.device}'"
-            )
-        return device
 
 
 class ModelMasks(NamedTuple):
@@ -235,7 +216,7 @@ class StepwiseDropoutRNN(nn.Module):
         finals = []
         for index, layer in enumerate(self.layers):
             initial = (
-                None if hx is None else _map_state(lambda part, at=index: part[at : at + 1], hx)
+                None if hx is None else map_state(lambda part, at=index: part[at : at + 1], hx)
             )
             input, final = layer(self.dropout(input), initial)
             finals.append(final)
@@ -330,10 +311,10 @@ class LanguageModel(nn.Module):
 
 def detached(state: State) -> State:
     """The state without its history: where back-propagation is truncated."""
-    return _map_state(Tensor.detach, state)
+    return map_state(Tensor.detach, state)
 
 
-def _map_state(function: Any, state: State) -> State:
+def map_state(function: Any, state: State) -> State:
     if isinstance(state, tuple):
         return tuple(function(part) for part in state)
     return function(state)
@@ -346,16 +327,6 @@ def model_content(
     return {"config": asdict(config), "vocabulary": vocabulary.words, "model": model.state_dict()}
 
 
-def read_config(content: dict[str, Any]) -> LanguageModelConfig:
-    """The configuration in the content of a checkpoint. Raises CheckpointError if there is none."""
-    values, names = content.get("config"), {field.name for field in fields(LanguageModelConfig)}
-    if not isinstance(values, dict) or set(values) != names:
-        raise CheckpointError(
-            "expected a checkpoint with the configuration of a language model, got other fields"
-        )
-    return LanguageModelConfig(**values)
-
-
 def restore_model(content: dict[str, Any]) -> tuple[LanguageModel, Vocabulary, LanguageModelConfig]:
     """Model (in `eval()`, on the CPU), vocabulary and configuration from `load_checkpoint`.
 
@@ -363,7 +334,7 @@ def restore_model(content: dict[str, Any]) -> tuple[LanguageModel, Vocabulary, L
         CheckpointError: the content is incomplete or does not fit together.
     """
     try:
-        config = read_config(content)
+        config = read_config(content, LanguageModelConfig)
         vocabulary = Vocabulary(content["vocabulary"])
         model = LanguageModel(len(vocabulary), config)
         model.load_state_dict(content["model"])

@@ -10,28 +10,34 @@ from .runs import note_once
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One record an epoch, with epoch, train_perplexity and valid_perplexity.
+# One record an epoch, as in metrics.jsonl.
 History = Sequence[Mapping[str, Any]]
 
 
-def run_figure(history: History) -> "Figure":
-    """Training and validation perplexity of one run, by epoch."""
-    figure, axes = _axes()
-    _draw(axes, history, "valid_perplexity", label="validation")
-    _draw(axes, history, "train_perplexity", label="training, with its dropout", linestyle="--")
+def run_figure(history: History, curves: Mapping[str, str], quantity: str) -> "Figure":
+    """Learning curves of one run, by epoch; those of training are dashed.
+
+    Args:
+        history: one record an epoch.
+        curves: key of the records -> legend.
+        quantity: what the curves show, with its unit if it has one.
+    """
+    figure, axes = _axes(quantity)
+    for key, label in curves.items():
+        style = {"linestyle": "--"} if key.startswith("train") else {}
+        _draw(axes, [record for record in history if key in record], key, label=label, **style)
     axes.legend(frameon=False)
     return figure
 
 
 def comparison_figure(histories: Mapping[str, History]) -> "Figure":
     """Validation perplexity of several runs by epoch, one curve each, the best epoch marked."""
-    figure, axes = _axes()
+    figure, axes = _axes("validation perplexity")
     for label, history in histories.items():
         (line,) = _draw(axes, history, "valid_perplexity", label=label)
         if history:
             best = min(history, key=lambda record: record["valid_perplexity"])
             axes.scatter(best["epoch"], best["valid_perplexity"], color=line.get_color(), zorder=3)
-    axes.set_ylabel("validation perplexity")
     axes.legend(frameon=False, title="dot: best epoch")
     return figure
 
@@ -50,7 +56,8 @@ def save_figure(path: Path, draw: Any, *arguments: Any) -> bool:
     return True
 
 
-def _axes() -> tuple[Any, Any]:
+def _axes(quantity: str) -> tuple[Any, Any]:
+    """Figure and axes of curves by epoch; a perplexity has a logarithmic axis."""
     # Figure without pyplot: no display, no global state.
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -58,11 +65,12 @@ def _axes() -> tuple[Any, Any]:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel("epoch")
-    axes.set_ylabel("perplexity")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylabel(quantity)
+    if "perplexity" in quantity:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     return figure, axes

@@ -1,4 +1,4 @@
-"""What every kind of run shares: its folder, its progress bar, and how it is interrupted."""
+"""What every kind of run shares: its folder, how it shows its progress, how it is interrupted."""
 
 import functools
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from .checkpoint import write_text
 from .configuration import UserError
 
+OUT_OF_TIME = 1000  # above every signal
+OUT_OF_TIME_STATUS = 3
 _GRACE = 1.0  # seconds; a repeated signal within is the same one, from terminal and make both
 
 
@@ -75,37 +75,37 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def named_device(name: str) -> torch.device:
-    """The CPU or CUDA device of that name, present or not. Raises UserError for another name."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"argument --device: expected cpu, cuda or cuda:N, got '{name}'")
-    return device
-
-
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived and the work stopped at a clean point.
+    """A signal arrived or the time was up, and the work stopped at a clean point.
 
     Args:
-        number: the signal.
+        number: the signal, or OUT_OF_TIME.
         where: what was under way.
     """
 
     def __init__(self, number: int, where: str = "") -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} {where}".rstrip())
+        cause = "--max-minutes" if number == OUT_OF_TIME else signal.Signals(number).name
+        super().__init__(f"stopped by {cause} {where}".rstrip())
         self.number = number
+
+    @property
+    def status(self) -> int:
+        """Exit status of the program: 3 out of time, 128 + signal as shells have it."""
+        return OUT_OF_TIME_STATUS if self.number == OUT_OF_TIME else 128 + self.number
 
 
 class Interruption:
-    """Makes SIGINT and SIGTERM wait for the next `check()`; a second one later on does not."""
+    """Makes SIGINT and SIGTERM wait for the next `check()`; a second one later on does not.
+
+    Attributes:
+        deadline: when the time is up, by time.monotonic(); None: never.
+    """
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self._number: int | None = None
+        self.deadline: float | None = None
+        self._number = 0
         self._time = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -119,15 +119,27 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def number(self) -> int:
+        """The signal that has arrived, OUT_OF_TIME, or 0: nothing speaks against going on."""
+        if not self._number and self.deadline is not None and time.monotonic() >= self.deadline:
+            return OUT_OF_TIME
+        return self._number
+
     def check(self) -> None:
-        """Raises Interrupted if a signal has arrived."""
-        if self._number is not None:
-            raise Interrupted(self._number)
+        """Raises Interrupted if a signal has arrived or the time is up."""
+        if number := self.number:
+            raise Interrupted(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._number is not None and time.monotonic() - self._time > _GRACE:
+        if self._number and time.monotonic() - self._time > _GRACE:
             raise KeyboardInterrupt
         self._number, self._time = number, time.monotonic()
+
+
+def deadline_after(minutes: float | None) -> float | None:
+    """Deadline of an Interruption, `minutes` from now; None: no limit."""
+    return None if minutes is None else time.monotonic() + 60 * minutes
 
 
 class _NoBar:
@@ -146,8 +158,12 @@ class _NoBar:
         pass
 
 
-def progress_bar(description: str, *, total: int, initial: int = 0) -> Any:
-    """A tqdm bar over tokens on a terminal; without tqdm none, and a note once."""
+def progress_bar(
+    description: str, *, total: int, unit: str, initial: int = 0, show: bool = True
+) -> Any:
+    """A tqdm bar over `unit`s on a terminal; without tqdm none, and a note once."""
+    if not show:
+        return _NoBar()
     try:
         from tqdm import tqdm
     except ImportError:
@@ -158,11 +174,23 @@ def progress_bar(description: str, *, total: int, initial: int = 0) -> Any:
         desc=description,
         total=total,
         initial=initial,
-        unit="tok",
+        unit=f" {unit}",
         unit_scale=True,
         leave=False,
         disable=None,
     )
+
+
+def summary_writer() -> type:
+    """TensorBoard's SummaryWriter. Raises UserError if the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "argument --tensorboard: expected the package tensorboard, got none; "
+            "pip install 'bayesrnn_cuda[tensorboard]' brings it"
+        ) from None
+    return SummaryWriter
 
 
 @functools.cache

@@ -1,11 +1,9 @@
-"""Training of a language model: truncated back-propagation, validation, checkpoints, exact
-resumption.
-"""
+"""Training of any Task: updates, evaluation, checkpoints, exact resumption, data parallelism."""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from .configuration import UserError, resumed_config
-from .evaluation import LANES_PER_PASS, evaluating, mc_perplexity, perplexity, perplexity_of
-from .language_model import (
-    KIND,
-    LanguageModel,
-    LanguageModelConfig,
-    State,
-    detached,
-    model_content,
-    read_config,
-    restore_model,
-)
-from .optimization import decay_parameters, learning_rate, make_optimizer, window_loss
+from .checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
+from .configuration import RunConfig, UserError, resumed_config
 from .plots import run_figure, save_figure
-from .runs import Interrupted, Interruption, RunFolder, progress_bar
-from .text import Corpus, lanes
+from .runs import Interrupted, Interruption, RunFolder, deadline_after, progress_bar, summary_writer
+from .task import Task
 
-_BAR_WINDOWS = 20  # windows between readings of the loss, each of which waits for the device
+_BAR_UPDATES = 20  # updates between readings of the loss, each of which waits for the device
 
 
 class TrainingDiverged(RuntimeError):
@@ -40,306 +26,345 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass
 class Progress:
-    """Where a run stands: what it needs beside parameters, optimizer and generators."""
+    """Where a run stands, the same in all its processes."""
 
     epoch: int = 1  # being trained, counted from 1
-    window: int = 0  # next window of it
-    carried: State | None = None
-    loss: float = 0.0  # sum of the window losses of this epoch
+    update: int = 0  # next one of it
     seconds: float = 0.0  # spent on this epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # one record an epoch
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run found: perplexities of the epoch with the best validation."""
+    """What a finished run found."""
 
     history: list[dict[str, Any]]
     best_epoch: int
-    valid: float
-    test: float  # dropout approximation
-    test_mc: float | None  # MC dropout, for a model that has Bayesian dropout
+    final: dict[str, Any]  # last line of metrics.jsonl
 
 
 class Trainer:
-    """One run: model, optimizer, text and folder. `start` and `resume` make it, changing no file.
+    """One run: task, optimizer and folder. `start` and `resume` make it, changing no file.
+
+    Every process of a data-parallel run has one and calls it alike; the main one writes and prints.
 
     Raises:
-        UserError: the device or the engine is not there, or the text is too short for one window.
+        UserError: TensorBoard is asked for and not there.
     """
 
-    def __init__(
-        self,
-        config: LanguageModelConfig,
-        corpus: Corpus,
-        model: LanguageModel,
-        path: Path,
-        progress: Progress,
-    ) -> None:
-        self.config = config
-        self.corpus = corpus
+    def __init__(self, task: Task, path: Path, progress: Progress) -> None:
+        self.task, self.config, self.workers = task, task.config, task.workers
         self.folder = RunFolder(path)
         self.progress = progress
-        self.device = config.resolved_device()
-        self.model = model.to(self.device)
-        self.optimizer = make_optimizer(self.model, config)
-        self.lanes = lanes(corpus.train, config.batch_size).to(self.device)
-        self.windows = max(0, self.lanes.shape[0] - 1) // config.seq_len
-        if self.windows == 0:
-            raise UserError(
-                f"arguments --batch-size, --seq-len: expected at least {config.batch_size} x "
-                f"({config.seq_len} + 1) training tokens, got {corpus.train.numel()}"
-            )
-        self._check_engine()
+        self.loss = 0.0  # sum over this epoch's updates, of this process
+        self.device = task.device
+        self.optimizer = task.optimizer()
+        self.model = self.workers.parallel(task.model)
+        if self.workers.size > 1:
+            self._settle_buckets()
+        self.interruption = Interruption()
+        self.writer = summary_writer() if self.config.tensorboard and self.workers.main else None
 
     @classmethod
-    def start(cls, config: LanguageModelConfig, corpus: Corpus, path: Path) -> "Trainer":
+    def start(cls, task: Task, path: Path) -> "Trainer":
         """A new run in the folder `path`. Raises UserError if there is something in it."""
         RunFolder(path).check_new()
-        model = LanguageModel(len(corpus.vocabulary), config)
-        trainer = cls(config, corpus, model, path, Progress())
-        torch.manual_seed(config.seed)
+        trainer = cls(task, path, Progress())
+        torch.manual_seed(trainer.workers.seed(task.config.seed))
         return trainer
 
     @classmethod
-    def resume(
-        cls, content: dict[str, Any], config: LanguageModelConfig, corpus: Corpus, path: Path
-    ) -> "Trainer":
+    def resume(cls, content: dict[str, Any], task: Task, path: Path) -> "Trainer":
         """The run that `read_run` has read, to go on where it stopped.
 
+        Args:
+            content: from `read_run`.
+            task: restored from it.
+            path: folder of the run.
+
         Raises:
-            UserError: the text is not that of the run.
+            UserError: the data or the number of processes is not that of the run.
             CheckpointError: the checkpoint is incomplete.
         """
-        model, _, config = restore_model({**content, "config": asdict(config)})
         with _incomplete_checkpoint(path):
             training = content["training"]
             progress, fingerprint = Progress(**training["progress"]), training["fingerprint"]
-        if fingerprint != corpus.fingerprint():
+            size = len(training["workers"])
+        if fingerprint != task.fingerprint():
             raise UserError(
-                f"argument --data: expected the text that '{path}' was trained on, got another or "
-                "a changed one"
+                f"argument --data: expected the data that '{path}' was trained on, got other or "
+                "changed ones"
             )
-        trainer = cls(config, corpus, model, path, progress)
+        if size != task.workers.size:
+            raise UserError(
+                f"argument --resume: expected {size} process{'es' if size > 1 else ''} as in the "
+                f"run to resume, got {task.workers.size}"
+            )
+        trainer = cls(task, path, progress)
         with _incomplete_checkpoint(path):
-            progress.carried = _on_device(progress.carried, trainer.device)
             trainer.optimizer.load_state_dict(training["optimizer"])
-            torch.set_rng_state(training["generator"])
-            if training["cuda_generator"] is not None and trainer.device.type == "cuda":
-                torch.cuda.set_rng_state(training["cuda_generator"], trainer.device)
+            task.start_epoch(progress.epoch)
+            trainer._load_own_state(training["workers"][task.workers.rank])
         return trainer
 
-    def describe(self) -> str:
-        """One line on model, dropout and machine."""
-        config = self.config
-        size = sum(parameter.numel() for parameter in self.model.parameters())
-        return (
-            f"{config.layers} x {config.hidden} {config.cell}, {size:,} parameters, "
-            f"{config.describe_dropout()}, {self.windows} updates an epoch on {self.device}"
-        )
+    def run(self, deadline: float | None = None) -> RunResult:
+        """Trains to the last epoch or to the early stop, then tests the best epoch or the last.
 
-    def run(self) -> RunResult:
-        """Trains to the last epoch or to the early stop, then tests the best epoch.
+        Args:
+            deadline: from `deadline_after`; None: as the configuration's max_minutes has it.
 
         Raises:
-            Interrupted: by a signal; last.pt holds everything needed to go on.
+            Interrupted: by a signal or the deadline; last.pt holds everything needed to go on.
             TrainingDiverged: the loss is not finite.
         """
-        self.folder.create()
-        self.folder.write_config(asdict(self.config))
-        self.folder.write_metrics(self.progress.history)
-        if self.progress.history or self.progress.window:
-            print(f"resumed {self._where()}", flush=True)
-        with Interruption() as interruption:
+        deadline = deadline_after(self.config.max_minutes) if deadline is None else deadline
+        self.workers.barrier()  # all have seen the folder as it was
+        if self.workers.main:
+            self._prepare_folder()
+        with Interruption() as self.interruption, self._open_writer() as writer:
             try:
                 self.save()
                 while not self.finished():
-                    self._epoch(interruption.check)
-                return self._test(interruption.check)
+                    self._epoch(deadline)
+                    self._report(writer)
+                return self._test()
             except Interrupted as stop:
                 self.save()
                 raise Interrupted(stop.number, self._where()) from None
             finally:
-                if self.progress.history:
-                    save_figure(self.folder.curves, run_figure, self.progress.history)
+                if self.progress.history and self.workers.main:
+                    drawn = self.progress.history, self.task.curves, self.task.axis
+                    save_figure(self.folder.curves, run_figure, *drawn)
 
     def finished(self) -> bool:
         """Whether no epoch is left, or patience is at its end."""
-        history = self.progress.history
+        history, patience = self.progress.history, self.task.patience
         if self.progress.epoch > self.config.epochs:
             return True
-        return (
-            self.config.patience is not None
-            and bool(history)
-            and (history[-1]["epoch"] - best_record(history)["epoch"] >= self.config.patience)
-        )
+        if patience is None or not history:
+            return False
+        return history[-1]["epoch"] - self._best_record()["epoch"] >= patience
 
     def step(self) -> Tensor:
-        """One update on the next window; returns its loss, a scalar on the device."""
-        config, progress = self.config, self.progress
-        start = progress.window * config.seq_len
-        inputs = self.lanes[start : start + config.seq_len]
-        targets = self.lanes[start + 1 : start + config.seq_len + 1]
-        logits, state = self.model(inputs, progress.carried)
-        loss = window_loss(logits, targets)
+        """One update; returns this process's loss, a scalar on the device."""
+        with self.task.autocast():
+            loss = self.task.loss(self.model, self.progress.update)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if self.task.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip)
         self.optimizer.step()
-        if config.optimizer == "sgd" and config.weight_decay:
-            decay_parameters(self.model.parameters(), config.weight_decay)
-        progress.carried = detached(state) if config.state == "carry" else None
-        progress.window += 1
+        self.task.after_update()
+        self.progress.update += 1
         return loss.detach()
+
+    def _settle_buckets(self) -> None:
+        """One gradient for nothing, before there is a state that it could change.
+
+        DistributedDataParallel regroups its buckets after the first; sums over three and more
+        processes round differently then, and a resumed run would not be exact.
+        """
+        self.model.train()
+        self.task.start_epoch(self.progress.epoch)
+        with self.task.autocast():
+            loss = self.task.loss(self.model, 0)
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.start_epoch(self.progress.epoch)
 
     def save(self) -> None:
         """Writes last.pt."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        training = {
-            "progress": dict(vars(self.progress)),
-            "optimizer": self.optimizer.state_dict(),
+        own = {
+            "loss": self.loss,
             "generator": torch.get_rng_state(),
             "cuda_generator": cuda,
-            "fingerprint": self.corpus.fingerprint(),
+            "task": self.task.state(),
         }
-        content = model_content(self.model, self.corpus.vocabulary, self.config)
-        save_checkpoint(self.folder.last, KIND, {**content, "training": training})
+        workers = self.workers.gather(own)
+        if self.workers.main:
+            training = {
+                "progress": dict(vars(self.progress)),
+                "optimizer": self.optimizer.state_dict(),
+                "workers": workers,
+                "fingerprint": self.task.fingerprint(),
+            }
+            content = {**self.task.content(), "training": training}
+            save_checkpoint(self.folder.last, self.task.kind, content)
 
-    def _epoch(self, check: Callable[[], None]) -> None:
-        """Trains the rest of the epoch, validates, records and saves."""
+    def _load_own_state(self, own: dict[str, Any]) -> None:
+        """Puts back what `save` took from this process."""
+        self.loss = own["loss"]
+        torch.set_rng_state(own["generator"])
+        if own["cuda_generator"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda_generator"], self.device)
+        self.task.load_state(own["task"])
+
+    def _prepare_folder(self) -> None:
+        self.folder.create()
+        experiment = {"experiment": self.task.kind.replace(" ", "_")}
+        self.folder.write_config({**experiment, **asdict(self.config)})
+        self.folder.write_metrics(self.progress.history)
+        if self.progress.history or self.progress.update:
+            print(f"resumed {self._where()}", flush=True)
+
+    def _epoch(self, deadline: float | None) -> None:
+        """Trains the rest of the epoch, evaluates, records and saves."""
         progress = self.progress
-        self._train_windows(check)
-        valid = perplexity(
-            self.model,
-            self.corpus.valid,
-            batch_size=self.config.batch_size,
-            seq_len=self.config.seq_len,
-            state=self.config.state,
-            on_steps=lambda _: check(),
-        )
-        if not math.isfinite(valid):
+        if progress.update == 0:
+            self.task.start_epoch(progress.epoch)
+        self._train(deadline)
+        loss = self.workers.mean(self.loss / self.task.updates)
+        record = self._in_main(lambda: self._record(loss))
+        if not math.isfinite(record[self.task.metric]):
             raise self._diverged()
-        progress.history.append(self._record(valid))
-        if best_record(progress.history) is progress.history[-1]:
-            content = model_content(self.model, self.corpus.vocabulary, self.config)
-            save_checkpoint(self.folder.best, KIND, content)
-        self._report()
+        progress.history.append(record)
+        if self.workers.main and self._best_record() is record:
+            save_checkpoint(self.folder.best, self.task.kind, self.task.content())
         progress.epoch += 1
-        progress.window, progress.carried, progress.loss, progress.seconds = 0, None, 0.0, 0.0
+        progress.update, progress.seconds, self.loss = 0, 0.0, 0.0
         self.save()
-        self.folder.write_metrics(progress.history)
+        if self.workers.main:
+            self.folder.write_metrics(progress.history)
 
-    def _train_windows(self, check: Callable[[], None]) -> None:
-        progress, tokens = self.progress, self.config.seq_len * self.config.batch_size
+    def _train(self, deadline: float | None) -> None:
+        """The updates that are left of the epoch."""
+        progress, task = self.progress, self.task
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, progress.epoch)
+            group["lr"] = task.learning_rate(progress.epoch)
         began = time.perf_counter() - progress.seconds
-        loss = torch.tensor(progress.loss, dtype=torch.float64, device=self.device)
-        name = f"epoch {progress.epoch}/{self.config.epochs}"
-        with progress_bar(
-            name, total=self.windows * tokens, initial=progress.window * tokens
-        ) as bar:
+        loss = torch.tensor(self.loss, dtype=torch.float64, device=self.device)
+        with self._bar() as bar:
             try:
-                while progress.window < self.windows:
+                while progress.update < task.updates:
                     loss += self.step()
-                    bar.update(tokens)
-                    if progress.window % _BAR_WINDOWS == 0 or progress.window == self.windows:
-                        mean = loss.item() / (progress.window * self.config.seq_len)
-                        if not math.isfinite(mean):
+                    # Armed by an update: a test longer than the limit would never end otherwise.
+                    self.interruption.deadline = deadline
+                    bar.update(task.items)
+                    if progress.update % _BAR_UPDATES == 0 or progress.update == task.updates:
+                        mean = loss.item() / progress.update
+                        if self.workers.largest(not math.isfinite(mean)):
                             raise self._diverged()
-                        bar.set_postfix_str(
-                            f"loss {mean:.3f}, perplexity {perplexity_of(mean):.1f}", refresh=False
-                        )
-                    check()
+                        bar.set_postfix_str(_figures(task.training_record(mean)), refresh=False)
+                    if number := self.workers.largest(self.interruption.number):
+                        raise Interrupted(number)
             finally:
-                progress.loss, progress.seconds = loss.item(), time.perf_counter() - began
+                self.loss, progress.seconds = loss.item(), time.perf_counter() - began
 
-    def _record(self, valid: float) -> dict[str, Any]:
-        progress, config = self.progress, self.config
-        mean = progress.loss / (self.windows * config.seq_len)
-        return {
-            "epoch": progress.epoch,
-            "lr": learning_rate(config, progress.epoch),
-            "train_loss": mean,
-            "train_perplexity": perplexity_of(mean),
-            "valid_perplexity": valid,
-            "seconds": round(progress.seconds, 3),
-            "tokens_per_second": round(
-                self.windows * config.seq_len * config.batch_size / progress.seconds
-            ),
-        }
-
-    def _report(self) -> None:
-        record = self.progress.history[-1]
-        best = "  best" if best_record(self.progress.history) is record else ""
-        print(
-            f"epoch {record['epoch']:3d}/{self.config.epochs}  lr {record['lr']:.4g}  "
-            f"train {record['train_perplexity']:8.2f}  valid {record['valid_perplexity']:8.2f}  "
-            f"{record['tokens_per_second']:,} tokens/s  {record['seconds']:.1f} s{best}",
-            flush=True,
+    def _bar(self) -> Any:
+        progress, task = self.progress, self.task
+        return progress_bar(
+            f"epoch {progress.epoch}/{self.config.epochs}",
+            total=task.updates * task.items,
+            unit=task.unit,
+            initial=progress.update * task.items,
+            show=self.workers.main,
         )
 
-    def _check_engine(self) -> None:
-        """Raises UserError unless the layers can run here, before anything is written."""
-        try:
-            with evaluating(self.model):
-                self.model(self.lanes[:1])
-        except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"argument --engine: expected one for {self.device}, got '{self.config.engine}', "
-                f"which says: {reason}"
-            ) from error
+    def _record(self, loss: float) -> dict[str, Any]:
+        """The line of metrics.jsonl on the epoch that has been trained, with mean `loss`."""
+        progress, task = self.progress, self.task
+        items = task.updates * task.items
+        return {
+            "epoch": progress.epoch,
+            "lr": task.learning_rate(progress.epoch),
+            "train_loss": loss,
+            **task.training_record(loss),
+            **task.evaluate(self.interruption.check),
+            "seconds": round(progress.seconds, 3),
+            f"{task.unit}_per_second": round(items / progress.seconds),
+        }
+
+    def _report(self, writer: Any) -> None:
+        """Prints the last record, and adds it to TensorBoard's."""
+        if not self.workers.main:
+            return
+        record, unit = self.progress.history[-1], self.task.unit
+        figures = {key: value for key, value in record.items() if key in self.task.curves}
+        best = "  best" if self._best_record() is record else ""
+        print(
+            f"epoch {record['epoch']:3d}/{self.config.epochs}  lr {record['lr']:.4g}  "
+            f"{_figures(figures)}  {record[f'{unit}_per_second']:,} {unit}/s  "
+            f"{record['seconds']:.1f} s{best}",
+            flush=True,
+        )
+        if writer is not None:
+            for key, value in record.items():
+                if key != "epoch":
+                    writer.add_scalar(key, value, record["epoch"])
+            writer.flush()
+
+    def _open_writer(self) -> Any:
+        if self.writer is None:
+            return nullcontext()
+        # What an interrupted run wrote of the epoch to come is of no use.
+        return self.writer(str(self.folder.path), purge_step=self.progress.epoch)
+
+    def _in_main(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns in the main process, in all; stops all where it is stopped."""
+        result, number = None, 0
+        if self.workers.main:
+            try:
+                result = function()
+            except Interrupted as stop:
+                number = stop.number
+        result, number = self.workers.from_main((result, number))
+        if number:
+            raise Interrupted(number)
+        return result
+
+    def _best_record(self) -> dict[str, Any]:
+        """The first record with the lowest metric."""
+        return min(self.progress.history, key=lambda record: record[self.task.metric])
 
     def _where(self) -> str:
         progress = self.progress
         if self.finished():
             return "in the final test"
-        return f"in epoch {progress.epoch}, after window {progress.window} of {self.windows}"
+        return f"in epoch {progress.epoch}, after update {progress.update} of {self.task.updates}"
 
     def _diverged(self) -> TrainingDiverged:
+        task = self.task
+        clip = "" if task.clip is None else f" or --clip (now {task.clip})"
         return TrainingDiverged(
-            f"the loss is not finite {self._where()}; lower --lr (now {self.config.lr}) or --clip "
-            f"(now {self.config.clip})"
+            f"the loss is not finite {self._where()}; lower --lr (now "
+            f"{task.learning_rate(self.progress.epoch):g}){clip}"
         )
 
-    def _test(self, check: Callable[[], None]) -> RunResult:
-        """Tests the best epoch and writes the last line of the metrics."""
-        config, tokens = self.config, self.corpus.test
-        best_content = load_checkpoint(self.folder.best, KIND)
-        model, _, _ = restore_model({**best_content, "config": asdict(config)})
-        model.to(self.device)
-        sampled = config.mc_samples if config.samples_masks() else 0
-        passes = 1 + math.ceil(sampled / LANES_PER_PASS)
-        with progress_bar("test", total=passes * (tokens.numel() - 1)) as bar:
+    def _test(self) -> RunResult:
+        """Tests the best epoch or the last and writes the last line of the metrics."""
+        task, best = self.task, self._best_record()
 
-            def on_steps(steps: int) -> None:
-                bar.update(steps)
-                check()
+        def final_record() -> dict[str, Any]:
+            with self._best_parameters() if task.tests_best else nullcontext():
+                return task.test(self.interruption.check)
 
-            settings = {"seq_len": config.seq_len, "state": config.state, "on_steps": on_steps}
-            test, test_mc = perplexity(model, tokens, **settings), None
-            if sampled:
-                settings |= {"seed": config.seed, "embedding_dropout": config.mc_embedding_dropout}
-                test_mc = mc_perplexity(model, tokens, samples=sampled, **settings)
-        best = best_record(self.progress.history)
-        result = RunResult(
-            self.progress.history, best["epoch"], best["valid_perplexity"], test, test_mc
-        )
-        final = {
-            "final": True,
-            "best_epoch": result.best_epoch,
-            "valid_perplexity": result.valid,
-            "test_perplexity": test,
-            "test_perplexity_mc": test_mc,
-            "mc_samples": sampled,
-        }
-        self.folder.write_metrics([*self.progress.history, final])
-        return result
+        final = {"final": True, "best_epoch": best["epoch"]}
+        if task.tests_best:
+            final[task.metric] = best[task.metric]
+        final |= self._in_main(final_record)
+        if self.workers.main:
+            self.folder.write_metrics([*self.progress.history, final])
+        return RunResult(self.progress.history, best["epoch"], final)
+
+    @contextmanager
+    def _best_parameters(self) -> Iterator[None]:
+        """The parameters of best.pt in the model; afterwards those it had."""
+        model = self.task.model
+        best = load_checkpoint(self.folder.best, self.task.kind)
+        last = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+        try:
+            with _incomplete_checkpoint(self.folder.best):
+                model.load_state_dict(best["model"])
+            yield
+        finally:
+            model.load_state_dict(last)
 
 
-def read_run(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], LanguageModelConfig]:
+def read_run(
+    task_class: type[Task], path: Path, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], RunConfig]:
     """Checkpoint and configuration of the run in `path`, with the options `given` now.
 
     Raises:
@@ -348,15 +373,15 @@ def read_run(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], Lang
     """
     folder = RunFolder(path)
     folder.check_resumable()
-    content = load_checkpoint(folder.last, KIND)
+    content = load_checkpoint(folder.last, task_class.kind)
     if folder.best.exists():
-        load_checkpoint(folder.best, KIND)
-    return content, resumed_config(read_config(content), given)
+        load_checkpoint(folder.best, task_class.kind)
+    return content, resumed_config(read_config(content, task_class.config_class), given)
 
 
-def best_record(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first record with the lowest validation perplexity."""
-    return min(history, key=lambda record: record["valid_perplexity"])
+def _figures(record: Mapping[str, float]) -> str:
+    """The figures of `record` in one line."""
+    return "  ".join(f"{key.replace('_', ' ')} {value:.5g}" for key, value in record.items())
 
 
 @contextmanager
@@ -369,9 +394,3 @@ def _incomplete_checkpoint(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"expected the state of a training run in '{path}', got {reason}"
         ) from error
-
-
-def _on_device(state: State | None, device: torch.device) -> State | None:
-    if isinstance(state, tuple):
-        return tuple(part.to(device) for part in state)
-    return None if state is None else state.to(device)

@@ -1,6 +1,8 @@
 """A small text and a small model, so that a run takes a fraction of a second."""
 
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from bayesrnn_cuda.experiments.language_model import LanguageModelConfig
 from bayesrnn_cuda.experiments.text import Corpus, load_corpus
+from bayesrnn_cuda.experiments.training import Trainer
 
 TINY = {
     "embedding": 6,
@@ -56,6 +59,20 @@ def corpus(text: Path) -> Corpus:
     return load_corpus(str(text), None)
 
 
+@pytest.fixture(scope="session")
+def stored_data():
+    """Folders of the paper's data, which are not part of this package: skips where they are not."""
+    beside = Path(__file__).parents[3] / "shared" / "data"
+    data = Path(os.environ.get("BAYESRNN_DATA", beside))
+
+    def find(name: str) -> Path:
+        if not (data / name).is_dir():
+            pytest.skip(f"no {name}/ in {data}; BAYESRNN_DATA names another folder")
+        return data / name
+
+    return find
+
+
 @pytest.fixture
 def tiny(text: Path):
     """Makes the small configuration with some fields changed."""
@@ -75,3 +92,24 @@ def folder_bytes():
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Collects the loss of every update; `stop_at` sends this process a signal after that many."""
+
+    class Losses(list):
+        stop_at: int | None = None
+        number = signal.SIGINT
+
+    collected, step = Losses(), Trainer.step
+
+    def spy(trainer: Trainer):
+        loss = step(trainer)
+        collected.append(loss.item())
+        if len(collected) == collected.stop_at:
+            os.kill(os.getpid(), collected.number)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    return collected

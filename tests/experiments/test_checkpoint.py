@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bayesrnn_cuda.experiments.checkpoint import (
+    VERSION,
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
@@ -63,7 +64,9 @@ def test_reading_runs_no_code_of_the_file(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "trapped"),)
 
-    torch.save({"format": "bayesrnn_cuda checkpoint", "version": 1, "trap": Trap()}, tmp_path / "a")
+    torch.save(
+        {"format": "bayesrnn_cuda checkpoint", "version": VERSION, "trap": Trap()}, tmp_path / "a"
+    )
     with pytest.raises(CheckpointError, match="damaged or foreign"):
         load_checkpoint(tmp_path / "a", "thing")
     assert not (tmp_path / "trapped").exists()
@@ -76,8 +79,8 @@ def test_checkpoints_of_something_else(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(CheckpointError, match="got another program's file"):
         load_checkpoint(path, "thing")
-    torch.save({"format": "bayesrnn_cuda checkpoint", "version": 2, "kind": "thing"}, path)
-    with pytest.raises(CheckpointError, match=r"expected checkpoint version 1 in .*, got 2"):
+    torch.save({"format": "bayesrnn_cuda checkpoint", "version": 1, "kind": "thing"}, path)
+    with pytest.raises(CheckpointError, match=r"expected checkpoint version 2 in .*, got 1"):
         load_checkpoint(path, "thing")
     save_checkpoint(path, "other", {})
     with pytest.raises(CheckpointError, match=r"of a thing in .*, got that of a other"):

@@ -73,7 +73,8 @@ def test_every_field_is_an_option_with_help(capsys):
         main(["train", "--help"])
     out = capsys.readouterr().out
     for field in dataclasses.fields(LanguageModelConfig):
-        assert "--" + field.name.replace("_", "-") in out
+        # a preset is chosen by its name, not by an option
+        assert ("--" + field.name.replace("_", "-") in out) == (field.name != "preset")
         assert field.metadata["help"]
 
 
@@ -109,6 +110,8 @@ def test_options_reach_the_configuration(capsys, text, tiny_arguments, tmp_path)
             ["train", "--batch-size", "99999"],
             "arguments --batch-size, --seq-len: expected at least",
         ),
+        (["train", "--max-minutes", "0"], "argument --max-minutes: expected a number above 0"),
+        (["train", "--precision", "half"], "argument --precision: expected one of float32, bf"),
         (["train", "--resume"], "argument --resume: expected --out DIR"),
         (
             ["train", "--resume", "--out", "nowhere"],
@@ -224,12 +227,12 @@ def test_comparison(capsys, tiny_arguments, tmp_path):
     command = ["train", "--compare", "--out", str(out)]
     assert main([*command, *tiny_arguments]) == 0
     printed = capsys.readouterr().out
-    table = printed[printed.index("perplexity ") :].splitlines()
+    table = printed[printed.index("\nperplexity ") + 1 :].splitlines()
     assert [row.split()[0] for row in table[1:4]] == ["standard", "naive", "Bayesian"]
     figures = json.loads((out / "comparison.json").read_text())
     assert list(figures) == ["none", "naive", "bayesian"]
-    assert f"{figures['bayesian']['test_mc']:.2f}" in table[3]
-    assert figures["none"]["test_mc"] is None and table[1].endswith("-")
+    assert f"{figures['bayesian']['test_perplexity_mc']:.2f}" in table[3]
+    assert figures["none"]["test_perplexity_mc"] is None and table[1].endswith("-")
     assert f"learning curves: {out / 'curves.png'}" in printed
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     for folder, kind in (("standard", "none"), ("naive", "naive"), ("bayesian", "bayesian")):
@@ -253,6 +256,17 @@ def whole_run(text, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "whole"
     assert main(["train", *tiny_options(text), *LONG, "--out", str(path)]) == 0
     return path
+
+
+def test_time_limit(capsys, text, run_folder, tmp_path):
+    """Status 3 and how to continue; then the same run as without a limit."""
+    out = str(tmp_path / "run")
+    assert main(["train", *tiny_options(text), "--out", out, "--max-minutes", "1e-9"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bayesrnn: stopped by --max-minutes in epoch 1, after update 1 of 17; ")
+    assert line.endswith(f" train --resume --out {out}")
+    assert main(["train", "--resume", "--out", out, "--max-minutes", "60"]) == 0
+    assert metrics(tmp_path / "run") == metrics(run_folder)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,12 +1,24 @@
 """Perplexities of models whose answer is known."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from bayesrnn_cuda.experiments.evaluation import mc_perplexity, perplexity, perplexity_of
-from bayesrnn_cuda.experiments.language_model import LanguageModel, LanguageModelConfig
+from bayesrnn_cuda.experiments import evaluation
+from bayesrnn_cuda.experiments.evaluation import (
+    McResult,
+    mc_evaluate,
+    perplexity,
+    perplexity_of,
+    validation_perplexity,
+)
+from bayesrnn_cuda.experiments.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    ModelMasks,
+)
 
 V = 9
 SETTINGS = {"seq_len": 4, "state": "carry"}
@@ -20,6 +32,10 @@ def stream():
 def model_of(**settings) -> LanguageModel:
     base = {"embedding": 5, "hidden": 6, "layers": 1, "init_range": 0.8}
     return LanguageModel(V, LanguageModelConfig(**{**base, **settings}))
+
+
+def mc_perplexity(model, tokens, **settings):
+    return mc_evaluate(model, tokens, **settings).perplexity
 
 
 def log_probabilities(model, inputs, targets, masks=None):
@@ -75,31 +91,147 @@ def test_stream_shorter_than_the_lanes(stream):
     )
 
 
+def test_authors_validation_counts_a_part_of_a_window_it_leaves_out():
+    """2 lanes of 11 steps: 3 windows of 3 divided by (11 - 1) / 3; the 10th prediction is lost."""
+    tokens = torch.randint(V, (22,), generator=torch.Generator().manual_seed(4))
+    model, columns = model_of(), tokens.view(2, 11).t()
+    log_p = log_probabilities(model, columns[:-1], columns[1:])
+    errors = [-log_p[start : start + 3].mean().item() for start in (0, 3, 6)]
+    expected = math.exp(sum(errors) / ((11 - 1) / 3))
+    actual = validation_perplexity(model, tokens, batch_size=2, seq_len=3, state="carry")
+    assert actual.authors == pytest.approx(expected, rel=1e-6)
+    assert actual.corrected == pytest.approx(math.exp(-log_p.mean().item()), rel=1e-6)
+    assert actual.authors < 0.9 * actual.corrected
+
+
+def test_authors_validation_without_a_part_of_a_window():
+    tokens = torch.randint(V, (20,), generator=torch.Generator().manual_seed(4))
+    actual = validation_perplexity(model_of(), tokens, batch_size=2, seq_len=3, state="carry")
+    assert actual.authors == actual.corrected
+
+
+def test_authors_validation_on_the_penn_treebank():
+    """105 windows of 20 lanes by 105.343: their figure to the power 1.003265 is the corrected."""
+    tokens = torch.zeros(73760, dtype=torch.int64)
+    model = model_of(embedding=1, hidden=1)
+    with torch.no_grad():
+        model.decoder.weight.zero_()
+    actual = validation_perplexity(model, tokens, batch_size=20, seq_len=35, state="carry")
+    assert actual.corrected == pytest.approx(actual.authors**1.003265, rel=2e-6)
+
+
 def test_mc_without_dropout_is_the_approximation(stream):
     model = model_of(
         input_dropout=0.0, recurrent_dropout=0.0, output_dropout=0.0, embedding_dropout=0.0
     )
     expected = perplexity(model, stream, **SETTINGS)
-    actual = mc_perplexity(model, stream, samples=5, seed=1, **SETTINGS)
-    assert actual == pytest.approx(expected, rel=1e-6)
+    actual = mc_evaluate(model, stream, samples=5, seed=1, **SETTINGS)
+    assert actual.perplexity == pytest.approx(expected, rel=1e-6)
+    assert actual.entropy > 0.1
+    assert 0 <= actual.mutual_information < 1e-6
+    assert actual.standard_deviation < 1e-6
 
 
-@pytest.mark.parametrize("lanes_per_pass", [1, 2, 100])
-def test_mc_averages_probabilities_over_masks_held_for_the_stream(stream, lanes_per_pass):
-    """Equal to a pass without windows per sample; averaging log p instead gives another value."""
-    model = model_of(input_dropout=0.4, recurrent_dropout=0.4, output_dropout=0.4)
-    generator = torch.Generator().manual_seed(7)
-    log_p = []
-    for lanes in (2, 2, 1) if lanes_per_pass == 2 else (5,) if lanes_per_pass == 100 else (1,) * 5:
-        masks = model.sample_masks(lanes, embedding=False, generator=generator)
-        inputs, targets = (part[:, None].expand(-1, lanes) for part in (stream[:-1], stream[1:]))
-        log_p.append(log_probabilities(model, inputs, targets, masks))
-    log_p = torch.cat(log_p, dim=1)
-    actual = mc_perplexity(
-        model, stream, samples=5, seed=7, lanes_per_pass=lanes_per_pass, **SETTINGS
-    )
-    assert actual == pytest.approx(math.exp(-log_p.exp().mean(1).log().mean().item()), rel=1e-6)
-    assert actual != pytest.approx(math.exp(-log_p.mean().item()), rel=1e-3)
+class TestMc:
+    """Against one sample at a time, in one pass or window by window, in float64."""
+
+    SAMPLES = 5
+
+    @pytest.fixture
+    def model(self):
+        return model_of(
+            cell="gru",
+            layers=2,
+            embedding_dropout=0.3,
+            input_dropout=0.4,
+            recurrent_dropout=0.4,
+            output_dropout=0.4,
+        )
+
+    def one_by_one(self, model, stream, state, masks_per, embedding=False):
+        """log p of all words [S, tokens - 1, V]: the whole stream, or windows of 4, a sample."""
+        generator = torch.Generator().manual_seed(7)
+        length = 42 if (state, masks_per) == ("carry", "pass") else 4
+        carried, parts, masks = [None] * self.SAMPLES, [], None
+        for start in range(0, 42, length):
+            if masks is None or masks_per == "window":
+                masks = model.sample_masks(self.SAMPLES, embedding=embedding, generator=generator)
+            inputs, part = stream[start : min(start + length, 42), None], []
+            for s in range(self.SAMPLES):
+                lane = ModelMasks(
+                    masks.embedding[s : s + 1] if embedding else None,
+                    [layer.index_select(torch.tensor([s])) for layer in masks.recurrent],
+                    masks.output[s : s + 1],
+                )
+                with torch.no_grad():
+                    logits, after = model.eval()(inputs, carried[s], masks=lane)
+                carried[s] = after if state == "carry" else None
+                part.append(logits.double().log_softmax(-1).squeeze(1))
+            parts.append(torch.stack(part))
+        return torch.cat(parts, dim=1)
+
+    @pytest.mark.parametrize("lanes_per_pass", [1, 2, None])
+    @pytest.mark.parametrize("masks_per", ["pass", "window"])
+    @pytest.mark.parametrize("state", ["carry", "zero"])
+    def test_figures(self, model, stream, state, masks_per, lanes_per_pass):
+        log_p = self.one_by_one(model, stream, state, masks_per)
+        p = log_p.exp()
+        true = p[:, range(42), stream[1:]]
+        mean = p.mean(0)
+        entropy = -(mean * mean.log()).sum(-1)
+        information = entropy - -(p * log_p).sum(-1).mean(0)
+        deviation = (true - true.mean(0)).square().mean(0).sqrt()
+        expected = McResult(
+            math.exp(-true.mean(0).log().mean()),
+            entropy.mean().item(),
+            information.mean().item(),
+            deviation.mean().item(),
+        )
+        settings = {"masks_per": masks_per, "lanes_per_pass": lanes_per_pass}
+        actual = mc_evaluate(
+            model, stream, samples=self.SAMPLES, seed=7, seq_len=4, state=state, **settings
+        )
+        assert actual == pytest.approx(expected, rel=2e-5)
+        assert actual.perplexity == pytest.approx(expected.perplexity, rel=1e-6)
+        assert actual.perplexity != pytest.approx(math.exp(-true.log().mean()), rel=1e-3)
+
+    def test_cases_differ(self, model, stream):
+        """What tells the cases of `test_figures` apart is not lost in its tolerance."""
+        cases = [(s, m) for s in ("carry", "zero") for m in ("pass", "window")]
+        settings = {"samples": self.SAMPLES, "seed": 7, "seq_len": 4}
+        found = [mc_perplexity(model, stream, state=s, masks_per=m, **settings) for s, m in cases]
+        assert min(abs(a / b - 1) for a, b in itertools.combinations(found, 2)) > 1e-4
+
+    @pytest.mark.parametrize("masks_per", ["pass", "window"])
+    def test_words_dropped_too(self, model, stream, masks_per):
+        log_p = self.one_by_one(model, stream, "carry", masks_per, embedding=True)
+        true = log_p.exp()[:, range(42), stream[1:]]
+        actual = mc_perplexity(
+            model, stream, samples=self.SAMPLES, seed=7, embedding_dropout=True,
+            masks_per=masks_per, lanes_per_pass=2, **SETTINGS,
+        )  # fmt: skip
+        assert actual == pytest.approx(math.exp(-true.mean(0).log().mean()), rel=1e-6)
+
+    def test_chunks_are_within_the_bound_of_the_logits(self, model, stream, monkeypatch):
+        """7 samples, at most 3 of them in 4 steps of 9 logits: three calls of 3, 3 and 1."""
+        sizes = []
+        forward = model.forward
+        model.forward = lambda tokens, *a, **k: (
+            sizes.append(tokens.shape[1]),
+            forward(tokens, *a, **k),
+        )[1]
+        monkeypatch.setattr(evaluation, "MAX_LOGITS", 4 * V * 4 - 1)
+        mc_evaluate(model, stream[:5], samples=7, seed=1, **SETTINGS)
+        assert sizes == [3, 3, 1]
+        monkeypatch.setattr(evaluation, "MAX_LOGITS", 1)
+        mc_evaluate(model, stream[:5], samples=2, seed=1, **SETTINGS)
+        assert sizes[3:] == [1, 1]
+
+    def test_one_sample_knows_no_other_model(self, model, stream):
+        result = mc_evaluate(model, stream, samples=1, seed=1, **SETTINGS)
+        assert result.standard_deviation == 0
+        assert 0 <= result.mutual_information < 1e-6
+        assert result.entropy > 0.1
 
 
 def test_mc_embedding_dropout_is_an_option(stream):
@@ -126,10 +258,12 @@ def test_evaluation_leaves_mode_and_generator_as_found(stream):
 
 def test_progress_counts_steps(stream):
     steps = []
-    mc_perplexity(
-        model_of(), stream, samples=3, seed=1, lanes_per_pass=2, on_steps=steps.append, **SETTINGS
-    )
-    assert sum(steps) == 2 * 42
+    settings = {**SETTINGS, "on_steps": steps.append}
+    perplexity(model_of(), stream, batch_size=3, **settings)
+    assert steps == [4, 4, 4, 1]
+    steps.clear()
+    mc_perplexity(model_of(), stream, samples=3, seed=1, lanes_per_pass=2, **settings)
+    assert steps == [8, 4] * 10 + [4, 2]
 
 
 def test_hopeless_loss_is_infinite_perplexity():

@@ -8,6 +8,7 @@ import torch
 from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.generation import encode_prompt, generate, load_model
 from bayesrnn_cuda.experiments.language_model import LanguageModel, LanguageModelConfig
+from bayesrnn_cuda.experiments.language_task import LanguageModelTask
 from bayesrnn_cuda.experiments.text import END, UNKNOWN, Vocabulary
 from bayesrnn_cuda.experiments.training import Trainer
 
@@ -85,7 +86,7 @@ def test_prompt_is_cut_as_the_training_text():
 
 def test_run_folder_gives_its_best_epoch(tiny, corpus, tmp_path):
     """With any engine of this machine, whatever the run had named."""
-    trainer = Trainer.start(tiny(engine="reference"), corpus, tmp_path)
+    trainer = Trainer.start(LanguageModelTask(tiny(engine="reference"), corpus), tmp_path)
     trainer.run()
     for path in (tmp_path, tmp_path / "best.pt"):
         model, vocabulary, config = load_model(path)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bayesrnn_cuda.experiments.language_model import LanguageModelConfig
+from bayesrnn_cuda.experiments.language_task import LanguageModelTask
 from bayesrnn_cuda.experiments.optimization import (
     decay_parameters,
     learning_rate,
@@ -46,9 +47,9 @@ def test_decay_is_per_update_and_for_every_parameter():
 def first_update(tiny, corpus, path, **changes):
     """Parameters before and after the first update of a run without dropout, and gradients."""
     config = tiny(dropout_kind="none", layers=1, **changes)
-    trainer = Trainer.start(config, corpus, path)
+    trainer = Trainer.start(LanguageModelTask(config, corpus), path)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    inputs, targets = trainer.lanes[:5], trainer.lanes[1:6]
+    inputs, targets = trainer.task.lanes[:5], trainer.task.lanes[1:6]
     loss = window_loss(trainer.model(inputs)[0], targets)
     gradients = torch.autograd.grad(loss, list(trainer.model.parameters()))
     torch.testing.assert_close(trainer.step(), loss.detach())
@@ -79,8 +80,8 @@ def test_adam_decay_is_decoupled_and_times_the_rate(tiny, corpus, tmp_path):
         torch.testing.assert_close(with_decay, without - 0.1 * 0.2 * old)
 
 
-def test_optimizer_takes_every_parameter(tiny, corpus, tmp_path):
+def test_optimizer_takes_every_parameter(tiny, corpus):
     for name in ("sgd", "adam"):
-        model = Trainer.start(tiny(optimizer=name), corpus, tmp_path).model
+        model = LanguageModelTask(tiny(optimizer=name), corpus).model
         (group,) = make_optimizer(model, tiny(optimizer=name)).param_groups
         assert len(group["params"]) == len(list(model.parameters()))

@@ -12,6 +12,7 @@ HISTORY = [
     {"epoch": 2, "train_perplexity": 50.0, "valid_perplexity": 60.0},
     {"epoch": 3, "train_perplexity": 30.0, "valid_perplexity": 65.0},
 ]
+CURVES = {"valid_perplexity": "validation", "train_perplexity": "training"}
 
 
 def test_comparison_has_one_curve_a_model():
@@ -26,14 +27,25 @@ def test_comparison_has_one_curve_a_model():
 
 
 def test_run_has_training_and_validation():
-    (axes,) = run_figure(HISTORY).axes
+    (axes,) = run_figure(HISTORY, CURVES, "perplexity").axes
     assert [line.get_ydata().tolist() for line in axes.lines] == [[80, 60, 65], [90, 50, 30]]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
+    assert [text.get_text() for text in axes.get_legend().texts] == ["validation", "training"]
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("perplexity", "log")
+
+
+def test_curve_of_a_figure_that_some_epochs_lack():
+    """Sentiment's MC error is not measured in every run; an RMSE has a linear axis."""
+    history = [{"epoch": 1, "rmse": 0.2}, {"epoch": 2, "rmse": 0.1, "rmse_mc": 0.1}]
+    (axes,) = run_figure(history, {"rmse": "test", "rmse_mc": "test, MC"}, "RMSE").axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 0.2], [2, 0.1]], [[2, 0.1]]]
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("RMSE", "linear")
 
 
 def test_file_is_a_png(tmp_path):
     from matplotlib.image import imread
 
-    assert save_figure(tmp_path / "a.png", run_figure, HISTORY)
+    assert save_figure(tmp_path / "a.png", run_figure, HISTORY, CURVES, "perplexity")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = imread(tmp_path / "a.png")
     assert pixels.shape[0] > 300 and pixels.shape[1] > 500
@@ -47,7 +59,7 @@ def forget_notes():
 
 def test_without_matplotlib_a_note_and_no_file(tmp_path, monkeypatch, capsys, forget_notes):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert not save_figure(tmp_path / "a.png", run_figure, HISTORY)
+    assert not save_figure(tmp_path / "a.png", run_figure, HISTORY, CURVES, "perplexity")
     assert list(tmp_path.iterdir()) == []
     (note,) = capsys.readouterr().err.splitlines()
     assert "a.png was not drawn: matplotlib is missing" in note
@@ -57,7 +69,7 @@ def test_without_matplotlib_a_note_and_no_file(tmp_path, monkeypatch, capsys, fo
 def test_without_tqdm_one_note_and_no_bar(monkeypatch, capsys, forget_notes):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     for _ in range(2):
-        with runs.progress_bar("epoch", total=10) as bar:
+        with runs.progress_bar("epoch", total=10, unit="tokens") as bar:
             bar.update(5)
             bar.set_postfix_str("loss 1", refresh=False)
     (note,) = capsys.readouterr().err.splitlines()

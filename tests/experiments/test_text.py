@@ -1,8 +1,6 @@
 """Words, vocabulary, corpora, lanes and windows."""
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +20,6 @@ from bayesrnn_cuda.experiments.text import (
     sentence_words,
     windows,
 )
-
-
-def penn_treebank() -> Path:
-    """Folder of the Penn Treebank, where this machine has it."""
-    shared = Path(__file__).parents[3] / "shared" / "data" / "ptb"
-    return Path(os.environ.get("BAYESRNN_DATA", shared))
 
 
 def test_vocabulary_numbers_words_by_frequency_then_alphabet():
@@ -89,11 +81,8 @@ def test_missing_text_folder(tmp_path):
         load_corpus(str(tmp_path / "nowhere"), None)
 
 
-def test_penn_treebank_counts():
-    folder = penn_treebank()
-    if not folder.is_dir():
-        pytest.skip(f"no Penn Treebank at {folder}; BAYESRNN_DATA names another folder")
-    corpus = load_corpus(str(folder), None)
+def test_penn_treebank_counts(stored_data):
+    corpus = load_corpus(str(stored_data("ptb")), None)
     assert corpus.train.numel() == 929_589
     assert corpus.valid.numel() == 73_760
     assert corpus.test.numel() == 82_430

@@ -7,62 +7,33 @@ import signal
 
 import pytest
 import torch
+from language_runs import metrics, resume, start
 
-from bayesrnn_cuda.experiments import training
+from bayesrnn_cuda.experiments import language_task
 from bayesrnn_cuda.experiments.checkpoint import CheckpointError, load_checkpoint
 from bayesrnn_cuda.experiments.configuration import UserError
+from bayesrnn_cuda.experiments.evaluation import ValidationPerplexity
 from bayesrnn_cuda.experiments.language_model import KIND
+from bayesrnn_cuda.experiments.language_task import LanguageModelTask
 from bayesrnn_cuda.experiments.runs import Interrupted
 from bayesrnn_cuda.experiments.text import load_corpus
-from bayesrnn_cuda.experiments.training import Trainer, TrainingDiverged, read_run
-
-TIMES = ("seconds", "tokens_per_second")
-
-
-def metrics(path):
-    """Lines of metrics.jsonl without what depends on the clock."""
-    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
-
-
-def resume(path, corpus, **given) -> Trainer:
-    return Trainer.resume(*read_run(path, given), corpus, path)
-
-
-@pytest.fixture
-def losses(monkeypatch):
-    """Collects the loss of every update; `stop_at` sends this process a signal after that many."""
-
-    class Losses(list):
-        stop_at: int | None = None
-        number = signal.SIGINT
-
-    collected, step = Losses(), Trainer.step
-
-    def spy(trainer: Trainer):
-        loss = step(trainer)
-        collected.append(loss.item())
-        if len(collected) == collected.stop_at:
-            os.kill(os.getpid(), collected.number)
-        return loss
-
-    monkeypatch.setattr(Trainer, "step", spy)
-    return collected
+from bayesrnn_cuda.experiments.training import TrainingDiverged, read_run
 
 
 def test_windows_and_carried_state(tiny, corpus, tmp_path):
     """The second window starts from the state after the first, without history, or from zero."""
     for state in ("carry", "zero"):
-        trainer = Trainer.start(tiny(state=state, dropout_kind="none"), corpus, tmp_path)
+        trainer = start(tiny(state=state, dropout_kind="none"), corpus, tmp_path)
         calls = []
-        trainer.model.register_forward_pre_hook(
+        trainer.task.model.register_forward_pre_hook(
             lambda module, inputs, calls=calls: calls.append(inputs)
         )
         trainer.step()
         trainer.step()
-        (first, start), (second, carried) = calls
-        assert torch.equal(first, trainer.lanes[:5]) and torch.equal(second, trainer.lanes[5:10])
-        assert start is None
+        (first, initial), (second, carried) = calls
+        lanes = trainer.task.lanes
+        assert torch.equal(first, lanes[:5]) and torch.equal(second, lanes[5:10])
+        assert initial is None
         if state == "carry":
             assert all(part.shape == (2, 4, 7) and not part.requires_grad for part in carried)
             assert all(part.abs().sum() > 0 for part in carried)
@@ -71,67 +42,84 @@ def test_windows_and_carried_state(tiny, corpus, tmp_path):
 
 
 def test_state_starts_from_zero_in_every_epoch(tiny, corpus, tmp_path):
-    trainer = Trainer.start(tiny(epochs=2), corpus, tmp_path)
+    trainer = start(tiny(epochs=2), corpus, tmp_path)
     starts = []
-    trainer.model.register_forward_pre_hook(
+    trainer.task.model.register_forward_pre_hook(
         lambda module, inputs: starts.append(inputs[1] is None) if module.training else None
     )
     trainer.run()
-    assert [index for index, zero in enumerate(starts) if zero] == [0, trainer.windows]
-    assert len(starts) == 2 * trainer.windows
+    assert [index for index, zero in enumerate(starts) if zero] == [0, trainer.task.updates]
+    assert len(starts) == 2 * trainer.task.updates
 
 
 def test_run_learns_and_fills_its_folder(tiny, corpus, tmp_path):
     path = tmp_path / "deep" / "run"
-    result = Trainer.start(tiny(epochs=6, lr=0.03), corpus, path).run()
+    result = start(tiny(epochs=6, lr=0.03), corpus, path).run()
     assert sorted(file.name for file in path.iterdir()) == [
         *["best.pt", "config.json", "curves.png", "last.pt", "metrics.jsonl"]
     ]
-    assert json.loads((path / "config.json").read_text())["hidden"] == 7
+    config = json.loads((path / "config.json").read_text())
+    assert config["hidden"] == 7
+    assert (config["experiment"], config["preset"]) == ("language_model", None)
     *epochs, final = metrics(path)
     assert [record["epoch"] for record in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1]["train_perplexity"] == pytest.approx(math.exp(epochs[-1]["train_loss"]))
     # The text has 8 types and 3 free choices a line of 6 tokens.
     assert epochs[-1]["valid_perplexity"] < 0.6 * epochs[0]["valid_perplexity"]
-    assert final["final"] and final["test_perplexity"] == result.test
-    assert final["test_perplexity_mc"] == result.test_mc is not None
+    assert final == result.final and final["final"] is True
+    assert final["valid_perplexity"] == min(record["valid_perplexity"] for record in epochs)
+    assert final["test_perplexity"] != final["test_perplexity_mc"] > 1
     assert final["mc_samples"] == 3
+    figures = {"mean_entropy", "mean_mutual_information", "mean_standard_deviation"}
+    assert all(final[name] > 0 for name in figures)
 
 
 def test_best_epoch_is_kept_and_tested(tiny, corpus, tmp_path, monkeypatch):
     """Validation perplexities 9, 5, 7: the parameters after epoch 2 are tested, not the last."""
     answers, tested = iter([9.0, 5.0, 7.0]), []
 
-    def perplexity(model, tokens, **settings):
-        if tokens is corpus.valid:
-            return next(answers)
+    def test_perplexity(model, tokens, **settings):
+        assert tokens is corpus.test
         tested.append(model.decoder.bias.clone())
         return 6.0
 
-    monkeypatch.setattr(training, "perplexity", perplexity)
-    trainer = Trainer.start(tiny(epochs=3, dropout_kind="none"), corpus, tmp_path)
-    result = trainer.run()
-    assert (result.best_epoch, result.valid, result.test, result.test_mc) == (2, 5.0, 6.0, None)
+    monkeypatch.setattr(language_task, "validation_perplexity", validations(answers, corpus))
+    monkeypatch.setattr(language_task, "perplexity", test_perplexity)
+    trainer = start(tiny(epochs=3, dropout_kind="none"), corpus, tmp_path)
+    final = trainer.run().final
+    assert (final["best_epoch"], final["valid_perplexity"]) == (2, 5.0)
+    assert (final["test_perplexity"], final["test_perplexity_mc"]) == (6.0, None)
     best = load_checkpoint(tmp_path / "best.pt", KIND)["model"]["decoder.bias"]
     assert torch.equal(tested[0], best)
-    assert not torch.equal(best, trainer.model.decoder.bias)
+    # the trainer and last.pt keep the parameters after epoch 3
+    last = load_checkpoint(tmp_path / "last.pt", KIND)["model"]["decoder.bias"]
+    assert torch.equal(trainer.task.model.decoder.bias, last)
+    assert not torch.equal(best, last)
+
+
+def validations(answers, corpus):
+    """Stands for validation_perplexity with known answers; the authors' figure is 1 lower."""
+
+    def answer(model, tokens, **settings):
+        assert tokens is corpus.valid
+        value = next(answers)
+        return ValidationPerplexity(value, value - 1)
+
+    return answer
 
 
 def test_early_stop(tiny, corpus, tmp_path, monkeypatch):
     answers = iter([5.0, 6.0, 4.0, 4.5, 4.0, 9.0])
-    monkeypatch.setattr(
-        training,
-        "perplexity",
-        lambda m, tokens, **s: next(answers) if tokens is corpus.valid else 1,
-    )
-    result = Trainer.start(tiny(epochs=6, patience=2), corpus, tmp_path).run()
+    monkeypatch.setattr(language_task, "validation_perplexity", validations(answers, corpus))
+    result = start(tiny(epochs=6, patience=2), corpus, tmp_path).run()
     assert len(result.history) == 5
     assert result.best_epoch == 3
+    assert [record["valid_perplexity_authors"] for record in result.history] == [4, 5, 3, 3.5, 3]
 
 
 def test_same_seed_same_run(tiny, corpus, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        Trainer.start(tiny(seed=seed), corpus, tmp_path / name).run()
+        start(tiny(seed=seed), corpus, tmp_path / name).run()
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b") != metrics(tmp_path / "c")
 
 
@@ -147,28 +135,28 @@ def test_same_seed_same_run(tiny, corpus, tmp_path):
             "lr_constant_epochs": 1,
         },
         {"dropout_kind": "naive", "cell": "gru", "state": "zero"},
+        {"precision": "bfloat16"},
     ],
-    ids=["adam", "sgd", "naive-gru-zero"],
+    ids=["adam", "sgd", "naive-gru-zero", "bfloat16"],
 )
 def test_resumed_run_equals_uninterrupted_run(tiny, corpus, tmp_path, losses, changes):
     """Stopped in the middle and at the end of an epoch: same losses, bit for bit, same files."""
-    whole = Trainer.start(tiny(epochs=3, **changes), corpus, tmp_path / "whole")
+    whole = start(tiny(epochs=3, **changes), corpus, tmp_path / "whole")
     result = whole.run()
-    expected, windows = list(losses), whole.windows
+    expected, windows = list(losses), whole.task.updates
     assert len(expected) == 3 * windows
 
     losses.clear()
     path = tmp_path / "stopped"
-    trainer = Trainer.start(tiny(epochs=3, **changes), corpus, path)
+    trainer = start(tiny(epochs=3, **changes), corpus, path)
     for losses.stop_at, epoch, window in ((windows + 4, 2, 4), (2 * windows, 2, windows)):
-        with pytest.raises(Interrupted, match=f"SIGINT in epoch {epoch}, after window {window} of"):
+        with pytest.raises(Interrupted, match=f"SIGINT in epoch {epoch}, after update {window} of"):
             trainer.run()
         assert len(metrics(path)) == 1
         torch.manual_seed(99)
         trainer = resume(path, corpus)
     resumed = trainer.run()
-    assert (resumed.best_epoch, resumed.test) == (result.best_epoch, result.test)
-    assert resumed.test_mc == result.test_mc
+    assert resumed.final == result.final
     assert losses == expected
     assert metrics(path) == metrics(tmp_path / "whole")
     for name in ("best.pt", "last.pt"):
@@ -179,7 +167,7 @@ def test_resumed_run_equals_uninterrupted_run(tiny, corpus, tmp_path, losses, ch
 
 def test_second_signal_shortly_after_the_first_is_the_same_one(tiny, corpus, tmp_path, losses):
     losses.stop_at = 3
-    trainer = Trainer.start(tiny(), corpus, tmp_path)
+    trainer = start(tiny(), corpus, tmp_path)
     step = trainer.step
 
     def twice():
@@ -191,55 +179,57 @@ def test_second_signal_shortly_after_the_first_is_the_same_one(tiny, corpus, tmp
     trainer.step = twice
     with pytest.raises(Interrupted):
         trainer.run()
-    assert read_run(tmp_path, {})[0]["training"]["progress"]["window"] == 3
+    assert read_run(LanguageModelTask, tmp_path, {})[0]["training"]["progress"]["update"] == 3
 
 
 def test_interruption_in_the_final_test(tiny, corpus, tmp_path, monkeypatch):
-    expected = Trainer.start(tiny(), corpus, tmp_path / "whole").run()
-    mc_perplexity = training.mc_perplexity
+    expected = start(tiny(), corpus, tmp_path / "whole").run()
+    mc_evaluate = language_task.mc_evaluate
 
     def stopped(*arguments, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
-        return mc_perplexity(*arguments, **settings)
+        return mc_evaluate(*arguments, **settings)
 
-    monkeypatch.setattr(training, "mc_perplexity", stopped)
+    monkeypatch.setattr(language_task, "mc_evaluate", stopped)
     with pytest.raises(Interrupted, match="SIGTERM in the final test") as stop:
-        Trainer.start(tiny(), corpus, tmp_path / "run").run()
+        start(tiny(), corpus, tmp_path / "run").run()
     assert stop.value.number == signal.SIGTERM
     monkeypatch.undo()
     result = resume(tmp_path / "run", corpus).run()
-    assert (result.test, result.test_mc) == (expected.test, expected.test_mc)
+    assert result.final == expected.final
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_finished_run_goes_on_with_more_epochs(tiny, corpus, tmp_path):
-    Trainer.start(tiny(epochs=3), corpus, tmp_path / "whole").run()
-    Trainer.start(tiny(epochs=1), corpus, tmp_path / "run").run()
+    start(tiny(epochs=3), corpus, tmp_path / "whole").run()
+    start(tiny(epochs=1), corpus, tmp_path / "run").run()
     resume(tmp_path / "run", corpus, epochs=3).run()
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 3
 
 
 def test_resumed_run_tests_with_the_engine_of_now(tiny, corpus, tmp_path, monkeypatch):
-    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    start(tiny(epochs=1), corpus, tmp_path).run()
     engines = []
     monkeypatch.setattr(
-        training, "perplexity", lambda model, *a, **s: engines.append(model.recurrent.engine) or 1.0
+        language_task,
+        "perplexity",
+        lambda model, *a, **s: engines.append(model.recurrent.engine) or 1.0,
     )
     resume(tmp_path, corpus, engine="reference").run()
     assert engines == ["reference"]
 
 
 def test_resume_keeps_the_options_of_the_run(tiny, corpus, tmp_path):
-    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    start(tiny(epochs=1), corpus, tmp_path).run()
     with pytest.raises(UserError, match="--hidden: expected 7 as in the run to resume, got 9"):
-        read_run(tmp_path, {"hidden": 9})
-    assert read_run(tmp_path, {"hidden": 7, "epochs": 5})[1].epochs == 5
+        read_run(LanguageModelTask, tmp_path, {"hidden": 9})
+    assert read_run(LanguageModelTask, tmp_path, {"hidden": 7, "epochs": 5})[1].epochs == 5
 
 
 def test_resume_with_another_text(tiny, text, corpus, tmp_path):
-    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
-    with pytest.raises(UserError, match=r"--data: expected the text that .* was trained on"):
+    start(tiny(epochs=1), corpus, tmp_path).run()
+    with pytest.raises(UserError, match=r"--data: expected the data that .* was trained on"):
         resume(tmp_path, load_corpus(str(text), 20))
 
 
@@ -247,11 +237,11 @@ def test_folder_with_files_in_it(tiny, corpus, tmp_path, folder_bytes):
     (tmp_path / "thesis.txt").write_text("precious")
     before = folder_bytes(tmp_path)
     with pytest.raises(UserError, match=r"--out: expected a new or empty folder, got .*--resume"):
-        Trainer.start(tiny(), corpus, tmp_path)
+        start(tiny(), corpus, tmp_path)
     with pytest.raises(UserError, match=r"--resume: expected a run in .*, got no last.pt there"):
-        read_run(tmp_path, {})
+        read_run(LanguageModelTask, tmp_path, {})
     with pytest.raises(UserError, match="--out: expected a folder, got the file"):
-        Trainer.start(tiny(), corpus, tmp_path / "thesis.txt")
+        start(tiny(), corpus, tmp_path / "thesis.txt")
     assert folder_bytes(tmp_path) == before
 
 
@@ -259,7 +249,7 @@ def test_folder_with_files_in_it(tiny, corpus, tmp_path, folder_bytes):
 def test_text_shorter_than_one_window(tiny, corpus, tmp_path, batch_size, seq_len, least):
     config = tiny(batch_size=batch_size, seq_len=seq_len)
     with pytest.raises(UserError, match=rf"{batch_size} x \({seq_len} \+ 1\) .*, got 360"):
-        Trainer.start(config, corpus, tmp_path / "run")
+        start(config, corpus, tmp_path / "run")
     assert corpus.train.numel() == 360 < least
     assert not (tmp_path / "run").exists()
 
@@ -268,16 +258,16 @@ def test_engine_that_cannot_run_here(tiny, corpus, tmp_path, monkeypatch):
     def broken(model, *arguments):
         raise RuntimeError("no such kernel\nat line 3")
 
-    monkeypatch.setattr(training.LanguageModel, "forward", broken)
+    monkeypatch.setattr(language_task.LanguageModel, "forward", broken)
     with pytest.raises(
         UserError, match=r"--engine: .*'auto', which says: no such kernel at line 3"
     ):
-        Trainer.start(tiny(), corpus, tmp_path / "run")
+        start(tiny(), corpus, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_divergence_keeps_the_last_checkpoint(tiny, corpus, tmp_path):
-    trainer = Trainer.start(tiny(), corpus, tmp_path)
+    trainer = start(tiny(), corpus, tmp_path)
     with torch.no_grad():
         trainer.model.decoder.bias[0] = torch.nan
     with pytest.raises(TrainingDiverged, match=r"not finite in epoch 1.*lower --lr \(now 0.01\)"):
@@ -290,7 +280,7 @@ def test_divergence_keeps_the_last_checkpoint(tiny, corpus, tmp_path):
 def test_damaged_checkpoint_leaves_the_run_as_it_was(
     tiny, corpus, tmp_path, folder_bytes, name, damage
 ):
-    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    start(tiny(epochs=1), corpus, tmp_path).run()
     file = tmp_path / name
     content = file.read_bytes()
     if damage == "truncated":
@@ -324,7 +314,7 @@ def test_damaged_checkpoint_leaves_the_run_as_it_was(
     ],
 )
 def test_checkpoint_with_parts_missing(tiny, corpus, tmp_path, part, value):
-    Trainer.start(tiny(epochs=1), corpus, tmp_path).run()
+    start(tiny(epochs=1), corpus, tmp_path).run()
     content = load_checkpoint(tmp_path / "last.pt", KIND)
     content[part] = value
     torch.save(content, tmp_path / "last.pt")

@@ -1,0 +1,82 @@
+"""What the verbs of the command line share: the parser, exit codes, how the program was called."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import CheckpointError
+from .configuration import RunConfig, UserError
+from .distributed import Workers
+from .runs import RunFolder
+from .task import Task
+from .training import Trainer, read_run
+
+USER_ERROR = 2
+DIVERGED = 1
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line and takes no shortened options."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> None:
+        self.exit(USER_ERROR, f"bayesrnn: error: {message}\n")
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Names the option that a CheckpointError is about."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UserError(f"argument {name}: {error}") from error
+
+
+def open_run(
+    task_class: type[Task],
+    make_config: Callable[[], RunConfig],
+    out: Path,
+    workers: Workers,
+    *,
+    resumed: Mapping[str, Any] | None,
+) -> Trainer:
+    """The run that a verb is to train; says what it is.
+
+    Args:
+        task_class: of the experiment.
+        make_config: configuration of a new run.
+        out: its folder.
+        workers: the processes that train together.
+        resumed: the options given anew to the run in `out`, which is to be continued; None: a new
+            run.
+
+    Raises:
+        UserError: a mistake in the options, the folder or the data.
+    """
+    if resumed is None:
+        config = make_config()
+        RunFolder(out).check_new()
+        trainer = Trainer.start(task_class.load(config, workers), out)
+    else:
+        with about("--resume"):
+            content, config = read_run(task_class, out, resumed)
+            data = task_class.load_data(config)
+            task = task_class.restore(content, config, data, workers)
+            trainer = Trainer.resume(content, task, out)
+    if workers.main:
+        print(trainer.task.describe(), flush=True)
+    return trainer
+
+
+def command() -> str:
+    """How this program was called."""
+    name = Path(sys.argv[0])
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']} -m bayesrnn_cuda"
+    return f"{sys.executable} -m bayesrnn_cuda" if name.name == "__main__.py" else name.name

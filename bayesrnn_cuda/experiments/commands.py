@@ -1,0 +1,297 @@
+"""The verb `experiment`: the paper's experiments by name."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_text
+from .command_line import Parser, command, open_run
+from .configuration import (
+    UserError,
+    add_options,
+    flag,
+    given_options,
+    resumable_flags,
+    resumed_config,
+)
+from .distributed import Workers, run_stoppable
+from .language_task import LanguageModelTask
+from .preset_types import CONFIGS, Preset, Sweep, differences_line
+from .presets import PRESETS, SWEEPS, find
+from .report import write_report
+from .runs import RunFolder, deadline_after
+from .sentiment_task import SentimentTask
+from .task import Task
+from .training import RunResult
+
+_TASKS: dict[str, type[Task]] = {
+    "language_model": LanguageModelTask,
+    "sentiment": SentimentTask,
+}
+_DATA = {
+    "language_model": "the Penn Treebank's folder (ptb.train.txt ...) or another text's",
+    "sentiment": "the folder of the Cornell scale data (reviews.tsv)",
+}
+_PERPLEXITIES = {
+    "valid_perplexity_authors": "perplexity valid",
+    "test_perplexity": "test",
+    "test_perplexity_mc": "test with MC",
+}
+_SWEEP_FILE = "sweep.json"  # the sweep of a folder and the options given to it
+# May differ from those of a finished run, which is finished all the same.
+_HOW = {"device", "engine", "max_minutes", "tensorboard"}
+
+
+def add_experiment(verbs: argparse._SubParsersAction, arguments: Sequence[str]) -> None:
+    """Adds the verb.
+
+    Args:
+        verbs: of the program.
+        arguments: its command line: which options `experiment run` has depends on the experiment.
+
+    Raises:
+        UserError: `experiment run` of an unknown name.
+    """
+    experiment = verbs.add_parser(
+        "experiment",
+        help="the paper's experiments by name: list, run, report",
+        description="The paper's experiments by name.",
+    )
+    experiment.set_defaults(run=lambda _: experiment.print_help() or 0)
+    actions = experiment.add_subparsers(title="actions", metavar="ACTION", parser_class=Parser)
+    listing = actions.add_parser(
+        "list", help="names, sources, the paper's numbers", description="Lists the experiments."
+    )
+    listing.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", default="", help="show those with this text"
+    )
+    listing.set_defaults(run=_list)
+    _add_run(actions, arguments)
+    report = actions.add_parser(
+        "report",
+        help="figures and tables of runs, beside the paper's",
+        description=(
+            "Writes OUT/report.md and figures from run folders, finished or not: learning curves, "
+            "sweeps, MC dropout, calibration, and the paper's tables beside these runs."
+        ),
+    )
+    report.add_argument(
+        "runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders of them"
+    )
+    report.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    report.set_defaults(run=_report)
+
+
+def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> None:
+    name = arguments[2] if list(arguments[:2]) == ["experiment", "run"] and arguments[2:] else "-"
+    if name.startswith("-") and name not in ("-", "-h", "--help"):
+        raise UserError(
+            f"argument NAME: expected a preset or a sweep before the options, got '{name}'"
+        )
+    found = None if name.startswith("-") else find(name)
+    run = actions.add_parser(
+        "run",
+        usage=f"bayesrnn experiment run {'NAME' if found is None else name} [OPTION ...]",
+        help="train and test one of them, or a whole sweep",
+        description=(
+            "Trains and tests a preset, with its values but for the options given; of a sweep, all "
+            "members one after another, each in its folder under OUT. Ctrl-C and --max-minutes, "
+            "which bounds a sweep as a whole, save the run; --resume goes on. 'experiment run NAME "
+            "--help' lists the options of NAME. Exit status as of 'train'."
+            if found is None
+            else f"{found.summary} ({found.source}). {found.note}".strip()
+        ).replace("%", "%%"),
+    )
+    run.add_argument("name", metavar="NAME", help="preset, sweep or SWEEP/MEMBER; before options")
+    run.set_defaults(run=_run)
+    if found is None:
+        return
+    config_class = CONFIGS[found.experiment]
+    group = run.add_argument_group("run")
+    group.add_argument(
+        "--out", metavar="DIR", type=Path, help=f"run folder, new or empty (default: runs/{name})"
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue what is in --out with its own options; only "
+        f"{', '.join(resumable_flags(config_class))} may change",
+    )
+    add_options(run, config_class, _preset_values(found))
+
+
+def _preset_values(found: Preset | Sweep) -> dict[str, Any]:
+    """Field -> what `--help` shows as its value."""
+    if isinstance(found, Preset):
+        return dict(found.values)
+    members = [preset.values for preset in found.members.values()]
+    varied = {name for values in members for name in values if values[name] != members[0][name]}
+    return {name: "varied" if name in varied else members[0][name] for name in members[0]}
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    pattern = arguments.pattern.lower()
+    shown = [
+        entry
+        for entry in (*PRESETS.values(), *SWEEPS.values())
+        if pattern in f"{entry.name} {entry.summary} {entry.source}".lower()
+    ]
+    if not shown:
+        raise UserError(
+            "argument PATTERN: expected text in a name, a summary or a source, got "
+            f"'{arguments.pattern}'"
+        )
+    for heading, kind in (("PRESET", Preset), ("SWEEP", Sweep)):
+        entries = [entry for entry in shown if isinstance(entry, kind)]
+        if entries:
+            print(f"{heading:<32}WHAT, SOURCE, THE PAPER'S FIGURES")
+        for entry in entries:
+            print("\n".join(_listed(entry)))
+    return 0
+
+
+def _listed(entry: Preset | Sweep) -> list[str]:
+    margin = " " * 32
+    lines = [f"{entry.name:<31} {entry.summary}", margin + entry.source]
+    if isinstance(entry, Sweep):
+        lines.append(f"{margin}members: {', '.join(entry.members)}")
+    numbers = {} if isinstance(entry, Sweep) else entry.expected
+    paper = [f"{_PERPLEXITIES[key]} {value}" for key, value in numbers.items()]
+    if paper or entry.outcome:
+        words = ", ".join(paper)
+        lines.append(f"{margin}paper: {'; '.join(filter(None, (words, entry.outcome)))}")
+    return lines
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    found = find(arguments.name)
+    given = given_options(arguments, CONFIGS[found.experiment])
+    if "data" in given:
+        given["data"] = str(Path(given["data"]).resolve())
+    elif not arguments.resume:
+        raise UserError(f"argument --data: expected {_DATA[found.experiment]}, got none")
+    out = arguments.out or Path("runs") / found.name
+    run = _run_preset if isinstance(found, Preset) else _run_sweep
+    again = f"{command()} experiment run {arguments.name} --resume --out {out}"
+    return run_stoppable(lambda workers: run(found, out, given, arguments.resume, workers), again)
+
+
+def _run_preset(
+    preset: Preset,
+    out: Path,
+    given: Mapping[str, Any],
+    resume: bool,
+    workers: Workers,
+    deadline: float | None = None,
+) -> None:
+    """One run, new or continued, and its figures beside the paper's."""
+    if resume:
+        RunFolder(out).check_resumable()
+        _check_same(preset.name, _stored(out / "config.json").get("preset"), out)
+    trainer = open_run(
+        _TASKS[preset.experiment],
+        lambda: preset.config(given),
+        out,
+        workers,
+        resumed=given if resume else None,
+    )
+    if workers.main:
+        _print_preset(preset, vars(trainer.config))
+    result = trainer.run(deadline)
+    if workers.main:
+        _print_figures(preset, result)
+        print(f"run folder: {out}", flush=True)
+
+
+def _run_sweep(
+    sweep: Sweep, out: Path, given: Mapping[str, Any], resume: bool, workers: Workers
+) -> None:
+    """The members one after another; with `resume`, those that are not finished."""
+    for name in (sweep.field, sweep.series):
+        if name in given:
+            raise UserError(f"argument {flag(name)}: expected none, '{sweep.name}' varies it")
+    options = dict(given)
+    if resume:
+        stored = _stored(out / _SWEEP_FILE)
+        _check_same(sweep.name, stored.get("sweep"), out)
+        options = {**stored["given"], **given}
+    else:
+        RunFolder(out).check_new()
+    for preset in sweep.members.values():  # a mistake must not show when some are trained
+        config = preset.config(stored["given"] if resume else given)
+        resumed_config(config, given)
+    workers.barrier()  # all have seen the folder as it was
+    if workers.main:
+        RunFolder(out).create()
+        content = {"sweep": sweep.name, "given": options}
+        write_text(out / _SWEEP_FILE, json.dumps(content, indent=2) + "\n")
+    deadline = deadline_after(options.get("max_minutes"))
+    for number, (label, preset) in enumerate(sweep.members.items(), start=1):
+        path = out / label
+        begun = RunFolder(path).exists()
+        if workers.main:
+            print(f"\n{sweep.name}, {number} of {len(sweep.members)}: {label}", flush=True)
+        if begun and _finished(path, options):
+            if workers.main:
+                print("finished before", flush=True)
+            continue
+        _run_preset(preset, path, given if begun else options, begun, workers, deadline)
+
+
+def _finished(path: Path, options: Mapping[str, Any]) -> bool:
+    """Whether the run is at its end and the options ask for no more."""
+    lines = RunFolder(path).metrics.read_text().splitlines()
+    config = _stored(RunFolder(path).config)
+    same = all(config.get(name) == value for name, value in options.items() if name not in _HOW)
+    return same and bool(lines) and bool(json.loads(lines[-1]).get("final"))
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of the folder to resume. Raises UserError if there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        value = None
+    except ValueError as error:
+        raise UserError(f"argument --resume: expected JSON in '{path}', got {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"argument --resume: expected {path.name} of an experiment in '{path.parent}', got none"
+        )
+    return value
+
+
+def _check_same(name: str, stored: str | None, out: Path) -> None:
+    if stored != name:
+        held = stored or "no preset, as 'train' leaves it,"
+        raise UserError(f"argument NAME: expected {held} as in '{out}', got {name}")
+
+
+def _print_preset(preset: Preset, config: Mapping[str, Any]) -> None:
+    print(f"preset: {preset.name}: {preset.summary} ({preset.source})")
+    if differences := preset.differences(config):
+        print(f"reduced or changed: {differences_line(differences)}")
+    if preset.note:
+        print(f"note: {preset.note}")
+    print(end="", flush=True)
+
+
+def _print_figures(preset: Preset, result: RunResult) -> None:
+    """The run's last line and what the paper has numbers for, one figure a line."""
+    best = result.history[result.best_epoch - 1]
+    figures = {key: best.get(key) for key in preset.expected} | result.final
+    for key, value in figures.items():
+        if isinstance(value, float):
+            paper = f" (paper {preset.expected[key]})" if key in preset.expected else ""
+            print(f"{_words(key)}: {value:.5g}{paper}")
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    print(write_report(arguments.runs, arguments.out))
+    return 0

@@ -1,0 +1,196 @@
+"""The language model as a task for the Trainer: truncated back-propagation over lanes of text,
+perplexities.
+"""
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .configuration import UserError
+from .distributed import ALONE, Workers
+from .evaluation import (
+    evaluating,
+    mc_evaluate,
+    perplexity,
+    perplexity_of,
+    validation_perplexity,
+)
+from .language_model import (
+    KIND,
+    LanguageModel,
+    LanguageModelConfig,
+    State,
+    detached,
+    map_state,
+    model_content,
+    restore_model,
+)
+from .optimization import decay_parameters, learning_rate, make_optimizer, window_loss
+from .runs import progress_bar
+from .task import Check, Task
+from .text import Corpus, lanes, load_corpus
+
+
+class LanguageModelTask(Task):
+    """A language model and its text. Several processes share the lanes, that is the batch.
+
+    Args:
+        config: model, text and training.
+        corpus: the text that `config` names.
+        workers: the processes that train together.
+        model: None makes a new one.
+
+    Raises:
+        UserError: the device or the engine is not there, the text is too short for one window, or
+            the lanes cannot be shared.
+    """
+
+    kind = KIND
+    config_class = LanguageModelConfig
+    unit = "tokens"
+    metric = "valid_perplexity"
+    tests_best = True
+    axis = "perplexity"
+    curves: ClassVar = {
+        "valid_perplexity": "validation",
+        "train_perplexity": "training, with its dropout",
+    }
+
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        corpus: Corpus,
+        workers: Workers = ALONE,
+        *,
+        model: LanguageModel | None = None,
+    ) -> None:
+        self.config, self.corpus, self.workers = config, corpus, workers
+        workers.check_divides(config.batch_size)
+        device = workers.device(config)
+        self.clip, self.patience = config.clip, config.patience
+        all_lanes = lanes(corpus.train, config.batch_size)
+        self.updates = max(0, all_lanes.shape[0] - 1) // config.seq_len
+        self.items = config.seq_len * config.batch_size
+        if self.updates == 0:
+            raise UserError(
+                f"arguments --batch-size, --seq-len: expected at least {config.batch_size} x "
+                f"({config.seq_len} + 1) training tokens, got {corpus.train.numel()}"
+            )
+        self.lanes = all_lanes[:, workers.share(config.batch_size)].contiguous().to(device)
+        self.model = (model or LanguageModel(len(corpus.vocabulary), config)).to(device)
+        self.carried: State | None = None
+        with evaluating(self.model):
+            self.check_engine(lambda: self.model(self.lanes[:1]))
+
+    @classmethod
+    def load_data(cls, config: LanguageModelConfig) -> Corpus:
+        return load_corpus(config.data, config.min_count)
+
+    @classmethod
+    def restore(
+        cls,
+        content: dict[str, Any],
+        config: LanguageModelConfig,
+        corpus: Corpus,
+        workers: Workers = ALONE,
+    ) -> "LanguageModelTask":
+        """The task with the model of a checkpoint, under `config`. Raises CheckpointError."""
+        model, _, _ = restore_model({**content, "config": asdict(config)})
+        return cls(config, corpus, workers, model=model)
+
+    def describe(self) -> str:
+        return f"{self.corpus.describe()}\nmodel: {self.describe_model()}"
+
+    def describe_model(self) -> str:
+        """One line on model, dropout and machine."""
+        config = self.config
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        shared = f" in each of {self.workers.size} processes" if self.workers.size > 1 else ""
+        return (
+            f"{config.layers} x {config.hidden} {config.cell}, {size:,} parameters, "
+            f"{config.describe_dropout()}, {self.updates} updates an epoch on {self.device}{shared}"
+        )
+
+    def fingerprint(self) -> int:
+        return self.corpus.fingerprint()
+
+    def content(self) -> dict[str, Any]:
+        return model_content(self.model, self.corpus.vocabulary, self.config)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model, self.config)
+
+    def learning_rate(self, epoch: int) -> float:
+        return learning_rate(self.config, epoch)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.carried = None
+
+    def loss(self, model: nn.Module, update: int) -> Tensor:
+        start, stop = update * self.config.seq_len, (update + 1) * self.config.seq_len
+        logits, state = model(self.lanes[start:stop], self.carried)
+        self.carried = detached(state) if self.config.state == "carry" else None
+        return window_loss(logits, self.lanes[start + 1 : stop + 1])
+
+    def after_update(self) -> None:
+        if self.config.optimizer == "sgd" and self.config.weight_decay:
+            decay_parameters(self.model.parameters(), self.config.weight_decay)
+
+    def state(self) -> dict[str, Any]:
+        return {"carried": _on_device(self.carried, "cpu")}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.carried = _on_device(state["carried"], self.device)
+
+    def training_record(self, loss: float) -> dict[str, float]:
+        nats = loss / self.config.seq_len
+        return {"train_loss": nats, "train_perplexity": perplexity_of(nats)}
+
+    def evaluate(self, check: Check) -> dict[str, float]:
+        config = self.config
+        corrected, authors = validation_perplexity(
+            self.model,
+            self.corpus.valid,
+            batch_size=config.batch_size,
+            seq_len=config.seq_len,
+            state=config.state,
+            on_steps=lambda _: check(),
+        )
+        return {"valid_perplexity": corrected, "valid_perplexity_authors": authors}
+
+    def test(self, check: Check) -> dict[str, Any]:
+        config, tokens = self.config, self.corpus.test
+        samples = config.mc_samples if config.samples_masks() else 0
+        total = (1 + samples) * (tokens.numel() - 1)
+        with progress_bar("test", total=total, unit=self.unit) as bar:
+
+            def on_steps(steps: int) -> None:
+                bar.update(steps)
+                check()
+
+            settings = {"seq_len": config.seq_len, "state": config.state, "on_steps": on_steps}
+            figures = {
+                "test_perplexity": perplexity(self.model, tokens, **settings),
+                "test_perplexity_mc": None,
+                "mc_samples": samples,
+            }
+            if samples:
+                sampled = mc_evaluate(
+                    self.model,
+                    tokens,
+                    samples=samples,
+                    seed=config.seed,
+                    masks_per=config.mc_masks,
+                    embedding_dropout=config.mc_embedding_dropout,
+                    **settings,
+                )
+                figures["test_perplexity_mc"], *uncertainty = sampled
+                names = ("entropy", "mutual_information", "standard_deviation")
+                figures |= {f"mean_{n}": x for n, x in zip(names, uncertainty, strict=True)}
+        return figures
+
+
+def _on_device(state: State | None, device: torch.device | str) -> State | None:
+    return None if state is None else map_state(lambda part: part.to(device), state)

@@ -1,0 +1,159 @@
+"""Run folders as the report reads them: configuration, records, and how they differ from the
+paper's preset.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .configuration import UserError
+from .preset_types import CONFIGS, Preset, differences_line
+from .presets import find
+from .runs import RunFolder
+
+# Key that decides which epoch is best; None: the last epoch counts.
+BEST_KEY = {"language_model": "valid_perplexity", "sentiment": None}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, finished or not.
+
+    Args:
+        name: folder, relative to the one that was searched.
+        config: content of config.json.
+        history: records of the epochs.
+        final: the last line of metrics.jsonl if the run is finished.
+        preset: that it was made from.
+    """
+
+    name: str
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    final: dict[str, Any] | None
+    preset: Preset | None
+
+    @property
+    def experiment(self) -> str:
+        """ "language_model" or "sentiment"."""
+        return self.config["experiment"]
+
+    def best(self) -> dict[str, Any]:
+        """The record of the epoch whose figures count; empty before the first."""
+        if not self.history:
+            return {}
+        key = BEST_KEY[self.experiment]
+        if key is None:
+            return self.history[-1]
+        return min(self.history, key=lambda record: record.get(key, float("inf")))
+
+    def figure(self, key: str) -> Any:
+        """The figure of that name: of the finished run, else of the epoch that counts, or None."""
+        if self.final is not None and key in self.final:
+            return self.final[key]
+        return self.best().get(key)
+
+    def status(self) -> str:
+        """What a reader must know before comparing: unfinished, reduced; empty if nothing."""
+        words = []
+        if self.final is None:
+            words.append(f"unfinished: {len(self.history)} of {self.config['epochs']} epochs")
+        if self.preset is None:
+            words.append("no preset")
+        elif differences := self.preset.differences(self.config):
+            words.append(f"reduced or changed: {differences_line(differences)}")
+        return "; ".join(words)
+
+    def as_paper(self) -> bool:
+        """Whether it is the paper's experiment from beginning to end."""
+        return not self.status()
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in and below `folders`, by name.
+
+    Raises:
+        UserError: no such folder, no run in it, or a run that cannot be read.
+    """
+    runs: dict[Path, Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"argument RUNS: expected a folder with runs, got '{folder}'")
+        found = [path.parent for path in sorted(folder.rglob(RunFolder(folder).config.name))]
+        found = [path for path in found if RunFolder(path).metrics.is_file()]
+        if not found:
+            raise UserError(
+                f"argument RUNS: expected a run with config.json and metrics.jsonl in '{folder}', "
+                "got none"
+            )
+        for path in found:
+            within = path.relative_to(folder)
+            # One folder's name says nothing, several tell their runs apart.
+            bare = len(folders) == 1 and path != folder
+            name = within if bare else folder.resolve().name / within
+            runs.setdefault(path.resolve(), _read_run(path, name.as_posix()))
+    return list(runs.values())
+
+
+def _read_run(path: Path, name: str) -> Run:
+    folder = RunFolder(path)
+    (config,) = _objects(folder.config, [folder.config.read_text(errors="replace")])
+    experiment = config.get("experiment")
+    if experiment not in CONFIGS:
+        raise UserError(
+            f"argument RUNS: expected an experiment, {' or '.join(CONFIGS)}, in '{folder.config}', "
+            f"got {experiment!r}"
+        )
+    if not isinstance(config.get("epochs"), int):
+        raise UserError(
+            f"argument RUNS: expected the number of epochs in '{folder.config}', got "
+            f"{config.get('epochs')!r}"
+        )
+    lines = folder.metrics.read_text(errors="replace").splitlines()
+    records = _objects(folder.metrics, lines)
+    history = [record for record in records if not record.get("final")]
+    for number, record in enumerate(history, start=1):
+        if record.get("epoch") != number:
+            raise UserError(
+                f"argument RUNS: expected the record of epoch {number} in line {number} of "
+                f"'{folder.metrics}', got that of {record.get('epoch')!r}"
+            )
+        for key, value in record.items():
+            if value is not None and not isinstance(value, int | float):
+                raise UserError(
+                    f"argument RUNS: expected a number for {key} in line {number} of "
+                    f"'{folder.metrics}', got {value!r}"
+                )
+    final = next((record for record in records if record.get("final")), None)
+    return Run(name, config, history, final, _preset(config))
+
+
+def _objects(path: Path, texts: Iterable[str]) -> list[dict[str, Any]]:
+    """The JSON object of each of the texts. Raises UserError, naming the line, if one is not."""
+    values = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"argument RUNS: expected JSON in '{path}', got {error.msg} in line "
+                f"{number + error.lineno - 1}"
+            ) from error
+        if not isinstance(value, dict):
+            raise UserError(
+                f"argument RUNS: expected a JSON object in '{path}', got another value in line "
+                f"{number}"
+            )
+        values.append(value)
+    return values
+
+
+def _preset(config: dict[str, Any]) -> Preset | None:
+    """The preset named in the configuration, if this version knows it."""
+    try:
+        found = find(str(config.get("preset")))
+    except UserError:
+        return None
+    return found if isinstance(found, Preset) else None

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1, training diverged; 2, a mistake of the user; 3, stopped by
-        --max-minutes, to be continued with --resume; 128 + signal, likewise.
+        --max-minutes, to be continued with --resume; 128 + signal, likewise; 141, nobody reads
+        the output any more.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -58,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(parsed, "run"):
             parser.print_help()
             return 0
-        return parsed.run(parsed)
+        status = parsed.run(parsed)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `bayesrnn experiment list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (UserError, OSError) as error:
         _print_error(str(error))
         return USER_ERROR

@@ -60,6 +60,12 @@ def test_without_a_verb_prints_help(capsys):
     assert all(verb in out for verb in ("train", "sample", "plan", "info"))
 
 
+def test_output_that_nobody_reads():
+    command = f"'{sys.executable}' -m bayesrnn_cuda experiment list | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("PRESET") and done.stderr == ""
+
+
 @pytest.mark.parametrize("verb", ["train", "sample", "plan", "info"])
 def test_help_of_every_verb(capsys, verb):
     with pytest.raises(SystemExit) as stop:

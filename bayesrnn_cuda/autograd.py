@@ -1,11 +1,49 @@
-"""Makes torch.ops.bayesrnn differentiable: backward is an op too, fed with what forward saved."""
+"""Makes torch.ops.bayesrnn differentiable: backward is an op too, fed with what forward saved.
+
+Plain autograd and torch.compile take what torch.library.register_autograd makes of that. torch.func
+(grad, vjp, jacrev) refuses it and takes an autograd.Function with the same two functions inside.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 
-from . import ops  # noqa: F401  (registers the ops)
+from . import (
+    ops,  # noqa: F401  (registers the ops)
+    vmap,
+)
 
 _OPS = torch.ops.bayesrnn
+
+
+def call(name: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """torch.ops.bayesrnn.<name>, within torch.func.grad and its like too."""
+    if in_forward_mode():
+        raise RuntimeError(
+            "bayesrnn: the fused engines have no forward-mode derivative; use engine='reference'"
+        )
+    if in_func_grad():
+        return _FUNCTIONS[name].apply(*arguments)
+    return getattr(_OPS, name)(*arguments)
+
+
+def in_forward_mode() -> bool:
+    """Whether torch.func.jvp, jacfwd or torch.autograd.forward_ad may follow a tangent."""
+    return forward_ad._current_level >= 0
+
+
+def in_func_grad() -> bool:
+    """Whether torch.func.grad, vjp or jacrev is active. Never in torch.compile: it gets an
+    autograd.Function within torch.func wrong, and refuses the op there."""
+    if not torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() == TransformType.Grad for level in levels)
 
 
 def _setup(ctx, inputs, output, *, states: int, outputs: int) -> None:
@@ -31,8 +69,8 @@ def _setup_lstm(ctx, inputs, output) -> None:
 
 def _backward_lstm(ctx, dy, dh_n, dc_n, _gates, _cells):
     scale_x, scale_h, reverse, _, allow_tf32, engine = ctx.options
-    dx, dh0, dc0, *weights = _OPS.lstm_backward(
-        dy, dh_n, dc_n, *ctx.saved_tensors, scale_x, scale_h, reverse, ctx.bias,
+    dx, dh0, dc0, *weights = call(
+        "lstm_backward", dy, dh_n, dc_n, *ctx.saved_tensors, scale_x, scale_h, reverse, ctx.bias,
         ctx.needs_input_grad[0], allow_tf32, engine,
     )  # fmt: skip
     return _gradients(ctx, dx, (dh0, dc0), weights)
@@ -44,9 +82,9 @@ def _setup_gru(ctx, inputs, output) -> None:
 
 def _backward_gru(ctx, dy, dh_n, _gates, _hidden_n):
     scale_x, scale_h, reverse, reset_after, _, allow_tf32, engine = ctx.options
-    dx, dh0, *weights = _OPS.gru_backward(
-        dy, dh_n, *ctx.saved_tensors, scale_x, scale_h, reverse, reset_after, ctx.bias,
-        ctx.needs_input_grad[0], allow_tf32, engine,
+    dx, dh0, *weights = call(
+        "gru_backward", dy, dh_n, *ctx.saved_tensors, scale_x, scale_h, reverse, reset_after,
+        ctx.bias, ctx.needs_input_grad[0], allow_tf32, engine,
     )  # fmt: skip
     return _gradients(ctx, dx, (dh0,), weights)
 
@@ -56,8 +94,8 @@ def _gradients(ctx, dx: Tensor, states: tuple, weights: list) -> tuple:
     d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh = weights
     biases = (d_bias_ih, d_bias_hh) if ctx.bias else (None, None)
     masks_and_options = (None,) * (3 + len(ctx.options))
-    dx = dx if ctx.needs_input_grad[0] else None
-    return (dx, *states, d_weight_ih, d_weight_hh, *biases, *masks_and_options)
+    first = dx if ctx.needs_input_grad[0] else None
+    return (first, *states, d_weight_ih, d_weight_hh, *biases, *masks_and_options)
 
 
 def _refuse(ctx, *grads):
@@ -71,3 +109,48 @@ torch.library.register_autograd("bayesrnn::lstm", _backward_lstm, setup_context=
 torch.library.register_autograd("bayesrnn::gru", _backward_gru, setup_context=_setup_gru)
 torch.library.register_autograd("bayesrnn::lstm_backward", _refuse)
 torch.library.register_autograd("bayesrnn::gru_backward", _refuse)
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "lstm": partial(vmap.forward, states=2),
+    "gru": partial(vmap.forward, states=1),
+    "lstm_backward": vmap.loop,
+    "gru_backward": vmap.loop,
+    "check_layer": vmap.first,
+}
+for _name, _rule in _RULES.items():
+    torch.library.register_vmap(f"bayesrnn::{_name}", partial(_rule, getattr(_OPS, _name)))
+
+
+def _function(op, setup, gradients, rule) -> type[torch.autograd.Function]:
+    """The op as an autograd.Function that torch.func takes."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments):
+            return op(*arguments)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            setup(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return gradients(ctx, *grads)
+
+        @staticmethod
+        def vmap(info, in_dims, *arguments):
+            return rule(Function.apply, info, in_dims, *arguments)
+
+    return Function
+
+
+def _setup_nothing(ctx, inputs, output) -> None:
+    pass
+
+
+_FUNCTIONS = {
+    "lstm": _function(_OPS.lstm, _setup_lstm, _backward_lstm, _RULES["lstm"]),
+    "gru": _function(_OPS.gru, _setup_gru, _backward_gru, _RULES["gru"]),
+    "lstm_backward": _function(_OPS.lstm_backward, _setup_nothing, _refuse, vmap.loop),
+    "gru_backward": _function(_OPS.gru_backward, _setup_nothing, _refuse, vmap.loop),
+}

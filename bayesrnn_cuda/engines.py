@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .checks import check_size
 
 ON_CUDA = ("block", "cluster", "grid", "grid_flags", "stepwise")
 ENGINES = ("auto", "cpu", *ON_CUDA, "reference")
@@ -48,7 +49,11 @@ def resolve(engine: str, x: Tensor) -> str:
 
 def allow_tf32(x: Tensor) -> bool:
     """Whether products of float32 may round to TF32: on CUDA, where cuDNN's layers would."""
-    return x.device.type == "cuda" and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    return x.device.type == "cuda" and _cudnn_allows_tf32()
+
+
+def _cudnn_allows_tf32() -> bool:
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def check(cell: str, *tensors: Tensor | None) -> None:
@@ -117,8 +122,7 @@ def plan(
     if cell not in ("lstm", "gru"):
         raise ValueError(f"cell: expected lstm or gru, got {cell!r}")
     for name, size in (("T", T), ("B", B), ("I", I), ("H", H)):
-        if not hasattr(size, "__index__") or size < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {size!r}")
+        check_size(name, size)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype: expected a torch.dtype, got {dtype!r}")
     device = _device(device)
@@ -138,13 +142,13 @@ def plan(
 
 def _plan_cuda(cell, T, B, I, H, dtype, device) -> Plan:  # noqa: E741
     gpu, index = (device, None) if isinstance(device, str) else ("", device.index)
-    details = {"gpu": gpu}
+    details: dict[str, Any] = {"gpu": gpu}
     if not gpu and CUDA_BUILT and torch.cuda.is_available():
         details["gpu"] = torch.cuda.get_device_name(index)
     elif not gpu:
         gpu, details["gpu"] = _ASSUMED_GPU, f"{_ASSUMED_GPU}, assumed: none can be used here"
-    tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
     with contextlib.nullcontext() if gpu else torch.cuda.device(index):
+        tf32 = _cudnn_allows_tf32()
         text = torch.ops.bayesrnn.cuda_plan(cell, T, B, I, H, _name(dtype), gpu, tf32)
     details |= json.loads(text)
     engine, reason = details["forward"].pop("engine"), details["forward"].pop("reason")

@@ -1,15 +1,21 @@
 """Stateless layers: one layer, one direction, all time steps in one call of a fused engine."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import autograd, engines, reference
+from .checks import check_flag, check_number, check_tensor
 from .masks import LayerMasks
 from .reference import LayerWeights
 
 __all__ = ["LayerMasks", "LayerWeights", "gru", "lstm"]
 
-_OPS = autograd._OPS
+# Asked here, because torch.compile of torch 2.10 does not take the question.
+_AUTOCAST_DEVICES = {
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+}
 
 
 def lstm(
@@ -42,19 +48,22 @@ def lstm(
         y [T, B, H], h_n [B, H], c_n [B, H] in the dtype of x.
 
     Raises:
-        ValueError: unknown engine.
+        ValueError: unknown engine, or an argument of another type.
         RuntimeError: wrong rank, size, dtype or device; names argument, expected and actual.
     """
-    keep_x, keep_h, scale_x, scale_h = _check_masks(masks)
-    x, h0, c0, *weights = _autocast(x, h0, c0, *weights)
-    tensors = (x, h0, c0, *weights, keep_x, keep_h, lengths)
-    if engines.resolve(engine, x) == "reference":
+    states = {"x": x, "h0": h0, "c0": c0}
+    keep_x, keep_h, scale_x, scale_h = _check(states, weights, masks, lengths, reverse)
+    x, h0, c0, *parameters = _autocast(x, h0, c0, *weights)
+    tensors = (x, h0, c0, *parameters, keep_x, keep_h, lengths)
+    if _resolve(engine, x) == "reference":
         engines.check("lstm", *tensors)
-        weights = LayerWeights(*weights)
+        weights = LayerWeights(*parameters)
         return reference.lstm(x, h0, c0, weights, masks, lengths=lengths, reverse=reverse)
-    save = _needs_grad(x, h0, c0, *weights)
+    save = _needs_grad(x, h0, c0, *parameters)
     tf32 = engines.allow_tf32(x)
-    y, h_n, c_n, _, _ = _OPS.lstm(*tensors, scale_x, scale_h, reverse, save, tf32, engine)
+    y, h_n, c_n, _, _ = autograd.call(
+        "lstm", *tensors, scale_x, scale_h, reverse, save, tf32, engine
+    )
     return y, h_n, c_n
 
 
@@ -81,44 +90,76 @@ def gru(
     Returns:
         y [T, B, H], h_n [B, H] in the dtype of x.
     """
-    keep_x, keep_h, scale_x, scale_h = _check_masks(masks)
-    x, h0, *weights = _autocast(x, h0, *weights)
-    tensors = (x, h0, *weights, keep_x, keep_h, lengths)
-    if engines.resolve(engine, x) == "reference":
+    check_flag("reset_after", reset_after)
+    states = {"x": x, "h0": h0}
+    keep_x, keep_h, scale_x, scale_h = _check(states, weights, masks, lengths, reverse)
+    x, h0, *parameters = _autocast(x, h0, *weights)
+    tensors = (x, h0, *parameters, keep_x, keep_h, lengths)
+    if _resolve(engine, x) == "reference":
         engines.check("gru", x, h0, None, *tensors[2:])
-        weights = LayerWeights(*weights)
+        weights = LayerWeights(*parameters)
         return reference.gru(
             x, h0, weights, masks, lengths=lengths, reverse=reverse, reset_after=reset_after
         )
-    save = _needs_grad(x, h0, *weights)
+    save = _needs_grad(x, h0, *parameters)
     tf32 = engines.allow_tf32(x)
-    y, h_n, _, _ = _OPS.gru(*tensors, scale_x, scale_h, reverse, reset_after, save, tf32, engine)
+    y, h_n, _, _ = autograd.call(
+        "gru", *tensors, scale_x, scale_h, reverse, reset_after, save, tf32, engine
+    )
     return y, h_n
 
 
-def _check_masks(masks: LayerMasks | None) -> LayerMasks:
+def _check(
+    states: dict[str, Tensor],
+    weights: LayerWeights,
+    masks: LayerMasks | None,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> LayerMasks:
+    """The types of the arguments; csrc/checks.h has the rest. Returns the masks, or none."""
+    for name, state in states.items():
+        check_tensor(name, state)
+    if not isinstance(weights, LayerWeights):
+        raise ValueError(f"weights: expected LayerWeights, got {type(weights).__name__}")
+    for name, weight in zip(LayerWeights._fields, weights, strict=True):
+        check_tensor(name, weight, optional=name.startswith("bias"))
     if masks is not None and not isinstance(masks, LayerMasks):
         raise ValueError(f"masks: expected LayerMasks or None, got {type(masks).__name__}")
-    return masks or LayerMasks()
+    masks = masks or LayerMasks()
+    check_tensor("keep_x", masks.keep_x, optional=True)
+    check_tensor("keep_h", masks.keep_h, optional=True)
+    check_number("scale_x", masks.scale_x)
+    check_number("scale_h", masks.scale_h)
+    check_tensor("lengths", lengths, optional=True)
+    check_flag("reverse", reverse)
+    return masks
+
+
+def _resolve(engine: str, x: Tensor) -> str:
+    """As engines.resolve, but only the reference has forward-mode derivatives."""
+    resolved = engines.resolve(engine, x)
+    return "reference" if engine == "auto" and autograd.in_forward_mode() else resolved
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
+    if torch._C._are_functorch_transforms_active():
+        # a transform hides from the tensors here what requires a gradient further out
+        return torch.is_grad_enabled() or autograd.in_func_grad()
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def autocast_enabled(x: Tensor) -> bool:
     """Whether autocast is on for the device of x."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the dtype of autocast, where that is on, as torch.nn.LSTM has it."""
-    x = tensors[0]
     if not autocast_enabled(x):
-        return tensors
+        return (x, *tensors)
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
+        for t in (x, *tensors)
     )

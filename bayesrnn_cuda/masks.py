@@ -1,6 +1,5 @@
 """Dropout masks: one per sequence, held for all its time steps (paper, section 3)."""
 
-import numbers
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -28,13 +27,6 @@ class LayerMasks(NamedTuple):
         return self._replace(keep_x=pick(self.keep_x), keep_h=pick(self.keep_h))
 
 
-def check_probability(name: str, p: float) -> float:
-    """`p` as a float; ValueError unless it lies in [0, 1]."""
-    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0.0 <= p <= 1.0:
-        raise ValueError(f"{name}: expected a probability of dropping in [0, 1], got {p!r}")
-    return float(p)
-
-
 def dropout_scale(p: float) -> float:
     """1 / (1 - p), and 0 for p = 1, where nothing is kept and the result must be 0, not NaN."""
     return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
@@ -50,16 +42,9 @@ def sample_keep(
     """A mask that is True with probability 1 - p, independently at each place: bool [*shape]."""
     # rand lies in [0, 1): p = 0 keeps everything and p = 1 nothing, exactly.
     # torch.rand with a generator argument, None even, takes no symbolic sizes (torch.compile).
-    options = {} if generator is None else {"generator": generator}
-    return torch.rand(tuple(shape), device=device, **options) >= p
-
-
-def check_keep(keep: Tensor, shape: tuple[int, ...]) -> None:
-    """ValueError unless `keep` is a mask of that shape."""
-    if tuple(keep.shape) != shape:
-        raise ValueError(f"keep: expected shape {list(shape)}, got {list(keep.shape)}")
-    if keep.dtype != torch.bool:
-        raise ValueError(f"keep: expected dtype bool, got {str(keep.dtype).removeprefix('torch.')}")
+    if generator is None:
+        return torch.rand(tuple(shape), device=device) >= p
+    return torch.rand(tuple(shape), device=device, generator=generator) >= p
 
 
 def apply_mask(x: Tensor, keep: Tensor, p: float) -> Tensor:
@@ -98,8 +83,13 @@ def sample_layer_masks(
 class DropoutModule(nn.Module):
     """Base of the modules that draw masks: in training, or in `eval()` under `mc_dropout`."""
 
-    mc = False  # set by mc_dropout for the time of its `with` block
+    def __init__(self) -> None:
+        super().__init__()
+        # Set by mc_dropout for the time of its `with` block. Here, and not on the class, because a
+        # compiled module is compiled again where an attribute appears.
+        self.mc = False
 
     @property
     def draws_masks(self) -> bool:
+        """Whether a call draws masks when it is given none."""
         return self.training or self.mc

@@ -1,280 +1,25 @@
 """Drop-in recurrent layers with variational dropout, and the dropout of words and outputs."""
 
-import math
-import operator
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from . import engines, functional
-from .masks import (
-    DropoutModule,
-    LayerMasks,
-    apply_mask,
+from . import functional
+from .checks import (
+    check_flag,
+    check_integer,
     check_keep,
     check_probability,
-    sample_keep,
-    sample_layer_masks,
+    check_size,
+    check_tensor,
 )
-from .reference import LayerWeights
+from .masks import DropoutModule, LayerMasks, apply_mask, sample_keep
+from .recurrent import RecurrentLayer
 
 
-def _check_size(name: str, value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-    return operator.index(value)
-
-
-def _check_flag(name: str, value: bool) -> bool:
-    # nn.LSTM has `dropout` where this package has `bidirectional`: do not take 0.5 for True.
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
-    return value
-
-
-class _BayesianRNN(DropoutModule):
-    """What BayesianLSTM and BayesianGRU share: parameters, masks, layers, directions, layouts."""
-
-    gates: int  # G
-    states: int  # tensors in hx: 2 for LSTM, 1 for GRU
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        bidirectional: bool = False,
-        *,
-        input_dropout: float | Sequence[float] = 0.0,
-        recurrent_dropout: float = 0.0,
-        tie_gates: bool = False,
-        engine: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.input_size = _check_size("input_size", input_size)
-        self.hidden_size = _check_size("hidden_size", hidden_size)
-        self.num_layers = _check_size("num_layers", num_layers)
-        self.bias = _check_flag("bias", bias)
-        self.batch_first = _check_flag("batch_first", batch_first)
-        self.bidirectional = _check_flag("bidirectional", bidirectional)
-        if isinstance(input_dropout, Sequence) and not isinstance(input_dropout, str):
-            if len(input_dropout) != num_layers:
-                raise ValueError(
-                    f"input_dropout: expected a float or one per layer ({num_layers}), "
-                    f"got {len(input_dropout)} values"
-                )
-        else:
-            input_dropout = [input_dropout] * num_layers
-        self.input_dropout = tuple(check_probability("input_dropout", p) for p in input_dropout)
-        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
-        self.tie_gates = _check_flag("tie_gates", tie_gates)
-        self.engine = engines.check_name(engine)
-
-        rows = self.gates * hidden_size
-        for layer, suffix in self._directions():
-            columns = self._layer_input_size(layer)
-            shapes = {"weight_ih": (rows, columns), "weight_hh": (rows, hidden_size)}
-            if bias:
-                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-            for name, shape in shapes.items():
-                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                self.register_parameter(f"{name}_{suffix}", parameter)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as torch.nn.LSTM."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    @property
-    def num_directions(self) -> int:
-        """D: 2 if bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
-
-    def _directions(self) -> Iterator[tuple[int, str]]:
-        """(layer, suffix of its parameter names), in the order of hx and of the masks."""
-        for layer in range(self.num_layers):
-            yield layer, f"l{layer}"
-            if self.bidirectional:
-                yield layer, f"l{layer}_reverse"
-
-    def _layer_input_size(self, layer: int) -> int:
-        return self.input_size if layer == 0 else self.hidden_size * self.num_directions
-
-    def layer_weights(self, suffix: str) -> LayerWeights:
-        """The parameters of one layer and direction, by their names' suffix ("l0_reverse")."""
-        return LayerWeights(
-            getattr(self, f"weight_ih_{suffix}"),
-            getattr(self, f"weight_hh_{suffix}"),
-            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
-            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
-        )
-
-    def dropout_of_parameters(self) -> Iterator[tuple[nn.Parameter, float]]:
-        """(parameter, probability of dropping what it multiplies): the prior of each weight."""
-        for layer, suffix in self._directions():
-            w = self.layer_weights(suffix)
-            by_input, by_state = self.input_dropout[layer], self.recurrent_dropout
-            dropouts = (by_input, by_state, by_input, by_state)
-            yield from ((v, p) for v, p in zip(w, dropouts, strict=True) if v is not None)
-
-    def sample_masks(
-        self, batch_size: int, *, generator: torch.Generator | None = None
-    ) -> list[LayerMasks]:
-        """New masks for `batch_size` sequences, one LayerMasks per layer and direction.
-
-        Pass them as `masks=` to hold them over several calls (windows of one sequence, say).
-        Drawn on the device of the parameters from torch's generator or from `generator`.
-        """
-        return [
-            sample_layer_masks(
-                self.gates,
-                batch_size,
-                self._layer_input_size(layer),
-                self.hidden_size,
-                input_dropout=self.input_dropout[layer],
-                recurrent_dropout=self.recurrent_dropout,
-                tie_gates=self.tie_gates,
-                device=self.weight_ih_l0.device,
-                generator=generator,
-            )
-            for layer, _ in self._directions()
-        ]
-
-    def _forward(
-        self, input: Tensor | PackedSequence, hx: tuple | None, masks: Sequence[LayerMasks] | None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """`forward` with hx as a tuple of `states` tensors, in and out."""
-        packed = input if isinstance(input, PackedSequence) else None
-        lengths = None
-        if packed is not None:
-            x, lengths = pad_packed_sequence(packed)
-            lengths = lengths.to(x.device)
-        else:
-            x = input
-        dtype = self.weight_ih_l0.dtype
-        if x.dtype != dtype and not functional.autocast_enabled(x):
-            raise ValueError(f"input: expected {dtype}, the dtype of the parameters, got {x.dtype}")
-        unbatched = x.dim() == 2
-        if x.dim() not in (2, 3):
-            raise ValueError(f"input: expected 2 (unbatched) or 3 dimensions, got {x.dim()}")
-        if x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input: expected last dimension {self.input_size} (input_size), got {x.shape[-1]}"
-            )
-        if unbatched:
-            x = x.unsqueeze(1)
-        elif self.batch_first and packed is None:
-            x = x.transpose(0, 1)
-        if x.shape[0] == 0:
-            raise ValueError("input: expected a sequence of at least 1 step, got 0")
-        hx = self._initial_state(x, hx, unbatched)
-        masks = self._masks_for(x.shape[1], masks)
-
-        y, finals = self._run(x, hx, masks, lengths)
-
-        if packed is not None:
-            return _pack(y, lengths, packed), finals
-        if unbatched:
-            return y.squeeze(1), tuple(state.squeeze(1) for state in finals)
-        return (y.transpose(0, 1) if self.batch_first else y), finals
-
-    def _initial_state(self, x: Tensor, hx: tuple | None, unbatched: bool) -> tuple[Tensor, ...]:
-        """hx as a tuple of [layers*D, B, H]; zeros if None."""
-        shape = (self.num_layers * self.num_directions, x.shape[1], self.hidden_size)
-        if hx is None:
-            return (x.new_zeros(shape),) * self.states
-        if not isinstance(hx, tuple | list) or len(hx) != self.states:
-            got = f"{len(hx)} values" if isinstance(hx, tuple | list) else type(hx).__name__
-            raise ValueError(f"hx: expected a tuple (h_0, c_0), got {got}")
-        expected = (shape[0], shape[2]) if unbatched else shape
-        for name, state in zip(("h_0", "c_0"), hx, strict=False):
-            if not isinstance(state, Tensor):
-                raise ValueError(f"hx: expected a tensor {name}, got {type(state).__name__}")
-            if tuple(state.shape) != expected:
-                raise ValueError(
-                    f"hx: expected {name} of shape {list(expected)}, got {list(state.shape)}"
-                )
-        return tuple(state.unsqueeze(1) for state in hx) if unbatched else tuple(hx)
-
-    def _masks_for(
-        self, batch_size: int, masks: Sequence[LayerMasks] | None
-    ) -> Sequence[LayerMasks]:
-        """The masks given, else new ones while dropout is on, else none."""
-        count = self.num_layers * self.num_directions
-        if masks is not None:
-            expected = f"masks: expected {count} LayerMasks, one per layer and direction"
-            # a LayerMasks is itself a tuple, of four
-            if isinstance(masks, LayerMasks) or not isinstance(masks, list | tuple):
-                raise ValueError(f"{expected}, got {type(masks).__name__}")
-            if len(masks) != count:
-                raise ValueError(f"{expected}, got {len(masks)}")
-            for entry in masks:
-                if not isinstance(entry, LayerMasks):
-                    raise ValueError(f"{expected}, got {type(entry).__name__} among them")
-            return masks
-        return self.sample_masks(batch_size) if self.draws_masks else [LayerMasks()] * count
-
-    def _run(
-        self,
-        x: Tensor,
-        hx: tuple[Tensor, ...],
-        masks: Sequence[LayerMasks],
-        lengths: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers and directions over x [T, B, I]."""
-        finals, outputs = [], []
-        for index, (_, suffix) in enumerate(self._directions()):
-            reverse = suffix.endswith("_reverse")
-            initial = tuple(state[index] for state in hx)
-            y, *final = self._run_layer(
-                x, initial, self.layer_weights(suffix), masks[index], lengths, reverse
-            )
-            finals.append(final)
-            outputs.append(y)
-            if len(outputs) == self.num_directions:
-                x = torch.cat(outputs, dim=-1) if self.bidirectional else y
-                outputs = []
-        return x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
-
-    def _run_layer(self, x, initial, weights, masks, lengths, reverse) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: the weights need no common buffer. Here so that nn.LSTM's users find it."""
-
-    def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {
-            "num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False,
-            "input_dropout": (0.0,) * self.num_layers, "recurrent_dropout": 0.0,
-            "tie_gates": False, "engine": "auto",
-        }  # fmt: skip
-        parts += [
-            f"{name}={getattr(self, name)!r}"
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
-        return ", ".join(parts)
-
-
-def _pack(y: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
-    """y [T, B, F] in the layout of `like`, which holds the same sequences."""
-    if like.sorted_indices is not None:
-        y = y.index_select(1, like.sorted_indices)
-        lengths = lengths.index_select(0, like.sorted_indices)
-    data = pack_padded_sequence(y, lengths.cpu()).data
-    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
-
-
-class BayesianLSTM(_BayesianRNN):
+class BayesianLSTM(RecurrentLayer):
     """torch.nn.LSTM with variational dropout on inputs and recurrent connections.
 
     One mask per sequence, gate and layer is held for all time steps (Gal and Ghahramani, 2016,
@@ -288,6 +33,8 @@ class BayesianLSTM(_BayesianRNN):
         recurrent_dropout: probability of dropping a feature of h_{t-1}.
         tie_gates: one mask for all gates instead of one per gate.
         engine: "auto", or a name from `bayesrnn_cuda.info()`.
+        dropout, proj_size: only 0, for code that names them: `input_dropout` takes the place of
+            dropout between layers, and there are no projections.
 
     Raises:
         ValueError: a size below 1, a probability outside [0, 1], an unknown engine.
@@ -295,6 +42,7 @@ class BayesianLSTM(_BayesianRNN):
 
     gates = 4
     states = 2
+    _torch = nn.LSTM
 
     def forward(
         self,
@@ -313,7 +61,8 @@ class BayesianLSTM(_BayesianRNN):
         Raises:
             ValueError, RuntimeError: wrong rank, size, dtype or device of an argument, by name.
         """
-        return self._forward(input, hx, masks)
+        output, (h_n, c_n) = self._forward(input, hx, masks)
+        return output, (h_n, c_n)
 
     def _run_layer(self, x, initial, weights, masks, lengths, reverse):
         return functional.lstm(
@@ -321,7 +70,7 @@ class BayesianLSTM(_BayesianRNN):
         )
 
 
-class BayesianGRU(_BayesianRNN):
+class BayesianGRU(RecurrentLayer):
     """torch.nn.GRU with variational dropout on inputs and recurrent connections.
 
     Arguments as `BayesianLSTM`, and `reset_after`: where the reset gate acts. True is
@@ -330,6 +79,7 @@ class BayesianGRU(_BayesianRNN):
 
     gates = 3
     states = 1
+    _torch = nn.GRU
 
     def __init__(
         self,
@@ -340,13 +90,28 @@ class BayesianGRU(_BayesianRNN):
         batch_first: bool = False,
         bidirectional: bool = False,
         *,
+        input_dropout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        tie_gates: bool = False,
         reset_after: bool = True,
-        **options,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
+        proj_size: int = 0,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, **options
-        )
-        self.reset_after = _check_flag("reset_after", reset_after)
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, tie_gates=tie_gates,
+            engine=engine, device=device, dtype=dtype, dropout=dropout, proj_size=proj_size,
+        )  # fmt: skip
+        self.reset_after = check_flag("reset_after", reset_after)
+
+    def to_torch(self) -> nn.RNNBase:
+        """As `BayesianLSTM.to_torch`: the torch.nn.GRU that computes what this does in `eval()`."""
+        if not self.reset_after:
+            raise ValueError("reset_after: expected True, which is torch.nn.GRU's, got False")
+        return super().to_torch()
 
     def forward(
         self,
@@ -395,8 +160,10 @@ class BayesianEmbedding(DropoutModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_embeddings = _check_size("num_embeddings", num_embeddings)
-        self.embedding_dim = _check_size("embedding_dim", embedding_dim)
+        self.num_embeddings = check_size("num_embeddings", num_embeddings)
+        self.embedding_dim = check_size("embedding_dim", embedding_dim)
+        if padding_idx is not None:
+            padding_idx = check_integer("padding_idx", padding_idx)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(
                 f"padding_idx: expected a value within num_embeddings ({num_embeddings}), "
@@ -406,7 +173,7 @@ class BayesianEmbedding(DropoutModule):
             padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + num_embeddings
         )
         self.dropout = check_probability("dropout", dropout)
-        self.batch_first = _check_flag("batch_first", batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
         self.weight = nn.Parameter(
             torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype)
         )
@@ -436,8 +203,13 @@ class BayesianEmbedding(DropoutModule):
             keep: bool [B, num_embeddings] from `sample_mask`, used in every mode.
 
         Raises:
-            ValueError: tokens of another rank, or a mask of another shape.
+            ValueError: tokens of another rank or dtype, or a mask of another shape.
+            IndexError: a token that is not in the vocabulary.
         """
+        check_tensor("tokens", tokens)
+        if tokens.dtype not in (torch.int64, torch.int32):
+            dtype = str(tokens.dtype).removeprefix("torch.")
+            raise ValueError(f"tokens: expected dtype int64 or int32, got {dtype}")
         if tokens.dim() not in (1, 2):
             raise ValueError(f"tokens: expected 1 or 2 dimensions, got {tokens.dim()}")
         vectors = nn.functional.embedding(tokens, self.weight, self.padding_idx)
@@ -449,7 +221,7 @@ class BayesianEmbedding(DropoutModule):
         if keep is None:
             kept = _keep_word_types(columns, self.dropout)
         else:
-            check_keep(keep, (columns.shape[1], self.num_embeddings))
+            check_keep(keep, (columns.shape[1], self.num_embeddings), tokens.device)
             kept = keep.gather(1, columns.transpose(0, 1).long()).transpose(0, 1)
         kept = kept.transpose(0, 1) if self.batch_first else kept
         return apply_mask(vectors, kept.reshape(tokens.shape).unsqueeze(-1), self.dropout)
@@ -486,7 +258,7 @@ class LockedDropout(DropoutModule):
     def __init__(self, p: float = 0.5, *, batch_first: bool = False) -> None:
         super().__init__()
         self.p = check_probability("p", p)
-        self.batch_first = _check_flag("batch_first", batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
 
     def sample_mask(
         self,
@@ -509,6 +281,7 @@ class LockedDropout(DropoutModule):
         Raises:
             ValueError: x of another rank, or a mask of another shape.
         """
+        check_tensor("x", x)
         if x.dim() != 3:
             # [B, F] and [T, F] look alike; taking one for the other would share a mask silently.
             raise ValueError(
@@ -522,7 +295,7 @@ class LockedDropout(DropoutModule):
                 return x
             keep = sample_keep(shape, self.p, device=x.device)
         else:
-            check_keep(keep, shape)
+            check_keep(keep, shape, x.device)
         return apply_mask(x, keep.unsqueeze(time), self.p)
 
     def extra_repr(self) -> str:

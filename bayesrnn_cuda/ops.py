@@ -22,9 +22,14 @@ torch.ops.load_library(LIBRARY_PATH)
 CUDA_ARCHITECTURES = [a for a in torch.ops.bayesrnn.cuda_architectures().split(";") if a]
 
 
+_OPTIONAL = ("bias_ih", "bias_hh", "keep_x", "keep_h", "lengths", "dy", "dh_n", "dc_n")
+
+
 def _check_devices(x: Tensor, **tensors: Tensor | None) -> None:
     """Meta tensors come here whatever device x has: a real x would get uninitialised results."""
-    for name, t in tensors.items():
+    for name, t in {"x": x, **tensors}.items():
+        if t is None and name not in _OPTIONAL:
+            raise RuntimeError(f"{name}: expected a tensor, got None")
         if t is not None and t.device != x.device:
             raise RuntimeError(f"{name}: expected device {x.device} as x, got {t.device}")
 

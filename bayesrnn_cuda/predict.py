@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checks import check_integer, check_module, check_size
 from .masks import DropoutModule
 
 _TORCH_DROPOUT = (nn.modules.dropout._DropoutNd, nn.RNNBase)
@@ -31,15 +32,15 @@ def mc_dropout(module: nn.Module) -> Iterator[nn.Module]:
     before = [m.mc for m in ours], [m.training for m in torchs]
     for m in ours:
         m.mc = True
-    for m in torchs:
-        m.training = True
+    for layer in torchs:
+        layer.training = True
     try:
         yield module
     finally:
         for m, mc in zip(ours, before[0], strict=True):
             m.mc = mc
-        for m, training in zip(torchs, before[1], strict=True):
-            m.training = training
+        for layer, training in zip(torchs, before[1], strict=True):
+            layer.training = training
 
 
 class MCPrediction(NamedTuple):
@@ -82,17 +83,15 @@ def mc_predict(
             CHUNK_WIDTH elements; never below 1. A wide output may want fewer, a GPU may like more.
 
     Raises:
-        ValueError: not an nn.Module, samples or chunk below 1, unknown likelihood, no input, inputs
-            of different batch sizes, or a batch dimension that cannot be told.
+        ValueError: not an nn.Module, samples or chunk below 1, unknown likelihood, no input, one
+            that is no tensor, different batch sizes, or a batch dimension that cannot be told.
     """
-    if not isinstance(module, nn.Module):
-        raise ValueError(
-            "module: expected an nn.Module, whose dropout can be turned on, "
-            f"got {type(module).__name__}"
-        )
-    for name, value in (("samples", samples), ("chunk", samples if chunk is None else chunk)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_module(module)
+    check_size("samples", samples)
+    if chunk is not None:
+        check_size("chunk", chunk)
+    if output_batch_dim is not None:
+        check_integer("output_batch_dim", output_batch_dim)
     if likelihood not in _LIKELIHOODS:
         raise ValueError(
             f"likelihood: expected one of {', '.join(_LIKELIHOODS)}, got {likelihood!r}"
@@ -181,9 +180,12 @@ def _batch_dim(module: nn.Module) -> int:
 
 
 def _batch_size(inputs: Sequence[Tensor], batch_dim: int) -> int:
+    check_integer("batch_dim", batch_dim)
     if not inputs:
         raise ValueError("inputs: expected at least 1 tensor, got 0")
     for x in inputs:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"inputs: expected tensors, got {type(x).__name__}")
         if not -x.dim() <= batch_dim < x.dim():
             raise ValueError(f"batch_dim: expected a dimension of {list(x.shape)}, got {batch_dim}")
     sizes = [x.shape[batch_dim] for x in inputs]

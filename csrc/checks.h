@@ -63,6 +63,16 @@ inline std::string device_name(const Tensor& t) {
   return "device type " + std::to_string(static_cast<int>(t.device().type()));
 }
 
+// What a kernel would read through a null pointer: no tensor, or one whose memory was given back
+// (sharding resizes a storage to nothing between two uses).
+inline void check_defined(const char* argument, const Tensor& t) {
+  if (!t.defined()) fail(argument, "a tensor", "None");
+}
+inline void check_memory(const char* argument, const Tensor& t) {
+  if ((t.is_cpu() || t.is_cuda()) && t.numel() > 0 && t.const_data_ptr() == nullptr)
+    fail(argument, "a tensor with memory", "one whose memory was freed");
+}
+
 inline void check_shape(const char* argument, const Tensor& t, const Shape& expected,
                         const char* letters) {
   if (shape_of(t) != expected)
@@ -83,9 +93,11 @@ inline void check_device(const char* argument, const Tensor& t, const Tensor& x)
 // A floating-point tensor of a layer: device, dtype and shape.
 inline void check_tensor(const char* argument, const Tensor& t, const Tensor& x,
                          const Shape& expected, const char* letters) {
+  check_defined(argument, t);
   check_device(argument, t, x);
   check_dtype(argument, t, x.scalar_type(), " as x");
   check_shape(argument, t, expected, letters);
+  check_memory(argument, t);
 }
 
 inline void check_tensor(const char* argument, const OptionalTensor& t, const Tensor& x,
@@ -102,6 +114,7 @@ inline void check_keep(const char* argument, const OptionalTensor& keep, const T
   if (shape_of(*keep) != untied && shape_of(*keep) != tied)
     fail(argument, "shape " + text(untied) + " or " + text(tied) + " (" + letters + ")",
          text(shape_of(*keep)));
+  check_memory(argument, *keep);
 }
 
 inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
@@ -109,6 +122,7 @@ inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
   check_device("lengths", *lengths, x);
   check_dtype("lengths", *lengths, ScalarType::Long, "");
   check_shape("lengths", *lengths, {x.size(1)}, "B");
+  check_memory("lengths", *lengths);
   if (!lengths->is_cpu()) return;  // reading them elsewhere would wait for the device
   const auto* data = static_cast<const int64_t*>(lengths->const_data_ptr());
   for (int64_t b = 0; b < x.size(1); ++b) {
@@ -139,10 +153,13 @@ inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const Opti
                         const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                         const OptionalTensor& keep_x, const OptionalTensor& keep_h,
                         const OptionalTensor& lengths) {
+  check_defined("x", x);
+  check_defined("h0", h0);
   if (x.dim() != 3) fail("x", "3 dimensions (T, B, I)", text(shape_of(x)));
   if (x.size(0) < 1) fail("x", "a sequence of at least 1 step (T, B, I)", text(shape_of(x)));
   if (x.size(2) < 1) fail("x", "an input size of at least 1 (T, B, I)", text(shape_of(x)));
   if (h0.dim() != 2) fail("h0", "2 dimensions (B, H)", text(shape_of(h0)));
+  check_memory("x", x);
   const int64_t B = x.size(1), I = x.size(2), H = h0.size(1);
   if (H < 1) fail("h0", "a hidden size of at least 1 (B, H)", text(shape_of(h0)));
   check_tensor("h0", h0, x, {B, H}, "B, H");

@@ -62,12 +62,26 @@ struct BackwardResults {
 
 inline int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
 
+// make(), which allocates a tensor of that shape: the stable ABI loses its message.
+template <class Make>
+Tensor allocated(const checks::Shape& shape, const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception& error) {
+    checks::fail("memory", "room for a tensor of shape " + checks::text(shape), error.what());
+  }
+}
+
 // t itself, or a copy where it is strided or begins off the backend's alignment, as a slice may.
 template <class Backend>
 Tensor dense(const Tensor& t) {
-  if (!t.is_contiguous()) return torch::stable::contiguous(t);
+  const auto copy = [&](const auto& make) {
+    return allocated(checks::shape_of(t), [&] { return make(t); });
+  };
+  if (!t.is_contiguous()) return copy([](const Tensor& t) { return torch::stable::contiguous(t); });
   const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-  return address % Backend::alignment ? torch::stable::clone(t) : t;
+  const bool aligned = address % Backend::alignment == 0;
+  return aligned ? t : copy([](const Tensor& t) { return torch::stable::clone(t); });
 }
 template <class Backend>
 OptionalTensor dense(const OptionalTensor& t) {
@@ -104,10 +118,10 @@ S* write(const OptionalTensor& t) {
 }
 
 inline Tensor result(const Tensor& like, std::vector<int64_t> shape) {
-  return torch::stable::new_empty(like, shape);
+  return allocated(shape, [&] { return torch::stable::new_empty(like, shape); });
 }
 inline Tensor zeros(const Tensor& like, std::vector<int64_t> shape) {
-  return torch::stable::new_zeros(like, shape);
+  return allocated(shape, [&] { return torch::stable::new_zeros(like, shape); });
 }
 
 inline Mask mask_of(const OptionalTensor& keep, double scale) {

@@ -3,6 +3,9 @@
 import pytest
 import torch
 from cases import CELLS, Case, leaves, outputs, sample
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 import bayesrnn_cuda as brnn
 
@@ -58,8 +61,11 @@ def layer(kind, *, train: bool, layers: int = 2, bidirectional: bool = True):
     return f, (x, *module.parameters())
 
 
+every_kind = pytest.mark.parametrize("kind", [brnn.BayesianLSTM, brnn.BayesianGRU])
+
+
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("kind", [brnn.BayesianLSTM, brnn.BayesianGRU])
+@every_kind
 def test_compile_module(kind, train):
     """Masks are drawn inside the compiled module, from torch's generator as in eager."""
     f, arguments = layer(kind, train=train)
@@ -71,3 +77,149 @@ def test_compile_module_with_inductor():
     # eager's random numbers; no trial builds to find the instruction set, which take 20 seconds
     with torch._inductor.config.patch({"fallback_random": True, "cpp.vec_isa_ok": False}):
         assert_same(*eager_and_compiled(f, "inductor", *arguments, seed=5))
+
+
+# ---- What is compiled again, and what is not
+
+
+class Model(torch.nn.Module):
+    """Everything that draws masks."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.words = brnn.BayesianEmbedding(9, 3, dropout=0.25)
+        self.layers = kind(3, 4, 2, input_dropout=0.25, recurrent_dropout=0.25)
+        self.out = brnn.LockedDropout(0.25)
+
+    def forward(self, tokens):
+        return self.out(self.layers(self.words(tokens))[0])
+
+
+def tokens(steps: int, batch: int) -> torch.Tensor:
+    return torch.randint(9, (steps, batch))
+
+
+def counted(module):
+    """(compiled as one graph without breaks, its counter of compilations)."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    return torch.compile(module, backend=counter, fullgraph=True), counter
+
+
+@every_kind
+def test_lengths_and_batches_do_not_compile_again(kind):
+    """Once for the first sizes, once with the sizes open."""
+    compiled, counter = counted(Model(kind))
+    for steps, batch in ((5, 3), (6, 4), (7, 5), (3, 6), (40, 2), (9, 9)):
+        output = compiled(tokens(steps, batch))
+        assert output.shape == (steps, batch, 4)
+        output.sum().backward()
+    assert counter.frame_count == 2
+
+
+@every_kind
+def test_each_mode_is_compiled_once(kind):
+    torch.manual_seed(0)
+    model = Model(kind).eval()
+    compiled, counter = counted(model)
+    x = tokens(5, 3)
+    for _ in range(3):
+        assert torch.equal(compiled(x), compiled(x))
+        assert counter.frame_count <= 2
+        with brnn.mc_dropout(model):
+            assert not torch.equal(compiled(x), compiled(x))
+    assert counter.frame_count == 2
+
+
+@every_kind
+def test_mc_predict_of_a_compiled_module(kind):
+    torch.manual_seed(0)
+    model = Model(kind)
+    x = tokens(5, 3)
+    compiled, _ = counted(model)
+    both = []
+    for module in (model, compiled):
+        torch.manual_seed(1)
+        both.append(brnn.mc_predict(module, x, samples=6))
+    assert both[0].std.abs().max() > 0
+    torch.testing.assert_close(both[1][:2], both[0][:2])
+    assert model.training
+
+
+def test_mc_dropout_within_a_compiled_function():
+    model = Model(brnn.BayesianLSTM).eval()
+
+    def f(x):
+        with brnn.mc_dropout(model):
+            return model(x)
+
+    x = tokens(5, 3)
+    compiled, _ = counted(f)
+    assert not torch.equal(compiled(x), compiled(x))
+    assert torch.equal(model(x), model(x))
+
+
+# ---- Together with autocast, checkpoints, packed sequences and torch.func
+
+
+@every_kind
+def test_compile_under_autocast(kind):
+    f, arguments = layer(kind, train=True, layers=1)
+
+    def g(*arguments):
+        with torch.autocast("cpu", torch.bfloat16):
+            results = f(*arguments)
+        assert {t.dtype for t in results} == {torch.bfloat16}
+        return tuple(t.float() for t in results)
+
+    eager, compiled = eager_and_compiled(g, "aot_eager", *arguments, seed=5)
+    for a, b in zip(eager, compiled, strict=True):
+        # dtypes are exact; a rounding to bfloat16 may be left out or come in
+        torch.testing.assert_close(b, a, rtol=2**-6, atol=2**-6)
+
+
+def test_compile_with_checkpoints():
+    """The masks are drawn again as they were."""
+    f, arguments = layer(brnn.BayesianLSTM, train=True, layers=1)
+
+    def g(*arguments):
+        return checkpoint(f, *arguments, use_reentrant=False)
+
+    plain, _ = eager_and_compiled(f, "eager", *arguments, seed=5)
+    assert_same(plain, eager_and_compiled(g, "aot_eager", *arguments, seed=5)[1])
+
+
+def test_packed_sequences_break_the_graph_and_run():
+    torch._dynamo.reset()
+    module = brnn.BayesianGRU(3, 4, bidirectional=True)
+    x = pack_sequence([torch.randn(n, 3) for n in (2, 5, 3)], enforce_sorted=False)
+    compiled = torch.compile(module, backend="aot_eager")
+    assert_same([t for t in module(x)[0] if t is not None], compiled(x)[0])
+
+
+def test_compile_vmap():
+    f, arguments = layer(brnn.BayesianLSTM, train=False)
+    x = torch.randn(5, 3, 2, 3, requires_grad=True)
+
+    def g(x, *parameters):
+        return torch.vmap(lambda each: f(each, *parameters))(x)
+
+    assert_same(*eager_and_compiled(g, "aot_eager", x, *arguments[1:]))
+
+
+def test_compile_of_torch_func():
+    """jvp takes the reference, as without compile; grad is refused and not wrong."""
+    module = brnn.BayesianLSTM(3, 4).eval()
+    x = torch.randn(1, 2, 3)
+
+    def tangent(x):
+        return torch.func.jvp(lambda x: module(x)[0], (x,), (x.sin(),))[1]
+
+    def slope(x):
+        return torch.func.grad(lambda x: module(x)[0].sum())(x)
+
+    torch.testing.assert_close(counted(tangent)[0](x), tangent(x))
+    with pytest.raises(RuntimeError, match=r"autograd\.Function with functorch"):
+        counted(slope)[0](x)
+    module.engine = "reference"
+    torch.testing.assert_close(counted(slope)[0](x), slope(x))

@@ -163,38 +163,6 @@ def test_functional_call_replaces_the_weights(cell):
     assert module(x)[0].abs().max() > 0
 
 
-@every_cell
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_compiles_as_one_graph_whatever_the_shapes(cell, dropout):
-    torch.compiler.reset()
-    torch.manual_seed(0)
-    module = PAIRS[cell][0](I, H, input_dropout=dropout, recurrent_dropout=dropout)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
-    for steps, batch in ((5, 3), (4, 2), (6, 7)):
-        x = torch.randn(steps, batch, I, requires_grad=True)
-        output, _ = compiled(x)
-        assert output.shape == (steps, batch, H)
-        output.sum().backward()
-        if dropout == 0:
-            torch.testing.assert_close(output, module(x)[0])
-
-
-@every_cell
-def test_activation_checkpointing_redraws_the_same_masks(cell):
-    module = PAIRS[cell][0](I, H, input_dropout=0.5, recurrent_dropout=0.5)
-    x = torch.randn(T, B, I)
-
-    def gradients(forward):
-        torch.manual_seed(7)
-        leaf = x.clone().requires_grad_()
-        return torch.autograd.grad(forward(leaf)[0].square().sum(), [leaf, *module.parameters()])
-
-    plain = gradients(module)
-    checkpoint = torch.utils.checkpoint.checkpoint
-    again = gradients(lambda leaf: checkpoint(module, leaf, use_reentrant=False))
-    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-
-
 def test_repr_shows_what_is_not_default():
     lstm = brnn.BayesianLSTM(I, H)
     assert repr(lstm) == "BayesianLSTM(4, 6)"

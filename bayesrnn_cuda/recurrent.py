@@ -1,0 +1,359 @@
+"""What BayesianLSTM and BayesianGRU share: parameters, masks, layers, directions, layouts."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import autograd, engines, functional
+from .checks import check_flag, check_probability, check_size, check_tensor
+from .masks import DropoutModule, LayerMasks, sample_layer_masks
+from .reference import LayerWeights
+
+_Layer = TypeVar("_Layer", bound="RecurrentLayer")
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class RecurrentLayer(DropoutModule):
+    """Base of BayesianLSTM and BayesianGRU, whose cells are in `_run_layer`."""
+
+    gates: int  # G
+    states: int  # tensors in hx: 2 for LSTM, 1 for GRU
+    proj_size = 0  # as torch.nn.LSTM without projections
+    _torch: type[nn.LSTM] | type[nn.GRU]  # what it stands for
+    weight_ih_l0: nn.Parameter
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        *,
+        input_dropout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        tie_gates: bool = False,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
+        proj_size: int = 0,
+    ) -> None:
+        super().__init__()
+        if dropout != 0:
+            raise ValueError(
+                "dropout: expected 0, since input_dropout=(0, p, ...) takes its place between "
+                f"layers, got {dropout!r}"
+            )
+        if proj_size != 0:
+            raise ValueError(f"proj_size: expected 0, no projections, got {proj_size!r}")
+        self.input_size = check_size("input_size", input_size)
+        self.hidden_size = check_size("hidden_size", hidden_size)
+        self.num_layers = check_size("num_layers", num_layers)
+        self.bias = check_flag("bias", bias)
+        self.batch_first = check_flag("batch_first", batch_first)
+        self.bidirectional = check_flag("bidirectional", bidirectional)
+        if isinstance(input_dropout, Sequence) and not isinstance(input_dropout, str):
+            if len(input_dropout) != num_layers:
+                raise ValueError(
+                    f"input_dropout: expected a float or one per layer ({num_layers}), "
+                    f"got {len(input_dropout)} values"
+                )
+        else:
+            input_dropout = [input_dropout] * num_layers
+        self.input_dropout = tuple(check_probability("input_dropout", p) for p in input_dropout)
+        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
+        self.tie_gates = check_flag("tie_gates", tie_gates)
+        self.engine = engines.check_name(engine)
+
+        rows = self.gates * hidden_size
+        for layer, suffix in self._directions():
+            columns = self._layer_input_size(layer)
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (rows, columns),
+                "weight_hh": (rows, hidden_size),
+            }
+            if bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            for name, shape in shapes.items():
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                self.register_parameter(f"{name}_{suffix}", parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as torch.nn.LSTM."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    @classmethod
+    def from_torch(
+        cls: type[_Layer],
+        module: nn.RNNBase,
+        *,
+        input_dropout: float | Sequence[float] | None = None,
+        recurrent_dropout: float = 0.0,
+        tie_gates: bool = False,
+        engine: str = "auto",
+    ) -> _Layer:
+        """A layer like `module`, with copies of its weights; where nothing is dropped, its equal.
+
+        Layout, dtype, device, mode and frozen parameters are taken over, and of parametrized
+        weights the values.
+
+        Args:
+            module: torch.nn.LSTM for BayesianLSTM, torch.nn.GRU for BayesianGRU.
+            input_dropout: as the constructor has it. None: `module.dropout` before every layer but
+                the first, where torch has it too (with new masks at each time step there).
+            recurrent_dropout, tie_gates, engine: as the constructor has them.
+
+        Raises:
+            ValueError: a module of another class or with projections, or a bad argument.
+        """
+        if not isinstance(module, cls._torch):
+            raise ValueError(
+                f"module: expected torch.nn.{cls._torch.__name__}, got {type(module).__name__}"
+            )
+        if input_dropout is None:
+            input_dropout = (0.0,) + (module.dropout,) * (module.num_layers - 1)
+        like = module.all_weights[0][0]
+        layer = cls(
+            module.input_size, module.hidden_size, module.num_layers, module.bias,
+            module.batch_first, module.bidirectional, input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout, tie_gates=tie_gates, engine=engine,
+            device="meta", dtype=like.dtype, proj_size=module.proj_size,
+        )  # fmt: skip
+        return _fill(layer, module, like.device)
+
+    def to_torch(self) -> nn.RNNBase:
+        """The torch.nn.LSTM or torch.nn.GRU that computes what this layer does in `eval()`.
+
+        Weights are copied; layout, dtype, device, mode and frozen parameters are taken over.
+        Dropout is not: torch has no such masks.
+
+        Raises:
+            ValueError: a GRU with reset_after=False, which torch does not have.
+        """
+        module = self._torch(
+            self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first,
+            0.0, self.bidirectional, device="meta", dtype=self.weight_ih_l0.dtype,
+        )  # fmt: skip
+        return _fill(module, self, self.weight_ih_l0.device)
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def _directions(self) -> Iterator[tuple[int, str]]:
+        """(layer, suffix of its parameter names), in the order of hx and of the masks."""
+        for layer in range(self.num_layers):
+            yield layer, f"l{layer}"
+            if self.bidirectional:
+                yield layer, f"l{layer}_reverse"
+
+    def _layer_input_size(self, layer: int) -> int:
+        return self.input_size if layer == 0 else self.hidden_size * self.num_directions
+
+    def layer_weights(self, suffix: str) -> LayerWeights:
+        """The parameters of one layer and direction, by their names' suffix ("l0_reverse")."""
+        return LayerWeights(
+            getattr(self, f"weight_ih_{suffix}"),
+            getattr(self, f"weight_hh_{suffix}"),
+            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
+            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
+        )
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, as torch.nn.LSTM has them."""
+        weights = (self.layer_weights(suffix) for _, suffix in self._directions())
+        return [[w for w in layer if w is not None] for layer in weights]
+
+    def dropout_of_parameters(self) -> Iterator[tuple[Tensor, float]]:
+        """(weight, probability of dropping what it multiplies): the prior of each weight."""
+        for layer, suffix in self._directions():
+            w = self.layer_weights(suffix)
+            by_input, by_state = self.input_dropout[layer], self.recurrent_dropout
+            dropouts = (by_input, by_state, by_input, by_state)
+            yield from ((v, p) for v, p in zip(w, dropouts, strict=True) if v is not None)
+
+    def sample_masks(
+        self, batch_size: int, *, generator: torch.Generator | None = None
+    ) -> list[LayerMasks]:
+        """New masks for `batch_size` sequences, one LayerMasks per layer and direction.
+
+        Pass them as `masks=` to hold them over several calls (windows of one sequence, say).
+        Drawn on the device of the parameters from torch's generator or from `generator`.
+        """
+        if not torch.compiler.is_compiling():  # where a size may be a symbol
+            check_size("batch_size", batch_size, least=0)
+        return self._draw_masks(batch_size, self.weight_ih_l0.device, generator)
+
+    def _draw_masks(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> list[LayerMasks]:
+        return [
+            sample_layer_masks(
+                self.gates,
+                batch_size,
+                self._layer_input_size(layer),
+                self.hidden_size,
+                input_dropout=self.input_dropout[layer],
+                recurrent_dropout=self.recurrent_dropout,
+                tie_gates=self.tie_gates,
+                device=device,
+                generator=generator,
+            )
+            for layer, _ in self._directions()
+        ]
+
+    def _forward(
+        self, input: Tensor | PackedSequence, hx: tuple | None, masks: Sequence[LayerMasks] | None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        """`forward` with hx as a tuple of `states` tensors, in and out."""
+        # once a call: a parametrized weight is computed at each access
+        weights = [self.layer_weights(suffix) for _, suffix in self._directions()]
+        lengths = None
+        if isinstance(input, PackedSequence):
+            if torch.compiler.is_exporting() or autograd.in_func_grad():  # torch cannot unpack it
+                raise ValueError(
+                    "input: expected a tensor within torch.export and torch.func, "
+                    "got PackedSequence"
+                )
+            x, lengths = pad_packed_sequence(input)
+            lengths = lengths.to(x.device)
+        else:
+            x = input
+            check_tensor("input", x)
+        dtype = weights[0].weight_ih.dtype
+        if x.dtype != dtype and not functional.autocast_enabled(x):
+            raise ValueError(f"input: expected {dtype}, the dtype of the parameters, got {x.dtype}")
+        unbatched = x.dim() == 2
+        if x.dim() not in (2, 3):
+            raise ValueError(f"input: expected 2 (unbatched) or 3 dimensions, got {x.dim()}")
+        if x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input: expected last dimension {self.input_size} (input_size), got {x.shape[-1]}"
+            )
+        if unbatched:
+            x = x.unsqueeze(1)
+        elif self.batch_first and lengths is None:
+            x = x.transpose(0, 1)
+        if x.shape[0] == 0:
+            raise ValueError("input: expected a sequence of at least 1 step, got 0")
+        hx = self._initial_state(x, hx, unbatched)
+        masks = self._masks_for(x, masks)
+
+        y, finals = self._run(x, hx, weights, masks, lengths)
+
+        if isinstance(input, PackedSequence) and lengths is not None:
+            return _pack(y, lengths, input), finals
+        if unbatched:
+            return y.squeeze(1), tuple(state.squeeze(1) for state in finals)
+        return (y.transpose(0, 1) if self.batch_first else y), finals
+
+    def _initial_state(self, x: Tensor, hx: tuple | None, unbatched: bool) -> tuple[Tensor, ...]:
+        """hx as a tuple of [layers*D, B, H]; zeros if None."""
+        shape = (self.num_layers * self.num_directions, x.shape[1], self.hidden_size)
+        if hx is None:
+            return (x.new_zeros(shape),) * self.states
+        if not isinstance(hx, tuple | list) or len(hx) != self.states:
+            got = f"{len(hx)} values" if isinstance(hx, tuple | list) else type(hx).__name__
+            raise ValueError(f"hx: expected a tuple (h_0, c_0), got {got}")
+        expected = (shape[0], shape[2]) if unbatched else shape
+        for name, state in zip(("h_0", "c_0"), hx, strict=False):
+            if not isinstance(state, Tensor):
+                raise ValueError(f"hx: expected a tensor {name}, got {type(state).__name__}")
+            check_tensor(name, state)
+            if tuple(state.shape) != expected:
+                raise ValueError(
+                    f"hx: expected {name} of shape {list(expected)}, got {list(state.shape)}"
+                )
+        return tuple(state.unsqueeze(1) for state in hx) if unbatched else tuple(hx)
+
+    def _masks_for(self, x: Tensor, masks: Sequence[LayerMasks] | None) -> Sequence[LayerMasks]:
+        """The masks given, else new ones for x [T, B, I] while dropout is on, else none."""
+        count = self.num_layers * self.num_directions
+        if masks is not None:
+            expected = f"masks: expected {count} LayerMasks, one per layer and direction"
+            # a LayerMasks is itself a tuple, of four
+            if isinstance(masks, LayerMasks) or not isinstance(masks, list | tuple):
+                raise ValueError(f"{expected}, got {type(masks).__name__}")
+            if len(masks) != count:
+                raise ValueError(f"{expected}, got {len(masks)}")
+            for entry in masks:
+                if not isinstance(entry, LayerMasks):
+                    raise ValueError(f"{expected}, got {type(entry).__name__} among them")
+            return masks
+        if self.draws_masks:
+            return self._draw_masks(x.shape[1], x.device)
+        return [LayerMasks()] * count
+
+    def _run(
+        self,
+        x: Tensor,
+        hx: tuple[Tensor, ...],
+        weights: Sequence[LayerWeights],
+        masks: Sequence[LayerMasks],
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers and directions over x [T, B, I]."""
+        finals, outputs = [], []
+        for index, (_, suffix) in enumerate(self._directions()):
+            reverse = suffix.endswith("_reverse")
+            initial = tuple(state[index] for state in hx)
+            y, *final = self._run_layer(x, initial, weights[index], masks[index], lengths, reverse)
+            finals.append(final)
+            outputs.append(y)
+            if len(outputs) == self.num_directions:
+                x = torch.cat(outputs, dim=-1) if self.bidirectional else y
+                outputs = []
+        return x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
+
+    def _run_layer(self, x, initial, weights, masks, lengths, reverse) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the weights need no common buffer. Here so that nn.LSTM's users find it."""
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {
+            "num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False,
+            "input_dropout": (0.0,) * self.num_layers, "recurrent_dropout": 0.0,
+            "tie_gates": False, "engine": "auto",
+        }  # fmt: skip
+        parts += [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+        return ", ".join(parts)
+
+
+def _fill(target: _Module, source: nn.Module, device: torch.device) -> _Module:
+    """`target`, made on the meta device, with the values and mode of `source`."""
+    # made there it has drawn no random numbers
+    target.to_empty(device=device)
+    for name, parameter in target.named_parameters():
+        with torch.enable_grad():
+            value = getattr(source, name)  # where parametrized, it knows here if it is frozen
+        with torch.no_grad():
+            parameter.copy_(value)
+        parameter.requires_grad_(value.requires_grad)
+    return target.train(source.training)
+
+
+def _pack(y: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
+    """y [T, B, F] in the layout of `like`, which holds the same sequences."""
+    if like.sorted_indices is not None:
+        y = y.index_select(1, like.sorted_indices)
+        lengths = lengths.index_select(0, like.sorted_indices)
+    data = pack_padded_sequence(y, lengths.cpu()).data
+    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)

@@ -1,7 +1,9 @@
 # make train   trains the language models on text that Python carries, prints their perplexities
 # make test    runs every test
+# make fuzz    puts 12,000 random cases to the engines and wrong calls to everything public
 # make kernels prints the registers of every CUDA kernel and fails if one spills; needs nvcc
 # make bench   times the layers against torch's own and the eager loop
+# make wheel   builds sdist and wheel, installs the wheel beside another torch and tests it there
 # make gpu     tests and benchmarks on a GPU, in eight minutes; results in bench/results/gpu
 # They set up .venv first: the only thing needed is Python 3.10 or later and a C++20 compiler.
 
@@ -9,19 +11,27 @@ PYTHON ?= python3
 VENV   ?= .venv
 # Which torch to install. The package runs under any torch>=2.10: make TORCH='torch>=2.10' test
 TORCH  ?= torch==2.13.0
+# The second environment, of make wheel: another torch, and another Python if PYTHON2 names one.
+PYTHON2 ?= $(PYTHON)
+VENV2   ?= .venv2
+TORCH2  ?= torch==2.15.0
 # Extra arguments for pytest or for the training command: make test ARGS='-k lstm'
 ARGS   ?=
 
 BIN     := $(VENV)/bin
+# What is tested of an installed wheel: itself, and the modules under that torch.
+WHEEL_TESTS := check_wheel.py test_modules.py
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test test-package test-schedules test-emulator kernels bench gpu lint format clean
+.PHONY: help train test test-package test-schedules test-emulator fuzz kernels bench gpu wheel \
+        distributions lint docs format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
-	@echo '  make lint    ruff and clang-format, as CI runs them'
+	@echo '  make lint    ruff, mypy and clang-format, as CI runs them'
+	@echo '  make docs    writes docs/api.md anew from the docstrings'
 	@echo '  make format  lets both rewrite the files'
-	@echo '  make clean   removes .venv and what was built'
+	@echo '  make clean   removes .venv, .venv2 and what was built'
 
 # Threads that spin long while they wait took five times as long beside another busy process.
 train: $(VENV)/ready
@@ -41,6 +51,9 @@ test-emulator: $(VENV)/ready
 test-package: $(VENV)/ready
 	$(BIN)/python -m pytest --ignore=tests/emulator
 
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz.py $(ARGS)
+
 kernels: $(VENV)/ready
 	$(BIN)/python tests/kernels.py
 
@@ -56,10 +69,30 @@ bench: $(VENV)/ready
 gpu: $(VENV)/ready
 	$(BIN)/python -m bench.gpu $(ARGS)
 
+# The tests run outside the tree, so that they import what is installed. The wheel is built from the
+# sdist, so that the sdist is known to be complete; the other torch is downloaded meanwhile.
+wheel:
+	$(MAKE) --no-print-directory -j2 distributions $(VENV2)/torch
+	$(VENV2)/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
+	cd $(VENV2) && bin/python -m pytest $(WHEEL_TESTS:%=$(CURDIR)/tests/%)
+distributions: $(VENV)/torch
+	$(BIN)/pip install --quiet build==1.6.1
+	rm -rf dist
+	MAKEFLAGS= TORCH_DIR=$$($(BIN)/python -c "import torch; print(*torch.__path__)") \
+	  $(BIN)/python -m build --quiet
+$(VENV2)/torch:
+	$(PYTHON2) -m venv $(VENV2)
+	$(VENV2)/bin/pip install --quiet --no-compile '$(TORCH2)' numpy pytest
+	@touch $@
+
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+docs: $(VENV)/ready
+	$(BIN)/python docs/make_api.py
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
@@ -77,8 +110,8 @@ $(VENV)/ready: $(VENV)/torch $(SOURCES)
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml
-	$(BIN)/pip install --quiet ruff==0.17.6 clang-format==23.1.5
+	$(BIN)/pip install --quiet ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build bayesrnn_cuda/*.so *.egg-info
+	rm -rf $(VENV) $(VENV2) build dist bayesrnn_cuda/*.so *.egg-info

@@ -1,10 +1,15 @@
 """Dropout masks: one per sequence, held for all its time steps (paper, section 3)."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from . import ops  # noqa: F401  (registers the op that draws)
+
+_SEEDS = torch.iinfo(torch.int64)
 
 
 class LayerMasks(NamedTuple):
@@ -40,11 +45,22 @@ def sample_keep(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A mask that is True with probability 1 - p, independently at each place: bool [*shape]."""
+    shape = tuple(shape)
+    if _has_fused_sampling(device):
+        seed = torch.randint(_SEEDS.min, _SEEDS.max, (1,), device=device, generator=generator)
+        return torch.ops.bayesrnn.sample_keep(seed, math.prod(shape), p).view(shape)
     # rand lies in [0, 1): p = 0 keeps everything and p = 1 nothing, exactly.
     # torch.rand with a generator argument, None even, takes no symbolic sizes (torch.compile).
     if generator is None:
-        return torch.rand(tuple(shape), device=device) >= p
-    return torch.rand(tuple(shape), device=device, generator=generator) >= p
+        return torch.rand(shape, device=device) >= p
+    return torch.rand(shape, device=device, generator=generator) >= p
+
+
+def _has_fused_sampling(device: torch.device | str | None) -> bool:
+    """Whether csrc/cpu/masks.h draws. Not in vmap, which asks whether samples share a mask."""
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return torch.device(device or torch.get_default_device()).type == "cpu"
 
 
 def apply_mask(x: Tensor, keep: Tensor, p: float) -> Tensor:

@@ -75,6 +75,11 @@ def _gru_fake(
     )
 
 
+@torch.library.register_fake("bayesrnn::sample_keep")
+def _sample_keep_fake(seed, count, p):
+    return seed.new_empty(count, dtype=torch.bool)
+
+
 def _weight_grads(weight_ih: Tensor, weight_hh: Tensor, bias: bool) -> tuple[Tensor, ...]:
     rows = weight_ih.shape[0] if bias else 0
     return (

@@ -132,6 +132,15 @@ inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
   }
 }
 
+// The arguments of sample_keep.
+inline void check_sample(const Tensor& seed, int64_t count, double p) {
+  check_dtype("seed", seed, ScalarType::Long, "");
+  check_shape("seed", seed, {1}, "1");
+  check_memory("seed", seed);
+  if (count < 0) fail("count", "at least 0", count);
+  if (!(p >= 0 && p <= 1)) fail("p", "a probability of dropping in [0, 1]", p);
+}
+
 inline Cell cell_of(const std::string& name) {
   if (name == "lstm") return Cell::lstm;
   if (name == "gru") return Cell::gru;

@@ -82,6 +82,16 @@ int64_t check_layer_op(std::string cell, Tensor x, Tensor h0, OptionalTensor c0,
   return gates_of(which);
 }
 
+// A mask of `count` places from the random numbers of `seed`: bool [count].
+Tensor sample_keep(Tensor seed, int64_t count, double p) {
+  checks::check_sample(seed, count, p);
+  const Tensor keep =
+      allocated({count}, [&] { return torch::stable::new_empty(seed, {count}, ScalarType::Bool); });
+  const auto value = static_cast<uint64_t>(*read<int64_t>(seed));
+  cpu::isa().sample_keep(static_cast<uint8_t*>(keep.mutable_data_ptr()), count, value, p);
+  return keep;
+}
+
 // JSON for bayesrnn_cuda.plan: what the CPU engine would do.
 std::string cpu_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t H,
                      std::string dtype) {
@@ -194,6 +204,7 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
   m.def(
       "check_layer(str cell, Tensor x, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, "
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths) -> int");
+  m.def("sample_keep(Tensor seed, SymInt count, float p) -> Tensor");
   m.def("cpu_plan(str cell, int T, int B, int I, int H, str dtype) -> str");
   m.def(
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
@@ -206,6 +217,7 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CPU, m) {
+  m.impl("sample_keep", TORCH_BOX(&brnn::sample_keep));
   m.impl("lstm", TORCH_BOX(&brnn::lstm<brnn::cpu::Backend>));
   m.impl("lstm_backward", TORCH_BOX(&brnn::lstm_backward<brnn::cpu::Backend>));
   m.impl("gru", TORCH_BOX(&brnn::gru<brnn::cpu::Backend>));

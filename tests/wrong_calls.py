@@ -24,6 +24,8 @@ STATES = {"lstm": ("h0", "c0"), "gru": ("h0",)}
 
 # What an error may be. IndexError: torch's own for a word out of the vocabulary.
 ERRORS = (ValueError, RuntimeError, TypeError, IndexError)
+# Torch's own answers: it has no such op for sparse and other layouts, or for no tensor at all.
+NO_OP = ("Could not run 'bayesrnn::", "There were no tensor arguments to this function")
 # A size that no machine has: whoever allocates refuses, and knows no argument.
 HUGE = 2**55
 OUT_OF_MEMORY = re.compile(r"memory|overflow", re.IGNORECASE)
@@ -356,7 +358,22 @@ def simple_target(function: Callable, **arguments: tuple[Any, str]) -> Target:
     return Target(function, values, {name: kind for name, (_, kind) in arguments.items()})
 
 
+EXPRESSIONS["seed"] = lambda t, free: [
+    e
+    for e in EXPRESSIONS["tensor"](t, free)
+    if "meta" not in e  # whose mask is on meta too
+]
+EXPRESSIONS["count of op"] = always("-1", "-2**63", "2**63", "2.5", "None", "'4'", "[4]", "HUGE")
+EXPRESSIONS["probability of op"] = always("-0.1", "1.5", "float('nan')", "None", "'0.5'", "1j")
+
+
 TARGETS: dict[str, Callable[[], Target]] = {
+    "op sample_keep": lambda: simple_target(
+        torch.ops.bayesrnn.sample_keep,
+        seed=(torch.tensor([1]), "seed"),
+        count=(5, "count of op"),
+        p=(0.5, "probability of op"),
+    ),
     **{f"op {cell}": lambda cell=cell: op_target(cell, cell) for cell in CELLS},
     **{
         f"op {cell}_backward": lambda cell=cell: op_target(f"{cell}_backward", cell)
@@ -454,8 +471,8 @@ def _unclear(error: Exception, target: Target, call: WrongCall) -> str | None:
     message = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, IndexError) and call.target == "BayesianEmbedding.forward":
         return None
-    if call.target.startswith("op ") and message.startswith("Could not run 'bayesrnn::"):
-        return None  # torch has no such op for sparse and other layouts, and asks no further
+    if call.target.startswith("op ") and message.startswith(NO_OP):
+        return None
     huge = any("HUGE" in text for _, text in call.changes)
     if huge and OUT_OF_MEMORY.search(message):
         return None

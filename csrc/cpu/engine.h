@@ -40,6 +40,8 @@ struct Isa {
   const Engine<float>* f32;
   const Engine<double>* f64;
   const Engine<bfloat16>* bf16;
+  // keep[count]: 1 with probability 1 - p, the same for a seed on every instruction set.
+  void (*sample_keep)(uint8_t* keep, int64_t count, uint64_t seed, double p);
 
   template <class S>
   const Engine<S>& engine() const {

@@ -171,10 +171,28 @@ bool agrees(const Problem& p, double tolerance) {
   return worst <= tolerance;
 }
 
+// Masks into blocks of exactly their size, the same from every instruction set.
+bool masks_agree(int64_t count, double p) {
+  const auto sample = [&](const cpu::Isa& isa) {
+    std::unique_ptr<uint8_t[]> keep(new uint8_t[count]);
+    isa.sample_keep(keep.get(), count, 0x123456789ABCDEF, p);
+    return std::vector<uint8_t>(keep.get(), keep.get() + count);
+  };
+  bool agree = true;
+  const std::vector<uint8_t> expected = sample(cpu::kPortable);
+#if defined(__x86_64__) && !defined(PORTABLE_ONLY)
+  for (const cpu::Isa* isa : {&cpu::kAvx2, &cpu::kAvx512, &cpu::kAvx512Bf16, &cpu::kAmx})
+    agree &= !isa->supported() || sample(*isa) == expected;
+#endif
+  return agree;
+}
+
 }  // namespace
 
 int main() {
   int runs = 0, failures = 0;
+  for (const int64_t count : {0, 1, 63, 64, 65, 1000})
+    for (const double p : {0.0, 0.3, 1.0}) failures += !masks_agree(count, p), ++runs;
   for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before})
     for (const Sizes size : {Sizes{1, 1, 1, 1}, {3, 5, 7, 9}, {4, 13, 33, 17}, {2, 7, 241, 250}})
       for (const int masks : {0, 1, cell == Cell::lstm ? 4 : 3})

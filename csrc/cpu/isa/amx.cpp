@@ -36,6 +36,7 @@ extern const Isa kAmx = {
     &kAvx512Float,
     &kAvx512Double,
     &BRNN_ISA::kEngine<bfloat16>,
+    &BRNN_ISA::sample_keep,
 };
 
 }  // namespace brnn::cpu

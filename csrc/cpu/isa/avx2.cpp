@@ -10,6 +10,7 @@ extern const Isa kAvx2 = {
     &BRNN_ISA::kEngine<float>,
     &BRNN_ISA::kEngine<double>,
     &BRNN_ISA::kEngine<bfloat16>,
+    &BRNN_ISA::sample_keep,
 };
 
 }  // namespace brnn::cpu

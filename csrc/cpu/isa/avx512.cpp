@@ -16,6 +16,7 @@ extern const Isa kAvx512 = {
     &kAvx512Float,
     &kAvx512Double,
     &BRNN_ISA::kEngine<bfloat16>,
+    &BRNN_ISA::sample_keep,
 };
 
 }  // namespace brnn::cpu

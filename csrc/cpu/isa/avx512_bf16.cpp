@@ -10,6 +10,7 @@ extern const Isa kAvx512Bf16 = {
     &kAvx512Float,
     &kAvx512Double,
     &BRNN_ISA::kEngine<bfloat16>,
+    &BRNN_ISA::sample_keep,
 };
 
 }  // namespace brnn::cpu

@@ -3,6 +3,7 @@
 
 #include "../backward.h"
 #include "../forward.h"
+#include "../masks.h"
 
 namespace brnn::BRNN_ISA {
 

@@ -46,6 +46,8 @@ class BackwardPass {
     const int vectors = split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)});
     panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors};
     panels_ih_ = {take<E>(ih), G, p_.H, p_.I, panel_vectors<E>(ih * int64_t{sizeof(E)})};
+    keep_x_ = {arena_, p_.mask_x, G, p_.B, p_.I};
+    keep_h_ = {arena_, p_.mask_h, G, p_.B, p_.H};
     dz_ = rows_of(kSlots, chunk_steps_ * p_.B, p_.H);
     dz_next_ = rows_of(kSlots, p_.B, p_.H);
     carry_ = take<C>(p_.B * pitch_);
@@ -111,6 +113,8 @@ class BackwardPass {
           pack_plain(p_.weight_hh, panels_hh_, i);
         else
           pack_plain(p_.weight_ih, panels_ih_, i - hh);
+        keep_x_.pack(share_of(p_.B, i, hh + ih));
+        keep_h_.pack(share_of(p_.B, i, hh + ih));
       }
     });
   }
@@ -175,7 +179,7 @@ class BackwardPass {
                           int64_t b, int count, C* dh) const {
     constexpr int gates = Cell::reset_before ? 2 : G;  // n went through reset_gradients
     masked_sum<gates>(
-        product, dz, row, panels_hh_, panel, p_.mask_h, p_.H, count,
+        product, dz, row, panels_hh_, panel, keep_h_, count,
         [&](int gate) { return Cell::slot_of_q(gate); }, [&](int i) { return b + i; }, dh);
     if constexpr (Cell::reset_before) {
       const int width = panels_hh_.width(panel);
@@ -192,22 +196,20 @@ class BackwardPass {
   // the mask is theirs in common, else one per gate with its mask on the result.
   template <int Gates, class Slot, class Sequence>
   void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row,
-                  const Panels<E>& panels, int64_t panel, const Mask& mask, int64_t N, int count,
+                  const Panels<E>& panels, int64_t panel, const Keep<C>& keep, int count,
                   const Slot& slot, const Sequence& sequence, C* sums) const {
     alignas(64) C z[kTile];
     const int width = panels.width(panel);
-    const int products = mask.untied() ? Gates : 1;
-    const V scale = broadcast(C(mask.scale));
-    for (int k = 0; k < products; ++k) {
-      for (int gate = k; gate < (mask.untied() ? k + 1 : Gates); ++gate)
+    const bool untied = keep.sets > 1;
+    const V scale = broadcast(C(keep.mask.scale));
+    for (int k = 0; k < (untied ? Gates : 1); ++k) {
+      for (int gate = k; gate < (untied ? k + 1 : Gates); ++gate)
         multiply_rows(product, count, width, p_.H, dz, slot(gate), row, panels.at(gate, panel),
                       gate > k, z, width);
       for (int v = 0; v < width; v += V::size) {
         const int64_t u = panels.begin(panel) + v;
-        const int n = int(min<int64_t>(V::size, N - u));
         for (int i = 0; i < count; ++i)
-          add_to(sums + i * width + v,
-                 masked(mask, N, k, sequence(i), u, n, load(z + i * width + v)) * scale);
+          add_to(sums + i * width + v, keep(k, sequence(i), u, load(z + i * width + v)) * scale);
       }
     }
   }
@@ -280,7 +282,6 @@ class BackwardPass {
                        int64_t begin) {
     const Product<E> product;
     const int64_t t = p_.time(s);
-    const int gate_n = p_.mask_h.untied() ? 2 : 0;
     const V scale = broadcast(C(p_.mask_h.scale));
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b0, int count) {
       alignas(64) C dq[kTile];
@@ -297,9 +298,9 @@ class BackwardPass {
             const V r = load(row(p_.gates, t, b, G * p_.H) + u, n);
             const V h = load(before(p_.h0, p_.y, s, b) + u, n);
             if constexpr (Cell::reset_before)
-              dmasked = Cell::backward_reset(r, masked(p_.mask_h, p_.H, gate_n, b, u, n, h) * scale,
+              dmasked = Cell::backward_reset(r, keep_h_(2, b, u, h) * scale,
                                              first_lanes(n, load(dq + i * width + v)), dr);
-            dmasked = masked(p_.mask_h, p_.H, gate_n, b, u, n, dmasked) * scale;
+            dmasked = keep_h_(2, b, u, dmasked) * scale;
           }
           store(dz_.at(0, dz_row + i, u), to_lanes<E>(dr));
           store(dh_masked_ + b * pitch_ + u, dmasked);
@@ -358,7 +359,7 @@ class BackwardPass {
     alignas(64) C sums[kTile] = {};
     const int width = panels_ih_.width(panel);
     masked_sum<G>(
-        product, dz_, row0, panels_ih_, panel, p_.mask_x, p_.I, count,
+        product, dz_, row0, panels_ih_, panel, keep_x_, count,
         [&](int gate) { return Cell::slot_of_a(gate); }, [&](int j) { return (row0 + j) % p_.B; },
         sums);
     for (int j = 0; j < count; ++j) {
@@ -374,8 +375,8 @@ class BackwardPass {
   // ---- 3. weights: products of dz, turned so that units are rows, and the masked operands
 
   // A packed operand per gate, or one for all.
-  int sets_x() const { return p_.mask_x.untied() ? G : 1; }
-  int sets_h() const { return p_.mask_h.untied() || Cell::reset_before ? G : 1; }
+  int sets_x() const { return keep_x_.sets; }
+  int sets_h() const { return Cell::reset_before ? G : keep_h_.sets; }
   Panels<E> operand_x(int64_t rows) const {
     return {operand_x_, sets_x(), rows, p_.I, Product<E>::vectors, true};
   }
@@ -401,9 +402,8 @@ class BackwardPass {
   template <bool Recurrent>
   void pack_operand(const Panels<E>& to, int gate, int64_t begin, int64_t first,
                     int64_t last) const {
-    const Mask& mask = Recurrent ? p_.mask_h : p_.mask_x;
-    const int set = mask.untied() ? gate : 0;
-    const V scale = broadcast(C(kSame ? mask.scale : 1));
+    const Keep<C>& keep = Recurrent ? keep_h_ : keep_x_;
+    const V scale = broadcast(C(kSame ? keep.mask.scale : 1));
     struct Source {
       const S *from, *r;
       int64_t b;
@@ -424,7 +424,7 @@ class BackwardPass {
           const int64_t u = to.begin(panel) + v;
           const int n = int(min<int64_t>(V::size, to.N - u));
           if (!from) return Lanes{};
-          const Lanes kept = masked(mask, to.N, set, b, u, n, load_lanes<E>(from + u, n));
+          const Lanes kept = keep(gate, b, u, load_lanes<E>(from + u, n));
           if (r) return to_lanes<E>(to_sum(kept) * scale * load(r + u, n));
           if constexpr (kSame) return to_lanes<E>(to_sum(kept) * scale);
           return kept;
@@ -542,6 +542,7 @@ class BackwardPass {
   const int64_t pitch_;  // units of a row of carry, rounded up to whole vectors
   Arena arena_;
   Panels<E> panels_hh_, panels_ih_;
+  Keep<C> keep_x_, keep_h_;
   Rows<E> dz_;       // [slots][..][chunk rows][..] gradients of the gates, row = step * B + b
   Rows<E> dz_next_;  // [slots][..][B][..] the same of the step after this chunk
   C* carry_;         // [B][pitch] dc of the LSTM, the part of dh that skips the gates of the GRU

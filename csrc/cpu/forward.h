@@ -35,6 +35,8 @@ class ForwardPass {
     const int vectors = split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)});
     panels_ih_ = {take<E>(ih), G, p_.I, p_.H, vectors, true};
     panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors};
+    keep_x_ = {arena_, p_.mask_x, G, p_.B, p_.I};
+    keep_h_ = {arena_, p_.mask_h, G, p_.B, p_.H};
     bias_ih_ = take<C>(G * pitch_);
     bias_hh_ = take<C>(G * pitch_);
     taken_ = take<int64_t>(threads * Piece::kApart);
@@ -51,6 +53,8 @@ class ForwardPass {
       for (int64_t panel = begin; panel < end; ++panel) {
         pack_transposed(p_.weight_ih, panels_ih_, panel);
         pack_transposed(p_.weight_hh, panels_hh_, panel);
+        keep_x_.pack(share_of(p_.B, panel, panels()));
+        keep_h_.pack(share_of(p_.B, panel, panels()));
       }
     });
     pack_bias(p_.bias_ih, bias_ih_);
@@ -77,9 +81,9 @@ class ForwardPass {
       const auto rows_of = [&](int64_t sets, int64_t count, int64_t K) {
         return Rows<E>(arena.take<E>(Rows<E>::count(sets, count, K)), count, K);
       };
-      x = rows_of(f.sets(f.p_.mask_x), chunk, f.p_.I);
+      x = rows_of(f.keep_x_.sets, chunk, f.p_.I);
       input = arena.take<C>(G * chunk * f.pitch_);
-      for (auto& side : h) side = rows_of(f.sets(f.p_.mask_h), most, H);
+      for (auto& side : h) side = rows_of(f.keep_h_.sets, most, H);
       if (Cell::reset_before) reset = rows_of(1, most, H);
       r = arena.take<C>(Cell::reset_before ? most * f.pitch_ : 0);
       state = arena.take<C>(most * f.pitch_);
@@ -94,8 +98,6 @@ class ForwardPass {
     Arena arena(part_base_ + index * part_bytes_);
     return Part(*this, index, arena);
   }
-  static int sets(const Mask& mask) { return mask.untied() ? G : 1; }
-  static int set_of(const Mask& mask, int gate) { return mask.untied() ? gate : 0; }
   int64_t panels() const { return panels_hh_.panels(); }
   int width(int64_t panel) const { return panels_hh_.width(panel); }
   int lanes(int64_t u) const { return int(min<int64_t>(V::size, p_.H - u)); }
@@ -132,8 +134,8 @@ class ForwardPass {
       const int64_t b = part.b0 + row;
       const S* h0 = p_.h0 + b * p_.H;
       const S* state0 = p_.c0 ? p_.c0 + b * p_.H : h0;
-      pack_row(h0, p_.H, p_.mask_h, b, part.h[0], sets(p_.mask_h), row);
-      part.h[1].clear_tail(sets(p_.mask_h), row, p_.H);
+      pack_row(h0, p_.H, keep_h_, b, part.h[0], row);
+      part.h[1].clear_tail(keep_h_.sets, row, p_.H);
       if (Cell::reset_before) part.reset.clear_tail(1, row, p_.H);
       for (int64_t u = 0; u < p_.H; u += V::size) {
         const int n = lanes(u);
@@ -148,7 +150,7 @@ class ForwardPass {
   void pack_input(const Part& part, const Piece& piece, int64_t s0, int64_t steps) const {
     piece.each(steps * part.rows, [&](int64_t row) {
       const int64_t b = part.b0 + row % part.rows, t = p_.time(s0 + row / part.rows);
-      pack_row(p_.x + (t * p_.B + b) * p_.I, p_.I, p_.mask_x, b, part.x, sets(p_.mask_x), row);
+      pack_row(p_.x + (t * p_.B + b) * p_.I, p_.I, keep_x_, b, part.x, row);
     });
   }
 
@@ -158,8 +160,8 @@ class ForwardPass {
     piece.each(G * panels(), [&](int64_t item) {
       const int gate = int(item / panels());
       const int64_t panel = item % panels();
-      multiply_rows(product, steps * part.rows, width(panel), p_.I, part.x, set_of(p_.mask_x, gate),
-                    0, panels_ih_.at(gate, panel), false, input_of(part, panel, gate, 0),
+      multiply_rows(product, steps * part.rows, width(panel), p_.I, part.x, keep_x_.set_of(gate), 0,
+                    panels_ih_.at(gate, panel), false, input_of(part, panel, gate, 0),
                     width(panel));
     });
   }
@@ -180,7 +182,7 @@ class ForwardPass {
     const Rows<E>& h = part.h[s % 2];
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[kTile];
-      multiply_rows(product, count, width(panel), p_.H, h, set_of(p_.mask_h, 0), row,
+      multiply_rows(product, count, width(panel), p_.H, h, keep_h_.set_of(0), row,
                     panels_hh_.at(0, panel), false, q, width(panel));
       const C* input = input_of(part, panel, 0, step * part.rows + row);
       for (int v = 0; v < width(panel); v += V::size) {
@@ -192,7 +194,7 @@ class ForwardPass {
           if constexpr (Cell::reset_before)
             Cell::forward_reset(a, load(q + i * width(panel) + v) * scale_h_ + b_hh, r);
           store(part.r + (row + i) * pitch_ + u, r);
-          const V masked_h = to_sum(load_lanes<E>(h.at(set_of(p_.mask_h, 2), row + i, u), V::size));
+          const V masked_h = to_sum(load_lanes<E>(h.at(keep_h_.set_of(2), row + i, u), V::size));
           store(part.reset.at(0, row + i, u), to_lanes<E>(first_lanes(lanes(u), r * masked_h)));
         }
       }
@@ -227,9 +229,8 @@ class ForwardPass {
       for (int gate = Cell::reset_before ? 1 : 0; gate < G; ++gate) {
         const bool by_reset = Cell::reset_before && gate == 2;
         const Rows<E>& from = by_reset ? part.reset : h;
-        multiply_rows(product, count, width(panel), p_.H, from,
-                      by_reset ? 0 : set_of(p_.mask_h, gate), row, panels_hh_.at(gate, panel),
-                      false, q[gate], width(panel));
+        multiply_rows(product, count, width(panel), p_.H, from, by_reset ? 0 : keep_h_.set_of(gate),
+                      row, panels_hh_.at(gate, panel), false, q[gate], width(panel));
       }
       const C* input[G];
       for (int k = 0; k < G; ++k) input[k] = input_of(part, panel, k, step * part.rows + row);
@@ -279,8 +280,9 @@ class ForwardPass {
       for (int k = 0; k < G; ++k) store(to.gates + k * p_.H + u, gate[k], n);
     if (to.kept) store(to.kept + u, kept, n);
     E* next = h_next.at(0, row, u);
-    for (int set = 0; set < sets(p_.mask_h); ++set, next += h_next.set_stride())
-      store(next, masked(p_.mask_h, p_.H, set, to.b, u, n, result));
+    const uint16_t* const keep = keep_h_.at(to.b, u);
+    for (int set = 0; set < keep_h_.sets; ++set, next += h_next.set_stride())
+      store(next, select(keep[set], result));
     if (to.ends) {
       store(p_.h_n + to.b * p_.H + u, result, n);
       if (p_.c0) store(p_.c_n + to.b * p_.H + u, state, n);
@@ -296,7 +298,7 @@ class ForwardPass {
     if (to.gates)
       for (int k = 0; k < G; ++k) store(to.gates + k * p_.H + u, zero, n);
     if (to.kept) store(to.kept + u, zero, n);
-    for (int set = 0; set < sets(p_.mask_h); ++set)
+    for (int set = 0; set < keep_h_.sets; ++set)
       store(h_next.at(set, row, u), load_lanes<E>(h.at(set, row, u), V::size));
   }
 
@@ -307,6 +309,7 @@ class ForwardPass {
   const V scale_x_ = broadcast(C(p_.mask_x.scale)), scale_h_ = broadcast(C(p_.mask_h.scale));
   Arena arena_;
   Panels<E> panels_ih_, panels_hh_;
+  Keep<C> keep_x_, keep_h_;
   C *bias_ih_, *bias_hh_;  // [G][pitch]
   int64_t* taken_;         // see Piece
   char* part_base_;

@@ -2,34 +2,24 @@
 // easy as 1, 2, 3"): torch.rand and a comparison take ten times as long, 6 % of a small layer's
 // forward. Counter-based, so that every instruction set draws the same mask from a seed; made of
 // additions, rotations and xor, which all of them have for whole vectors.
-//
-// Included once per instruction set, like simd.h.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include "simd.h"
 
 namespace brnn::BRNN_ISA {
 
-#if defined(__AVX512F__)
-constexpr int kMaskLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kMaskLanes = 8;
-#else
-constexpr int kMaskLanes = 4;
-#endif
-using Words = uint32_t __attribute__((vector_size(4 * kMaskLanes)));
-using MaskBytes = uint8_t __attribute__((vector_size(kMaskLanes)));
+constexpr int kMaskLanes = kVectorBytes / sizeof(uint32_t);
+typedef uint8_t MaskBytes __attribute__((vector_size(kMaskLanes)));
 
 // Sixteen counters give four words each: keep[16 w + n] comes from word w of counter n.
 constexpr int kCounters = 16, kMaskBlock = 4 * kCounters;
 
-inline Words rotate(Words x, int by) { return x << by | x >> (32 - by); }
+inline Words rotate(Words x, uint32_t by) { return x << by | x >> (32 - by); }
 
 // The random words of counters {x[0], x[1], 0, 0}, in place.
 inline void threefry(Words (&x)[4], uint64_t seed) {
-  constexpr int kRotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5},
-                                    {6, 20},  {17, 11}, {25, 10}, {18, 20}};
+  constexpr uint32_t kRotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5},
+                                         {6, 20},  {17, 11}, {25, 10}, {18, 20}};
   const uint32_t low = static_cast<uint32_t>(seed), high = static_cast<uint32_t>(seed >> 32);
   const uint32_t key[5] = {low, high, 0, 0, 0x1BD11BDA ^ low ^ high};
   for (int i = 0; i < 4; ++i) x[i] += key[i];
@@ -57,7 +47,7 @@ inline void sample_block(uint8_t* keep, uint64_t block, uint64_t seed, uint32_t 
     Words x[4] = {lane + low, Words{} + high, Words{}, Words{}};
     threefry(x, seed);
     for (int w = 0; w < 4; ++w) {
-      const auto bytes = __builtin_convertvector(static_cast<Words>(x[w] > last) & 1, MaskBytes);
+      const auto bytes = __builtin_convertvector((Words)(x[w] > last) & 1, MaskBytes);
       std::memcpy(keep + kCounters * w + n, &bytes, sizeof bytes);
     }
   }

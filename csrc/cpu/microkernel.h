@@ -150,6 +150,15 @@ class Product {
   static constexpr Table kTable = table(std::make_integer_sequence<int, vectors>{});
 };
 
+// A contiguous range; share_of gives one of `parts` of n.
+struct Share {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+inline Share share_of(int64_t n, int64_t part, int64_t parts) {
+  return {n * part / parts, n * (part + 1) / parts};
+}
+
 // Cuts n rows into blocks of at most `most`: as equal as can be, or whole ones and a rest.
 struct Blocks {
   int64_t count, base, longer, n;

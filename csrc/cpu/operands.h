@@ -150,27 +150,58 @@ void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
       });
 }
 
-// The n lanes of m_k v at column k of sequence b, zeros in the others. Without its scale.
-template <class Lanes>
-BRNN_INLINE Lanes masked(const Mask& mask, int64_t K, int64_t gate, int64_t b, int64_t k, int n,
-                         Lanes v) {
-  return mask.keep ? select(mask.keep + gate * mask.gate_stride + b * K + k, n, v)
-                   : first_lanes(n, v);
-}
+// A mask as the loops over time read it: a bit a place, ones where nothing is dropped, zeros past
+// K. The sets (one per gate, or one for all gates) of a vector's places lie together.
+template <class C>
+struct Keep {
+  static constexpr int kSize = Vec<C>::size;
+  Mask mask;
+  int64_t K, vectors;
+  int sets;
+  uint16_t* bits;  // [B][vectors][sets]
 
-// Copies one row of K columns into Rows, masked for each set (gate, or one set for all).
-template <class S, class E>
-void pack_row(const S* from, int64_t K, const Mask& mask, int64_t b, const Rows<E>& to, int sets,
-              int64_t row) {
-  constexpr int size = Vec<typename Element<E>::Sum>::size;
-  for (int64_t k = 0; k < K; k += size) {
-    const int n = int(min<int64_t>(size, K - k));
-    const auto lanes = load_lanes<E>(from + k, n);
-    E* d = to.at(0, row, k);
-    for (int set = 0; set < sets; ++set, d += to.set_stride())
-      store(d, masked(mask, K, set, b, k, n, lanes));
+  Keep() = default;
+  template <class Arena>
+  Keep(Arena& arena, const Mask& mask, int gates, int64_t B, int64_t K)
+      : mask(mask),
+        K(K),
+        vectors(divide_up(K, int64_t{kSize})),
+        sets(mask.untied() ? gates : 1),
+        bits(arena.template take<uint16_t>(B * vectors * sets)) {}
+  const uint16_t* at(int64_t b, int64_t k) const { return bits + (b * vectors + k / kSize) * sets; }
+  int set_of(int gate) const { return sets > 1 ? gate : 0; }
+
+  // m_gate v for the columns from k on of sequence b. Without its scale.
+  template <class Lanes>
+  BRNN_INLINE Lanes operator()(int gate, int64_t b, int64_t k, Lanes v) const {
+    return select(at(b, k)[set_of(gate)], v);
   }
-  to.clear_tail(sets, row, K);
+
+  void pack(const Share& sequences) const {
+    for (int64_t b = sequences.begin; b < sequences.end; ++b)
+      for (int64_t k = 0; k < K; k += kSize) {
+        uint16_t* const to = bits + (b * vectors + k / kSize) * sets;
+        const int n = int(min<int64_t>(kSize, K - k));
+        for (int set = 0; set < sets; ++set)
+          to[set] = mask.keep ? bits_of<C>(mask.keep + set * mask.gate_stride + b * K + k, n)
+                              : uint16_t((1u << n) - 1);
+      }
+  }
+};
+
+// Copies one row of K columns of sequence b into Rows, masked for each set.
+template <class S, class E>
+void pack_row(const S* from, int64_t K, const Keep<typename Element<E>::Sum>& keep, int64_t b,
+              const Rows<E>& to, int64_t row) {
+  constexpr int size = Vec<typename Element<E>::Sum>::size;
+  const uint16_t* bits = keep.at(b, 0);
+  for (int64_t k = 0; k < K; k += size, bits += keep.sets) {
+    const auto lanes = load_lanes<E>(from + k, int(min<int64_t>(size, K - k)));
+    E* d = to.at(0, row, k);
+    for (int set = 0; set < keep.sets; ++set, d += to.set_stride())
+      store(d, select(bits[set], lanes));
+  }
+  to.clear_tail(keep.sets, row, K);
 }
 
 }  // namespace brnn::BRNN_ISA

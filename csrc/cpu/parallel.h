@@ -76,15 +76,6 @@ void parallel_ranges(const Host& host, int64_t count, const F& f) {
       &context);
 }
 
-// A contiguous range; share_of gives one of `parts` of n.
-struct Share {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-inline Share share_of(int64_t n, int64_t part, int64_t parts) {
-  return {n * part / parts, n * (part + 1) / parts};
-}
-
 // One of several threads that share the items of a phase. Each has a range of its own, so that it
 // meets the same weights again in the next phase, and helps the others when that is done: on a
 // machine with other work the threads are not equally fast.

@@ -135,36 +135,32 @@ BRNN_INLINE Vec<C> rounded_to(Vec<C> a) {
   }
 }
 
-// a where keep is not 0, else 0 (whatever a is: NaN and Inf too).
+// Bits of the first n places of keep, at most as many as a vector has lanes: 1 where it is not 0.
 template <class C>
-BRNN_INLINE Vec<C> select(const uint8_t* keep, int n, Vec<C> a) {
+BRNN_INLINE uint16_t bits_of(const uint8_t* keep, int n) {
 #if defined(__AVX512F__)
-  const auto inside = __mmask16(n >= Vec<C>::size ? 0xFFFF >> (16 - Vec<C>::size) : (1 << n) - 1);
-  const __m128i bytes = _mm_maskz_loadu_epi8(inside, keep);
-  const __mmask16 kept = _mm_test_epi8_mask(bytes, bytes);
-  if constexpr (sizeof(C) == 4)
-    return {(typename Vec<C>::Native)_mm512_maskz_mov_ps(kept, a.v)};
-  else
-    return {(typename Vec<C>::Native)_mm512_maskz_mov_pd(__mmask8(kept), a.v)};
+  const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16((1u << n) - 1), keep);
+  return _mm_test_epi8_mask(bytes, bytes);
 #else
-  // Widened twice by two: GCC takes the single step to 32 bits apart, byte by byte.
-  typedef int8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
-  typedef int16_t Shorts __attribute__((vector_size(kVectorBytes / 2)));
-  typedef int32_t Lanes __attribute__((vector_size(kVectorBytes)));
-  if constexpr (sizeof(C) == 4) {
-    Bytes k{};
-    if (n >= Vec<C>::size) {
-      std::memcpy(&k, keep, sizeof k);
-    } else {
-      for (int i = 0; i < n; ++i) k[i] = keep[i];
-    }
-    const Lanes lanes = __builtin_convertvector(__builtin_convertvector(k, Shorts), Lanes);
-    return {(typename Vec<C>::Native)((Lanes)a.v & -lanes)};
-  } else {
-    for (int i = 0; i < Vec<C>::size; ++i)
-      if (i >= n || !keep[i]) a.v[i] = 0;
-    return a;
-  }
+  unsigned bits = 0;
+  for (int i = 0; i < n; ++i) bits |= unsigned(keep[i] != 0) << i;
+  return uint16_t(bits);
+#endif
+}
+
+// Lanes of a whose bit is 1, zeros in the others (whatever stands there: NaN and Inf too).
+template <class C>
+BRNN_INLINE Vec<C> select(uint16_t bits, Vec<C> a) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    return {(typename Vec<C>::Native)_mm512_maskz_mov_ps(bits, a.v)};
+  else
+    return {(typename Vec<C>::Native)_mm512_maskz_mov_pd(__mmask8(bits), a.v)};
+#else
+  typedef decltype(a.v == a.v) Lanes;
+  Lanes each;
+  for (int i = 0; i < Vec<C>::size; ++i) each[i] = 1 << i;
+  return {(typename Vec<C>::Native)((Lanes)a.v & (((Lanes{} + bits) & each) == each))};
 #endif
 }
 
@@ -215,9 +211,8 @@ BRNN_INLINE void store(bfloat16* p, HalfLanes a, int n) {
 BRNN_INLINE HalfLanes first_lanes(int n, HalfLanes a) {
   return {_mm256_maskz_mov_epi16(lanes_below(n), a.v)};
 }
-BRNN_INLINE HalfLanes select(const uint8_t* keep, int n, HalfLanes a) {
-  const __m128i bytes = _mm_maskz_loadu_epi8(lanes_below(n), keep);
-  return {_mm256_maskz_mov_epi16(_mm_test_epi8_mask(bytes, bytes), a.v)};
+BRNN_INLINE HalfLanes select(uint16_t bits, HalfLanes a) {
+  return {_mm256_maskz_mov_epi16(bits, a.v)};
 }
 BRNN_INLINE Vec<float> to_sum(HalfLanes a) {
   return {(Vec<float>::Native)_mm512_slli_epi32(_mm512_cvtepu16_epi32(a.v), 16)};

@@ -76,6 +76,15 @@ int panel_vectors(int64_t bytes) {
   return bytes <= near ? Product<E>::vectors : 2;
 }
 
+// How many columns of Rows, of K, to multiply at once from k on: a whole block of them, or the
+// equal parts of it that are at most `most`. (A piece of 8 would cost as much as one of 24.)
+template <class E>
+BRNN_INLINE int64_t piece_of(int64_t K, int64_t k, int64_t most) {
+  const int64_t block = k / kBlock<E> * kBlock<E>, length = min<int64_t>(kBlock<E>, K - block);
+  const int64_t equal = divide_up(length, divide_up(length, most));
+  return min(round_up(equal, 4 * Element<E>::group), block + length - k);
+}
+
 // c [count][width] = (add ? c : 0) + a b for any number of rows. K goes in blocks, so that the
 // block of the panel stays in the first-level cache while the rows pass by. Its next block comes
 // meanwhile, half of it with each of the first two blocks of rows: what streams from beyond the
@@ -86,9 +95,10 @@ BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int wid
                                typename Element<E>::Sum* c, int64_t c_stride) {
   constexpr int vector = Vec<typename Element<E>::Sum>::size;
   const Blocks blocks(count, Product<E>::rows(width / vector), Product<E>::even);
-  const int64_t most = width > 2 * vector ? kBlock<E> / 2 : kBlock<E>;
-  for (int64_t k = 0; k < K; k += most) {
-    const int64_t depth = min(most, K - k);
+  // 144 floats of the widest panel are three quarters of that cache.
+  const int64_t most = width > 2 * vector ? kBlock<E> * 3 / 5 : kBlock<E>;
+  for (int64_t k = 0; k < K;) {
+    const int64_t depth = piece_of<E>(K, k, most);
     const E* const panel = b + k * width;
     const char* const next = reinterpret_cast<const char*>(panel + depth * width);
     const int64_t half = depth * width * sizeof(E) / 2;
@@ -98,6 +108,7 @@ BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int wid
               c + blocks.begin(i) * c_stride, c_stride);
     if (blocks.count == 1)
       for (int64_t line = half; line < 2 * half; line += 128) __builtin_prefetch(next + line, 0, 2);
+    k += depth;
   }
 }
 

@@ -60,6 +60,7 @@ kernels: $(VENV)/ready
 # Both heaps: torch's allocator behaviour changes the baseline. Judge by the retained one.
 bench: $(VENV)/ready
 	$(BIN)/python -m bench.vs_cudnn --out bench/results/cpu_vs_torch.json $(ARGS)
+	$(BIN)/python -m bench.vs_cudnn --cell lstm --runs 15 --out bench/results/cpu_vs_torch_lstm.json $(ARGS)
 	$(BIN)/python -m bench.vs_cudnn --default-heap --out bench/results/cpu_vs_torch_default_heap.json $(ARGS)
 	$(BIN)/python -m bench.vs_cudnn --dtype bfloat16 --out bench/results/cpu_vs_torch_bfloat16.json $(ARGS)
 	$(BIN)/python -m bench.mc_predict --out bench/results/cpu_mc_predict.json $(ARGS)

@@ -22,7 +22,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", type=_device)
     parser.add_argument("--dtype", action="append", choices=DTYPES)
     parser.add_argument("--cell", action="append", choices=("lstm", "gru"))
-    parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H")
+    parser.add_argument("--shape", action="append", type=shape, metavar="T,B,I,H")
     parser.add_argument(
         "--loss", default="all", choices=("all", "last"), help="steps that have a gradient"
     )
@@ -40,7 +40,8 @@ def count(text: str) -> int:
     return _counts(text, 1, "a whole number of at least 1")[0]
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape(text: str) -> tuple[int, ...]:
+    """T, B, I, H."""
     return _counts(text, 4, "T,B,I,H, each at least 1")
 
 

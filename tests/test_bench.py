@@ -193,3 +193,52 @@ def test_report_of_another_file_is_one_line(bench, tmp_path, text):
     assert status == 2
     assert f"expected results of a benchmark in '{path}'" in errors
     assert errors.count("\n") == 1
+
+
+# ---- Two builds in turns
+
+
+@pytest.fixture
+def vs_build():
+    """`python -m bench.vs_build OTHER` on one small layer: what it printed, its errors."""
+
+    def run(other: Path) -> tuple[str, str]:
+        command = [sys.executable, "-m", "bench.vs_build", str(other), "--cell", "gru"]
+        command += ["--shape", "3,2,4,5", "--seconds", "0", "--runs", "3", "--threads", "1"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return done.stdout, done.stderr
+
+    return run
+
+
+def test_build_against_itself(vs_build):
+    printed, errors = vs_build(ROOT)
+    heading, row = printed.splitlines()
+    assert errors == ""
+    assert heading.split() == ["sample_masks", "forward", "forward_backward"]
+    assert row.startswith("gru 3/2/4/5 float32")
+    assert all(float(ratio) > 0 for ratio in row.split()[-3:])
+
+
+OTHER_BUILD = """
+import torch
+class BayesianLSTM(torch.nn.LSTM):
+    def __init__(self, *sizes, dtype, **dropout): super().__init__(*sizes, dtype=dtype)
+class BayesianGRU(torch.nn.GRU):
+    def __init__(self, *sizes, dtype, **dropout): super().__init__(*sizes, dtype=dtype)
+    def forward(self, x): y, h = super().forward(x); return 2 * y, h
+"""
+
+
+def test_builds_that_differ_are_not_timed(vs_build, tmp_path):
+    (tmp_path / "bayesrnn_cuda").mkdir()
+    (tmp_path / "bayesrnn_cuda" / "__init__.py").write_text(OTHER_BUILD)
+    printed, errors = vs_build(tmp_path)
+    assert "gru 3/2/4/5 float32: outputs differ" in errors
+    assert len(printed.splitlines()) == 1
+
+
+def test_other_build_that_is_none(vs_build, tmp_path):
+    _, errors = vs_build(tmp_path)
+    assert "argument OTHER: expected a checkout with bayesrnn_cuda/" in errors
+    assert errors.count("\n") == 1

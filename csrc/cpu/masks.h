@@ -1,7 +1,7 @@
 // masks.h - dropout masks from Threefry-4x32-20 (Salmon et al., 2011, "Parallel random numbers: as
-// easy as 1, 2, 3"): torch.rand and a comparison take ten times as long, 6 % of a small layer's
-// forward. Counter-based, so that every instruction set draws the same mask from a seed; made of
-// additions, rotations and xor, which all of them have for whole vectors.
+// easy as 1, 2, 3"): torch.rand and a comparison take several times as long. Counter-based, so that
+// every instruction set draws the same mask from a seed; made of additions, rotations and xor,
+// which all of them have for whole vectors.
 #pragma once
 
 #include "simd.h"

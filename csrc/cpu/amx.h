@@ -23,18 +23,20 @@ class Product<bfloat16> {
   Product& operator=(const Product&) = delete;
 
   BRNN_INLINE void operator()(int count, int width, int64_t K, const bfloat16* a, const bfloat16* b,
-                              Ahead ahead, bool add, float* c, int64_t c_stride) const {
+                              Ahead ahead, const Sums<float>& to) const {
     const auto kernel = count > 16   ? width > 16 ? multiply<2, 2> : multiply<2, 1>
                         : width > 16 ? multiply<1, 2>
                                      : multiply<1, 1>;
-    if (count == 32 || count == 16) return kernel(K, a, b, ahead, add, c, c_stride);
+    if (!to.keep && (count == 32 || count == 16))
+      return kernel(K, a, b, ahead, to.add, to.c, to.stride);
     alignas(64) float sums[32 * 32];
     kernel(K, a, b, ahead, false, sums, width);
     for (int r = 0; r < count; ++r)
       for (int v = 0; v < width; v += 16) {
-        float* to = c + r * c_stride + v;
-        const Vec<float> sum = load(sums + r * width + v);
-        store(to, add ? load(to) + sum : sum);
+        float* const c = to.c + r * to.stride + v;
+        Vec<float> sum = load(sums + r * width + v);
+        if (to.keep) sum = select(to.keep[r][to.offset + v / 16], sum);
+        store(c, to.keep || to.add ? load(c) + sum : sum);
       }
   }
 

@@ -19,6 +19,7 @@ inline int64_t chunk_steps(int64_t T, int64_t B) {
   const int64_t steps = min(most / B, divide_up(T, 3)), enough = divide_up(least, B);
   return min(T, steps > enough ? steps : enough);
 }
+constexpr int64_t kSomeRows = 16;    // of the operands of weight gradients, packed at once
 constexpr int64_t kMostUnits = 240;  // units of a gate whose weight gradients are made at once
 
 template <class S, class E, template <class> class CellOf>
@@ -168,50 +169,46 @@ class BackwardPass {
     const Rows<E>& next = at_edge ? dz_next_ : dz_;
     const int64_t next_row = at_edge ? 0 : (s + 1 - begin) * p_.B;
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b, int count) {
-      alignas(64) C dh[kTile] = {};
-      if (!last) through_recurrence(product, next, next_row + b, panel, b, count, dh);
+      alignas(64) C dh[kTile];
+      if (last)
+        std::memset(dh, 0, sizeof dh);
+      else
+        through_recurrence(product, next, next_row + b, panel, b, count, dh);
       gate_gradients(part, s, (s - begin) * p_.B + b, panel, b, count, dh);
     });
   }
 
-  // dh [count][width] += sum over gates of m_k s (U_k^T dz_k), dz from `row` on.
+  // dh [count][width] = sum over gates of m_k (U_k^T dz_k), dz from `row` on. Without the mask's
+  // scale.
   void through_recurrence(const Product<E>& product, const Rows<E>& dz, int64_t row, int64_t panel,
                           int64_t b, int count, C* dh) const {
     constexpr int gates = Cell::reset_before ? 2 : G;  // n went through reset_gradients
     masked_sum<gates>(
-        product, dz, row, panels_hh_, panel, keep_h_, count,
-        [&](int gate) { return Cell::slot_of_q(gate); }, [&](int i) { return b + i; }, dh);
+        product, dz, row, panels_hh_, panel, keep_h_, b, count,
+        [](int gate) { return Cell::slot_of_q(gate); }, dh);
     if constexpr (Cell::reset_before) {
       const int width = panels_hh_.width(panel);
       for (int i = 0; i < count; ++i)
-        for (int v = 0; v < width; v += V::size) {
-          const int64_t u = panels_hh_.begin(panel) + v;
-          C* to = dh + i * width + v;
-          store(to, load(to) + load(dh_masked_ + (b + i) * pitch_ + u));
-        }
+        for (int v = 0; v < width; v += V::size)
+          add_to(dh + i * width + v,
+                 load(dh_masked_ + (b + i) * pitch_ + panels_hh_.begin(panel) + v));
     }
   }
 
-  // sums [count][width] += sum over gates of m_k s (M_k^T dz_k): one product for all gates where
-  // the mask is theirs in common, else one per gate with its mask on the result.
-  template <int Gates, class Slot, class Sequence>
+  // sums [count][width] = sum over gates of m_k (M_k^T dz_k), rows being sequences from b on, and
+  // from 0 again after the last.
+  template <int Gates, class Slot>
   void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row,
-                  const Panels<E>& panels, int64_t panel, const Keep<C>& keep, int count,
-                  const Slot& slot, const Sequence& sequence, C* sums) const {
-    alignas(64) C z[kTile];
+                  const Panels<E>& panels, int64_t panel, const Keep<C>& keep, int64_t b, int count,
+                  const Slot& slot, C* sums) const {
     const int width = panels.width(panel);
-    const bool untied = keep.sets > 1;
-    const V scale = broadcast(C(keep.mask.scale));
-    for (int k = 0; k < (untied ? Gates : 1); ++k) {
-      for (int gate = k; gate < (untied ? k + 1 : Gates); ++gate)
-        multiply_rows(product, count, width, p_.H, dz, slot(gate), row, panels.at(gate, panel),
-                      gate > k, z, width);
-      for (int v = 0; v < width; v += V::size) {
-        const int64_t u = panels.begin(panel) + v;
-        for (int i = 0; i < count; ++i)
-          add_to(sums + i * width + v, keep(k, sequence(i), u, load(z + i * width + v)) * scale);
-      }
-    }
+    const uint16_t* bits[kTileRows<E>];
+    for (int i = 0; i < count; ++i, b = b + 1 < p_.B ? b + 1 : 0)
+      bits[i] = keep.at(b, 0, panels.begin(panel));
+    std::memset(sums, 0, size_t(count * width) * sizeof(C));
+    for (int gate = 0; gate < Gates; ++gate)
+      multiply_rows(product, count, width, p_.H, dz, slot(gate), row, panels.at(gate, panel),
+                    {sums, width, true, bits, keep.set_of(gate) * keep.vectors});
   }
 
   // Where one sequence's values of one step stand.
@@ -247,7 +244,7 @@ class BackwardPass {
         const int64_t u = u0 + v;
         const int n = lanes(u);
         if (n <= 0) break;
-        const V dh_b = load(dh + i * width + v);
+        const V dh_b = load(dh + i * width + v) * scale_h_;
         V dslot[kSlots] = {};
         if (from.inside)
           unit_gradients(from, b, u, n, dh_b, dslot);
@@ -282,13 +279,12 @@ class BackwardPass {
                        int64_t begin) {
     const Product<E> product;
     const int64_t t = p_.time(s);
-    const V scale = broadcast(C(p_.mask_h.scale));
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b0, int count) {
       alignas(64) C dq[kTile];
       const int64_t dz_row = (s - begin) * p_.B + b0;
       const int width = panels_hh_.width(panel);
-      multiply_rows(product, count, width, p_.H, dz_, 2, dz_row, panels_hh_.at(2, panel), false, dq,
-                    width);
+      multiply_rows(product, count, width, p_.H, dz_, 2, dz_row, panels_hh_.at(2, panel),
+                    {dq, width, false});
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
           const int64_t b = b0 + i, u = panels_hh_.begin(panel) + v;
@@ -298,9 +294,9 @@ class BackwardPass {
             const V r = load(row(p_.gates, t, b, G * p_.H) + u, n);
             const V h = load(before(p_.h0, p_.y, s, b) + u, n);
             if constexpr (Cell::reset_before)
-              dmasked = Cell::backward_reset(r, keep_h_(2, b, u, h) * scale,
+              dmasked = Cell::backward_reset(r, keep_h_(2, b, u, h) * scale_h_,
                                              first_lanes(n, load(dq + i * width + v)), dr);
-            dmasked = keep_h_(2, b, u, dmasked) * scale;
+            dmasked = keep_h_(2, b, u, dmasked);
           }
           store(dz_.at(0, dz_row + i, u), to_lanes<E>(dr));
           store(dh_masked_ + b * pitch_ + u, dmasked);
@@ -313,7 +309,7 @@ class BackwardPass {
   void initial_state(const Share& sequences, const Piece& piece) const {
     const Product<E> product;
     for_each_tile(sequences, piece, 0, [&](int64_t panel, int64_t b0, int count) {
-      alignas(64) C dh[kTile] = {};
+      alignas(64) C dh[kTile];
       through_recurrence(product, dz_, b0, panel, b0, count, dh);
       const int width = panels_hh_.width(panel);
       for (int i = 0; i < count; ++i)
@@ -322,7 +318,7 @@ class BackwardPass {
           const int n = lanes(u);
           if (n <= 0) break;
           if (p_.c0) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
-          V d = load(dh + i * width + v);
+          V d = load(dh + i * width + v) * scale_h_;
           if (p_.dh_n && p_.length(b) == 0) d = d + load(p_.dh_n + b * p_.H + u, n);
           if (!began_later(b)) write_dh0(b, u, n, d);
         }
@@ -356,17 +352,16 @@ class BackwardPass {
 
   void input_gradient_tile(const Product<E>& product, int64_t begin, int64_t row0, int count,
                            int64_t panel) const {
-    alignas(64) C sums[kTile] = {};
+    alignas(64) C sums[kTile];
     const int width = panels_ih_.width(panel);
     masked_sum<G>(
-        product, dz_, row0, panels_ih_, panel, keep_x_, count,
-        [&](int gate) { return Cell::slot_of_a(gate); }, [&](int j) { return (row0 + j) % p_.B; },
-        sums);
+        product, dz_, row0, panels_ih_, panel, keep_x_, row0 % p_.B, count,
+        [](int gate) { return Cell::slot_of_a(gate); }, sums);
     for (int j = 0; j < count; ++j) {
       const int64_t t = p_.time(begin + (row0 + j) / p_.B), b = (row0 + j) % p_.B;
       for (int v = 0; v < width; v += V::size) {
         const int64_t u = panels_ih_.begin(panel) + v;
-        store(p_.dx + (t * p_.B + b) * p_.I + u, load(sums + j * width + v),
+        store(p_.dx + (t * p_.B + b) * p_.I + u, load(sums + j * width + v) * scale_x_,
               int(min<int64_t>(V::size, p_.I - u)));
       }
     }
@@ -386,50 +381,53 @@ class BackwardPass {
 
   // m_k x_t and m_k h_{t-1} of one chunk, some rows at a time.
   void pack_operands(const Piece& piece, int64_t begin, int64_t rows) const {
-    constexpr int64_t some = 16;
-    const int64_t groups = divide_up(Panels<E>::padded(rows), some);
-    piece.each(groups * G, [&](int64_t item) {
-      const int gate = int(item / groups);
-      const int64_t first = item % groups * some;
-      const int64_t last = min(first + some, Panels<E>::padded(rows));
-      if (gate < sets_x()) pack_operand<false>(operand_x(rows), gate, begin, first, last);
-      if (gate < sets_h()) pack_operand<true>(operand_h(rows), gate, begin, first, last);
+    piece.each(divide_up(Panels<E>::padded(rows), kSomeRows), [&](int64_t item) {
+      pack_operand<false>(operand_x(rows), begin, item * kSomeRows);
+      pack_operand<true>(operand_h(rows), begin, item * kSomeRows);
     });
   }
 
-  // Rows first .. last of what one gate sees; scaled where the sums are made in place. Rows past a
-  // sequence's length are zero, whatever stands there: dz is zero too, but 0 * NaN is not.
+  // Rows from `first` on of what each gate sees; scaled where the sums are made in place. Rows past
+  // a sequence's length are zero, whatever stands there: dz is zero too, but 0 * NaN is not.
   template <bool Recurrent>
-  void pack_operand(const Panels<E>& to, int gate, int64_t begin, int64_t first,
-                    int64_t last) const {
+  void pack_operand(const Panels<E>& to, int64_t begin, int64_t first) const {
+    constexpr int group = Element<E>::group;
     const Keep<C>& keep = Recurrent ? keep_h_ : keep_x_;
     const V scale = broadcast(C(kSame ? keep.mask.scale : 1));
+    const int64_t last = min(first + kSomeRows, Panels<E>::padded(to.K));
     struct Source {
       const S *from, *r;
-      int64_t b;
-    } source[Element<E>::group];
-    for (int64_t d = first; d < last; d += Element<E>::group) {
-      for (int i = 0; i < Element<E>::group; ++i) {
-        const int64_t s = begin + (d + i) / p_.B, b = (d + i) % p_.B, t = p_.time(s);
-        const bool inside = d + i < to.K && p_.inside(b, t);
-        const bool by_reset = Cell::reset_before && Recurrent && gate == 2;
-        source[i] = {!inside     ? nullptr
-                     : Recurrent ? before(p_.h0, p_.y, s, b)
-                                 : row(p_.x, t, b, p_.I),
-                     by_reset && inside ? row(p_.gates, t, b, G * p_.H) : nullptr, b};
-      }
-      for (int64_t panel = 0; panel < to.panels(); ++panel)
-        store_words(to.at(gate, panel), d, to.width(panel), [&](int64_t k, int v) {
-          const auto& [from, r, b] = source[k - d];
+      const uint16_t* keep;
+    } sources[kSomeRows];
+    for (int64_t d = first; d < last; ++d) {
+      const int64_t s = begin + d / p_.B, b = d % p_.B, t = p_.time(s);
+      const bool inside = d < to.K && p_.inside(b, t);
+      sources[d - first] = {!inside     ? nullptr
+                            : Recurrent ? before(p_.h0, p_.y, s, b)
+                                        : row(p_.x, t, b, p_.I),
+                            inside ? row(p_.gates, t, b, G * p_.H) : nullptr, keep.at(b, 0, 0)};
+    }
+    for (int64_t panel = 0; panel < to.panels(); ++panel)
+      for (int64_t d = first; d < last; d += group)
+        for (int v = 0; v < to.width(panel); v += V::size) {
           const int64_t u = to.begin(panel) + v;
           const int n = int(min<int64_t>(V::size, to.N - u));
-          if (!from) return Lanes{};
-          const Lanes kept = keep(gate, b, u, load_lanes<E>(from + u, n));
-          if (r) return to_lanes<E>(to_sum(kept) * scale * load(r + u, n));
-          if constexpr (kSame) return to_lanes<E>(to_sum(kept) * scale);
-          return kept;
-        });
-    }
+          const Source* const source = sources + (d - first);
+          Lanes lanes[group];
+          for (int i = 0; i < group; ++i)
+            lanes[i] = source[i].from ? load_lanes<E>(source[i].from + u, n) : Lanes{};
+          for (int set = 0; set < to.gates; ++set) {
+            const int64_t at = keep.set_of(set) * keep.vectors + u / V::size;
+            const auto words = words_of<E>([&](int i) {
+              const Lanes kept = select(source[i].keep[at], lanes[i]);
+              if (Cell::reset_before && Recurrent && set == 2 && source[i].from)
+                return to_lanes<E>(to_sum(kept) * scale * load(source[i].r + u, n));
+              if constexpr (kSame) return to_lanes<E>(to_sum(kept) * scale);
+              return kept;
+            });
+            store(reinterpret_cast<C*>(to.at(set, panel) + d * to.width(panel) + v * group), words);
+          }
+        }
   }
 
   // Units of a gate that a thread takes at once: some of its own size for each thread, if the gate
@@ -488,14 +486,14 @@ class BackwardPass {
       const int width = operand.width(panel);
       C* const to = sum + (gate * p_.H + own.begin) * N + u;
       if (u + width <= N) {
-        multiply_rows(product, own.size(), width, rows, units, 0, 0, operand.at(set, panel), add,
-                      to, N);
+        multiply_rows(product, own.size(), width, rows, units, 0, 0, operand.at(set, panel),
+                      {to, N, add});
         continue;
       }
       for (int64_t tile = 0; tile < tiles.count; ++tile) {
         const int64_t j = tiles.begin(tile);
         multiply_rows(product, tiles.size(tile), width, rows, units, 0, j, operand.at(set, panel),
-                      false, edge, width);
+                      {edge, width, false});
         for (int i = 0; i < tiles.size(tile); ++i)
           for (int v = 0; v < width; v += V::size) {
             C* const at = to + (j + i) * N + v;
@@ -540,13 +538,14 @@ class BackwardPass {
   const Split split_;
   const int64_t chunk_steps_;
   const int64_t pitch_;  // units of a row of carry, rounded up to whole vectors
+  const V scale_x_ = broadcast(C(p_.mask_x.scale)), scale_h_ = broadcast(C(p_.mask_h.scale));
   Arena arena_;
   Panels<E> panels_hh_, panels_ih_;
   Keep<C> keep_x_, keep_h_;
   Rows<E> dz_;       // [slots][..][chunk rows][..] gradients of the gates, row = step * B + b
   Rows<E> dz_next_;  // [slots][..][B][..] the same of the step after this chunk
   C* carry_;         // [B][pitch] dc of the LSTM, the part of dh that skips the gates of the GRU
-  C* dh_masked_;     // [B][pitch] what reaches m h_{t-1} through r; reset_before only
+  C* dh_masked_;     // [B][pitch] what reaches m h_{t-1} through r, not scaled; reset_before only
   C* dbias_;         // [batch parts][slots][pitch]
   E *operand_x_, *operand_h_;  // masked operands of a chunk
   E* units_;                   // [threads] dz of a chunk for some units, which are rows here

@@ -161,8 +161,8 @@ class ForwardPass {
       const int gate = int(item / panels());
       const int64_t panel = item % panels();
       multiply_rows(product, steps * part.rows, width(panel), p_.I, part.x, keep_x_.set_of(gate), 0,
-                    panels_ih_.at(gate, panel), false, input_of(part, panel, gate, 0),
-                    width(panel));
+                    panels_ih_.at(gate, panel),
+                    {input_of(part, panel, gate, 0), width(panel), false});
     });
   }
 
@@ -183,7 +183,7 @@ class ForwardPass {
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[kTile];
       multiply_rows(product, count, width(panel), p_.H, h, keep_h_.set_of(0), row,
-                    panels_hh_.at(0, panel), false, q, width(panel));
+                    panels_hh_.at(0, panel), {q, width(panel), false});
       const C* input = input_of(part, panel, 0, step * part.rows + row);
       for (int v = 0; v < width(panel); v += V::size) {
         const int64_t u = panels_hh_.begin(panel) + v;
@@ -230,7 +230,7 @@ class ForwardPass {
         const bool by_reset = Cell::reset_before && gate == 2;
         const Rows<E>& from = by_reset ? part.reset : h;
         multiply_rows(product, count, width(panel), p_.H, from, by_reset ? 0 : keep_h_.set_of(gate),
-                      row, panels_hh_.at(gate, panel), false, q[gate], width(panel));
+                      row, panels_hh_.at(gate, panel), {q[gate], width(panel), false});
       }
       const C* input[G];
       for (int k = 0; k < G; ++k) input[k] = input_of(part, panel, k, step * part.rows + row);
@@ -280,9 +280,10 @@ class ForwardPass {
       for (int k = 0; k < G; ++k) store(to.gates + k * p_.H + u, gate[k], n);
     if (to.kept) store(to.kept + u, kept, n);
     E* next = h_next.at(0, row, u);
-    const uint16_t* const keep = keep_h_.at(to.b, u);
-    for (int set = 0; set < keep_h_.sets; ++set, next += h_next.set_stride())
-      store(next, select(keep[set], result));
+    const uint16_t* keep = keep_h_.at(to.b, 0, u);
+    for (int set = 0; set < keep_h_.sets;
+         ++set, next += h_next.set_stride(), keep += keep_h_.vectors)
+      store(next, select(*keep, result));
     if (to.ends) {
       store(p_.h_n + to.b * p_.H + u, result, n);
       if (p_.c0) store(p_.c_n + to.b * p_.H + u, state, n);

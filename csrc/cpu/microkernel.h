@@ -24,17 +24,34 @@ BRNN_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b;
 template <class E>
 constexpr int kBlock = 960 / sizeof(E);
 
-// sum + a b, for lanes of words.
-template <class C>
-BRNN_INLINE Vec<C> add_product(Vec<C> sum, const C* a, const C* b) {
-  return sum + broadcast(*a) * load(b);
+// sum + a b, for lanes of words; a is broadcast, to a register or within the instruction.
+enum class Broadcast { to_register, within };
+template <Broadcast how, class C>
+BRNN_INLINE void add_product(Vec<C>& sum, const C* a, Vec<C> b) {
+#if defined(__AVX512F__) && !defined(__clang__)
+  // Written out, so that a sum stays in its register: GCC's choice of it cost a move in four.
+  if constexpr (how == Broadcast::to_register) {
+    const Vec<C> each = broadcast(*a);
+    if constexpr (sizeof(C) == 4)
+      asm("vfmadd231ps %2, %1, %0" : "+v"(sum.v) : "v"(b.v), "v"(each.v));
+    else
+      asm("vfmadd231pd %2, %1, %0" : "+v"(sum.v) : "v"(b.v), "v"(each.v));
+  } else {
+    if constexpr (sizeof(C) == 4)
+      asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(b.v), "m"(*a));
+    else
+      asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(sum.v) : "v"(b.v), "m"(*a));
+  }
+#else
+  sum = sum + broadcast(*a) * b;
+#endif
 }
 #if defined(__AVX512BF16__)
-BRNN_INLINE Vec<float> add_product(Vec<float> sum, const bfloat16* a, const bfloat16* b) {
+template <Broadcast>
+BRNN_INLINE void add_product(Vec<float>& sum, const bfloat16* a, Vec<float> b) {
   typedef int32_t Word __attribute__((may_alias, aligned(2)));
   const __m512i word = _mm512_set1_epi32(*reinterpret_cast<const Word*>(a));
-  return {(Vec<float>::Native)_mm512_dpbf16_ps((__m512)sum.v, (__m512bh)word,
-                                               (__m512bh)_mm512_loadu_si512(b))};
+  sum.v = (Vec<float>::Native)_mm512_dpbf16_ps((__m512)sum.v, (__m512bh)word, (__m512bh)b.v);
 }
 #endif
 
@@ -59,11 +76,25 @@ struct Ahead {
   }
 };
 
-// c[r][0 .. NV vectors) = (add ? c : 0) + sum over k of a[r][k] b[k][..], in registers; K within
-// one block of a.
+// Where the sums of some rows go: c [rows][width] = (add ? c : 0) + sums. With masks, c += m sums;
+// row r's are at keep[r] + offset, a word of bits for each vector.
+template <class C>
+struct Sums {
+  C* c;
+  int64_t stride;
+  bool add;
+  const uint16_t* const* keep = nullptr;
+  int64_t offset = 0;
+
+  BRNN_INLINE Sums from_row(int64_t row) const {
+    return {c + row * stride, stride, add, keep ? keep + row : nullptr, offset};
+  }
+};
+
+// A sum over k of a[r][k] b[k][0 .. NV vectors) for each r, in registers; K within one block of a.
 template <class E, int MR, int NV>
-void microkernel(int64_t K, const E* a, const E* b, Ahead ahead, bool add,
-                 typename Element<E>::Sum* c, int64_t c_stride) {
+void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
+                 Sums<typename Element<E>::Sum> to) {
   using V = Vec<typename Element<E>::Sum>;
   constexpr int group = Element<E>::group;
   // Few rows are summed in several registers each, or every addition would wait for the last.
@@ -72,39 +103,66 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead, bool add,
   V sum[sums][MR][NV];
 #pragma GCC unroll 48
   for (int i = 0; i < sums * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = nothing;
-  if (add) {
-    auto row = c;
+  if (to.add && !to.keep) {
+    auto row = to.c;
 #pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, row = next_row(row, c_stride))
+    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) sum[0][r][v] = load(row + v * V::size);
   }
+  // All but two rows' broadcasts cost no instruction where sums are two vectors wide: then there
+  // are two loads for two products, what a cycle can do.
+  constexpr int embedded = NV == 2 && MR > 2 ? MR * 5 / 8 : 0;
   const auto step = [&](V(&sum)[MR][NV]) __attribute__((always_inline)) {
+    V panel[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+      panel[v] = load(reinterpret_cast<const typename Element<E>::Sum*>(b + v * V::size * group));
 #pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r)
+    for (int r = 0; r < MR; ++r) {
+      const E* const row = a + r * kBlock<E>;
+      const bool within = (r + 1) * embedded / MR > r * embedded / MR;
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v)
-        sum[r][v] = add_product(sum[r][v], a + r * kBlock<E>, b + v * V::size * group);
+        if (within)
+          add_product<Broadcast::within>(sum[r][v], row, panel[v]);
+        else
+          add_product<Broadcast::to_register>(sum[r][v], row, panel[v]);
+    }
     a += group, b += NV * V::size * group;
   };
   const E* const end = a + K;
   while (a + 3 * group < end) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      if (NV > 2 || i % 2 == 0) ahead.ask();
-      step(sum[i % sums]);
-    }
+    ahead.ask();
+    step(sum[0]);
+    if (NV > 2) ahead.ask();
+    step(sum[1 % sums]);
+    ahead.ask();
+    step(sum[2 % sums]);
+    if (NV > 2) ahead.ask();
+    step(sum[3 % sums]);
   }
   while (a < end) step(sum[0]);
-  auto row = c;
+#pragma GCC unroll 24
+  for (int i = 0; i < MR * NV; ++i)
+#pragma GCC unroll 4
+    for (int k = 1; k < sums; ++k)
+      sum[0][i / NV][i % NV] = sum[0][i / NV][i % NV] + sum[k][i / NV][i % NV];
+  auto row = to.c;
+  if (to.keep) {
 #pragma GCC unroll 12
-  for (int r = 0; r < MR; ++r, row = next_row(row, c_stride))
+    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride)) {
+      const uint16_t* const keep = to.keep[r] + to.offset;
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-#pragma GCC unroll 4
-      for (int i = 1; i < sums; ++i) sum[0][r][v] = sum[0][r][v] + sum[i][r][v];
-      store(row + v * V::size, sum[0][r][v]);
+      for (int v = 0; v < NV; ++v)
+        store(row + v * V::size, load(row + v * V::size) + select(keep[v], sum[0][r][v]));
     }
+  } else {
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(row + v * V::size, sum[0][r][v]);
+  }
 }
 
 // How elements E are multiplied. An object of it is what a thread needs while it does so.
@@ -124,15 +182,15 @@ class Product {
   static constexpr bool even = true;               // blocks of rows need not be whole
   static constexpr int rows(int vectors) { return sums / (vectors < 2 ? 2 : vectors); }
 
-  // c [count][width] = (add ? c : 0) + a b; width is of 1 to `vectors` vectors, count at most their
-  // rows(), K at most kBlock.
+  // Sums of a b, [count][width]; width is of 1 to `vectors` vectors, count at most their rows(), K
+  // at most kBlock.
   BRNN_INLINE void operator()(int count, int width, int64_t K, const E* a, const E* b, Ahead ahead,
-                              bool add, C* c, int64_t c_stride) const {
-    kTable[width / Vec<C>::size - 1][count - 1](K, a, b, ahead, add, c, c_stride);
+                              const Sums<C>& to) const {
+    kTable[width / Vec<C>::size - 1][count - 1](K, a, b, ahead, to);
   }
 
  private:
-  using Kernel = void (*)(int64_t, const E*, const E*, Ahead, bool, C*, int64_t);
+  using Kernel = void (*)(int64_t, const E*, const E*, Ahead, Sums<C>);
   struct Table {
     Kernel of[vectors][rows(1)];
     constexpr const Kernel* operator[](int i) const { return of[i]; }

@@ -85,27 +85,26 @@ BRNN_INLINE int64_t piece_of(int64_t K, int64_t k, int64_t most) {
   return min(round_up(equal, 4 * Element<E>::group), block + length - k);
 }
 
-// c [count][width] = (add ? c : 0) + a b for any number of rows. K goes in blocks, so that the
-// block of the panel stays in the first-level cache while the rows pass by. Its next block comes
-// meanwhile, half of it with each of the first two blocks of rows: what streams from beyond the
-// core's own cache must be asked for long before, and evenly.
+// Sums of a b, [count][width], for any number of rows. K goes in blocks, so that the block of the
+// panel stays in the first-level cache while the rows pass by. Its next block comes meanwhile, half
+// of it with each of the first two blocks of rows: what streams from beyond the core's own cache
+// must be asked for long before, and evenly.
 template <class E>
 BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int width, int64_t K,
-                               const Rows<E>& a, int64_t set, int64_t row, const E* b, bool add,
-                               typename Element<E>::Sum* c, int64_t c_stride) {
+                               const Rows<E>& a, int64_t set, int64_t row, const E* b,
+                               Sums<typename Element<E>::Sum> to) {
   constexpr int vector = Vec<typename Element<E>::Sum>::size;
   const Blocks blocks(count, Product<E>::rows(width / vector), Product<E>::even);
   // 144 floats of the widest panel are three quarters of that cache.
   const int64_t most = width > 2 * vector ? kBlock<E> * 3 / 5 : kBlock<E>;
-  for (int64_t k = 0; k < K;) {
+  for (int64_t k = 0; k < K; to.add = true) {
     const int64_t depth = piece_of<E>(K, k, most);
     const E* const panel = b + k * width;
     const char* const next = reinterpret_cast<const char*>(panel + depth * width);
     const int64_t half = depth * width * sizeof(E) / 2;
     for (int64_t i = 0; i < blocks.count; ++i)
       product(blocks.size(i), width, depth, a.at(set, row + blocks.begin(i), k), panel,
-              Ahead{next + i % 2 * half, i < 2 ? 128 : 0}, add || k > 0,
-              c + blocks.begin(i) * c_stride, c_stride);
+              Ahead{next + i % 2 * half, i < 2 ? 128 : 0}, to.from_row(blocks.begin(i)));
     if (blocks.count == 1)
       for (int64_t line = half; line < 2 * half; line += 128) __builtin_prefetch(next + line, 0, 2);
     k += depth;
@@ -162,14 +161,14 @@ void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
 }
 
 // A mask as the loops over time read it: a bit a place, ones where nothing is dropped, zeros past
-// K. The sets (one per gate, or one for all gates) of a vector's places lie together.
+// K, a word for each vector. One set of them per gate, or one for all gates.
 template <class C>
 struct Keep {
   static constexpr int kSize = Vec<C>::size;
   Mask mask;
   int64_t K, vectors;
   int sets;
-  uint16_t* bits;  // [B][vectors][sets]
+  uint16_t* bits;  // [B][sets][vectors]
 
   Keep() = default;
   template <class Arena>
@@ -179,24 +178,26 @@ struct Keep {
         vectors(divide_up(K, int64_t{kSize})),
         sets(mask.untied() ? gates : 1),
         bits(arena.template take<uint16_t>(B * vectors * sets)) {}
-  const uint16_t* at(int64_t b, int64_t k) const { return bits + (b * vectors + k / kSize) * sets; }
+  const uint16_t* at(int64_t b, int set, int64_t k) const {
+    return bits + (b * sets + set) * vectors + k / kSize;
+  }
   int set_of(int gate) const { return sets > 1 ? gate : 0; }
 
   // m_gate v for the columns from k on of sequence b. Without its scale.
   template <class Lanes>
   BRNN_INLINE Lanes operator()(int gate, int64_t b, int64_t k, Lanes v) const {
-    return select(at(b, k)[set_of(gate)], v);
+    return select(*at(b, set_of(gate), k), v);
   }
 
   void pack(const Share& sequences) const {
+    uint16_t* to = bits + sequences.begin * sets * vectors;
     for (int64_t b = sequences.begin; b < sequences.end; ++b)
-      for (int64_t k = 0; k < K; k += kSize) {
-        uint16_t* const to = bits + (b * vectors + k / kSize) * sets;
-        const int n = int(min<int64_t>(kSize, K - k));
-        for (int set = 0; set < sets; ++set)
-          to[set] = mask.keep ? bits_of<C>(mask.keep + set * mask.gate_stride + b * K + k, n)
-                              : uint16_t((1u << n) - 1);
-      }
+      for (int set = 0; set < sets; ++set)
+        for (int64_t k = 0; k < K; k += kSize) {
+          const int n = int(min<int64_t>(kSize, K - k));
+          *to++ = mask.keep ? bits_of<C>(mask.keep + set * mask.gate_stride + b * K + k, n)
+                            : uint16_t((1u << n) - 1);
+        }
   }
 };
 
@@ -205,12 +206,12 @@ template <class S, class E>
 void pack_row(const S* from, int64_t K, const Keep<typename Element<E>::Sum>& keep, int64_t b,
               const Rows<E>& to, int64_t row) {
   constexpr int size = Vec<typename Element<E>::Sum>::size;
-  const uint16_t* bits = keep.at(b, 0);
-  for (int64_t k = 0; k < K; k += size, bits += keep.sets) {
+  const uint16_t* bits = keep.at(b, 0, 0);
+  for (int64_t k = 0; k < K; k += size, ++bits) {
     const auto lanes = load_lanes<E>(from + k, int(min<int64_t>(size, K - k)));
     E* d = to.at(0, row, k);
     for (int set = 0; set < keep.sets; ++set, d += to.set_stride())
-      store(d, select(bits[set], lanes));
+      store(d, select(bits[set * keep.vectors], lanes));
   }
   to.clear_tail(keep.sets, row, K);
 }

@@ -109,9 +109,11 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   f.bias_ih = b.get(), f.bias_hh = b2.get();
   f.y = y.get(), f.h_n = h_n.get(), f.c_n = lstm ? c_n.get() : nullptr;
   f.gates = gates.get(), f.kept = kept_rows ? kept.get() : nullptr;
-  const auto scratch = [](size_t bytes) {
-    return std::unique_ptr<char, void (*)(void*)>(
+  const auto scratch = [](size_t bytes) {  // NaN wherever the engine reads before it writes
+    std::unique_ptr<char, void (*)(void*)> memory(
         static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
+    std::memset(memory.get(), 0xff, bytes);
+    return memory;
   };
   {
     const auto memory = scratch(engine.forward_scratch_bytes(p.cell, f, kHost.threads));
@@ -194,7 +196,7 @@ int main() {
   for (const int64_t count : {0, 1, 63, 64, 65, 1000})
     for (const double p : {0.0, 0.3, 1.0}) failures += !masks_agree(count, p), ++runs;
   for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before})
-    for (const Sizes size : {Sizes{1, 1, 1, 1}, {3, 5, 7, 9}, {4, 13, 33, 17}, {2, 7, 241, 250}})
+    for (const Sizes size : {Sizes{1, 1, 1, 1}, {3, 13, 7, 9}, {4, 13, 33, 17}, {2, 7, 241, 250}})
       for (const int masks : {0, 1, cell == Cell::lstm ? 4 : 3})
         for (const bool lengths : {false, true}) {
           const Problem p{cell, size, masks, lengths, lengths};

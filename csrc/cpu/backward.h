@@ -12,12 +12,15 @@
 
 namespace brnn::BRNN_ISA {
 
-// Rows (step, sequence) of a chunk: the weight gradients gain by many, memory grows with them. A
-// third of a short sequence's, then, unless those are few.
-inline int64_t chunk_steps(int64_t T, int64_t B) {
+// Steps of a chunk: the weight gradients gain by many rows (step, sequence), memory grows with
+// them. All of them if they are about as many as the units, since the masked operands then find
+// room where the weights were; else at most a half of a short sequence's, unless those are few.
+inline int64_t chunk_steps(int64_t T, int64_t B, int64_t H) {
   constexpr int64_t most = 480, least = 96;
-  const int64_t steps = min(most / B, divide_up(T, 3)), enough = divide_up(least, B);
-  return min(T, steps > enough ? steps : enough);
+  if (10 * T * B <= 11 * H) return T;
+  const int64_t steps = min(divide_up(most, B), divide_up(T, 2)), enough = divide_up(least, B);
+  const int64_t chunks = T / (steps > enough ? steps : enough);
+  return divide_up(T, chunks < 1 ? 1 : chunks);
 }
 constexpr int64_t kSomeRows = 16;    // of the operands of weight gradients, packed at once
 constexpr int64_t kMostUnits = 240;  // units of a gate whose weight gradients are made at once
@@ -39,7 +42,7 @@ class BackwardPass {
       : p_(layer),
         threads_(threads),
         split_(Split::of<E>(threads, layer.B, layer.H, G * layer.H)),
-        chunk_steps_(chunk_steps(layer.T, layer.B)),
+        chunk_steps_(chunk_steps(layer.T, layer.B, layer.H)),
         pitch_(round_up(layer.H, V::size)),
         arena_(scratch) {
     const int64_t hh = Panels<E>::count(G, p_.H, p_.H);
@@ -55,8 +58,10 @@ class BackwardPass {
     dh_masked_ = take<C>(Cell::reset_before ? p_.B * pitch_ : 0);
     dbias_ = take<C>(split_.batch * kSlots * pitch_);
     const int64_t rows = chunk_steps_ * p_.B;
-    operand_x_ = take<E>(Panels<E>::count(sets_x(), rows, p_.I));
-    operand_h_ = take<E>(Panels<E>::count(sets_h(), rows, p_.H));
+    const int64_t xs = Panels<E>::count(sets_x(), rows, p_.I);
+    const int64_t hs = Panels<E>::count(sets_h(), rows, p_.H);
+    operand_x_ = chunk_steps_ == p_.T && xs + hs <= hh + ih ? panels_hh_.data : take<E>(xs + hs);
+    operand_h_ = operand_x_ + xs;
     units_ = take<E>(threads_ * units_count());
     taken_ = take<int64_t>(threads_ * Piece::kApart);
     sum_ih_ = kSame ? reinterpret_cast<C*>(p_.dweight_ih) : take<C>(G * p_.H * p_.I);

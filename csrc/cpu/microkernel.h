@@ -94,7 +94,7 @@ struct Sums {
 // A sum over k of a[r][k] b[k][0 .. NV vectors) for each r, in registers; K within one block of a.
 template <class E, int MR, int NV>
 void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
-                 Sums<typename Element<E>::Sum> to) {
+                 const Sums<typename Element<E>::Sum>& to) {
   using V = Vec<typename Element<E>::Sum>;
   constexpr int group = Element<E>::group;
   // Few rows are summed in several registers each, or every addition would wait for the last.
@@ -190,7 +190,7 @@ class Product {
   }
 
  private:
-  using Kernel = void (*)(int64_t, const E*, const E*, Ahead, Sums<C>);
+  using Kernel = void (*)(int64_t, const E*, const E*, Ahead, const Sums<C>&);
   struct Table {
     Kernel of[vectors][rows(1)];
     constexpr const Kernel* operator[](int i) const { return of[i]; }

@@ -86,6 +86,10 @@ struct Piece {
 
   template <class F>
   void each(int64_t items, bool backwards, const F& f) const {
+    if (of == 1) {  // nobody to share with: an atomic counter would wait for all stores
+      for (int64_t k = 0; k < items; ++k) f(backwards ? items - 1 - k : k);
+      return;
+    }
     for (int64_t i = 0; i < of; ++i) {
       const int64_t owner = (index + i) % of;
       const Share share = share_of(items, owner, of);

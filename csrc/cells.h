@@ -4,7 +4,7 @@
 // this. Notation: a = input part W (m x) + b_ih and q = recurrent part U (m h) + b_hh, one value
 // per gate; d* = gradient of the loss. `prev` is the state that is carried and never masked:
 // c_{t-1} of the LSTM, h_{t-1} of the GRU. `kept` is what backward needs beside the activated
-// gates.
+// gates. h_t is output(last gate, state).
 //
 // Gradients per gate stand in slots: da is what flows into a, dq what flows into q. They are equal
 // but for n of the GRU that resets after U, which therefore has a slot more than it has gates.
@@ -29,16 +29,15 @@ struct Lstm {
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
 
   BRNN_INLINE static void forward(const V (&a)[4], const V (&q)[4], V prev, V (&gate)[4], V& kept,
-                                  V& state, V& h) {
+                                  V& state) {
     const V i = Math::sigmoid(a[0] + q[0]);
     const V f = Math::sigmoid(a[1] + q[1]);
     const V g = Math::tanh(a[2] + q[2]);
     const V o = Math::sigmoid(a[3] + q[3]);
-    const V c = f * prev + i * g;
     gate[0] = i, gate[1] = f, gate[2] = g, gate[3] = o;
-    kept = state = c;
-    h = o * Math::tanh(c);
+    kept = state = f * prev + i * g;
   }
+  BRNN_INLINE static V output(V o, V c) { return o * Math::tanh(c); }
 
   // carry: dc_t on entry, dc_{t-1} on return.
   BRNN_INLINE static void backward(const V (&gate)[4], V kept, V prev, V dh, V& carry,
@@ -67,14 +66,15 @@ struct Gru {
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate + 1; }
 
   BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V& kept,
-                                  V& state, V& h) {
+                                  V& state) {
     const V r = Math::sigmoid(a[0] + q[0]);
     const V z = Math::sigmoid(a[1] + q[1]);
     const V n = Math::tanh(a[2] + r * q[2]);
     gate[0] = r, gate[1] = z, gate[2] = n;
     kept = q[2];
-    state = h = n + z * (prev - n);
+    state = n + z * (prev - n);
   }
+  BRNN_INLINE static V output(V, V state) { return state; }
 
   // carry: the part of dh_t that skipped the gates of step t+1 on entry, of step t on return.
   BRNN_INLINE static void backward(const V (&gate)[3], V kept, V prev, V dh, V& carry,
@@ -106,12 +106,13 @@ struct GruResetBefore {
   BRNN_INLINE static void forward_reset(V a_r, V q_r, V& r) { r = Math::sigmoid(a_r + q_r); }
   // q[2] = U_n (r * m h) + b_n; gate[0] = r from forward_reset.
   BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V&,
-                                  V& state, V& h) {
+                                  V& state) {
     const V z = Math::sigmoid(a[1] + q[1]);
     const V n = Math::tanh(a[2] + q[2]);
     gate[1] = z, gate[2] = n;
-    state = h = n + z * (prev - n);
+    state = n + z * (prev - n);
   }
+  BRNN_INLINE static V output(V, V state) { return state; }
 
   // Leaves dslot[0], which needs U_n^T dslot[2] first: backward_reset.
   BRNN_INLINE static void backward(const V (&gate)[3], V, V prev, V dh, V& carry, V (&dslot)[3]) {

@@ -47,9 +47,11 @@ class BackwardPass {
         arena_(scratch) {
     const int64_t hh = Panels<E>::count(G, p_.H, p_.H);
     const int64_t ih = p_.dx ? Panels<E>::count(G, p_.H, p_.I) : 0;
-    const int vectors = split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)});
+    const int64_t most_rows = divide_up(p_.B, split_.batch);
+    const int vectors = split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)}, most_rows);
     panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors};
-    panels_ih_ = {take<E>(ih), G, p_.H, p_.I, panel_vectors<E>(ih * int64_t{sizeof(E)})};
+    panels_ih_ = {take<E>(ih), G, p_.H, p_.I,
+                  panel_vectors<E>(ih * int64_t{sizeof(E)}, chunk_steps_ * p_.B)};
     keep_x_ = {arena_, p_.mask_x, G, p_.B, p_.I};
     keep_h_ = {arena_, p_.mask_h, G, p_.B, p_.H};
     dz_ = rows_of(kSlots, chunk_steps_ * p_.B, p_.H);
@@ -179,7 +181,9 @@ class BackwardPass {
         std::memset(dh, 0, sizeof dh);
       else
         through_recurrence(product, next, next_row + b, panel, b, count, dh);
-      gate_gradients(part, s, (s - begin) * p_.B + b, panel, b, count, dh);
+      for (int v = 0; v < panels_hh_.width(panel); v += V::size)
+        gate_gradients(part, s, (s - begin) * p_.B + b, b, count, panels_hh_.begin(panel) + v,
+                       dh + v, panels_hh_.width(panel));
     });
   }
 
@@ -216,66 +220,40 @@ class BackwardPass {
                     {sums, width, true, bits, keep.set_of(gate) * keep.vectors});
   }
 
-  // Where one sequence's values of one step stand.
-  struct Source {
-    bool inside, ends;
-    const S* dy;            // [H] or nullptr
-    const S* gates;         // [G*H]
-    const S* kept;          // [H]
-    const S* state_before;  // [H]
-
-    Source(const BackwardPass& pass, int64_t s, int64_t b) {
-      const Backward<S>& p = pass.p_;
-      const int64_t t = p.time(s);
-      inside = p.inside(b, t);
-      ends = p.dh_n && p.ends(b, t);
-      dy = p.dy ? pass.row(p.dy, t, b, p.H) : nullptr;
-      gates = pass.row(p.gates, t, b, G * p.H);
-      kept = Cell::has_kept ? pass.row(p.kept, t, b, p.H) : nullptr;
-      state_before = inside ? pass.state_before(s, b) : nullptr;
-    }
-  };
-
-  // dz of step s from dh, for some sequences and the units of one panel.
-  void gate_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t panel, int64_t b0, int count,
-                      const C* dh) {
-    alignas(64) C total[kSlots][kWide] = {};
-    const int width = panels_hh_.width(panel);
-    const int64_t u0 = panels_hh_.begin(panel);
-    for (int i = 0; i < count; ++i) {
+  // dz of step s from dh, whose rows lie `width` apart, for some sequences and a vector of units.
+  BRNN_INTERLEAVED void gate_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t b0,
+                                       int count, int64_t u, const C* dh, int width) {
+    const int64_t t = p_.time(s), H = p_.H, at = (t * p_.B + b0) * H, pitch = pitch_;
+    const int n = lanes(u);
+    const S* const dy = p_.dy ? p_.dy + at + u : nullptr;
+    const S* const gates = p_.gates + at * G + u;
+    const S* const all_kept = Cell::has_kept ? p_.kept + at + u : nullptr;
+    C* const carried = carry_ + b0 * pitch + u;
+    E* to = dz_.at(0, dz_row, u);
+    const int64_t slot_stride = dz_.set_stride();
+    V total[kSlots] = {};
+    for (int i = 0; i < count; ++i, to += kBlock<E>) {
       const int64_t b = b0 + i;
-      const Source from(*this, s, b);
-      for (int v = 0; v < width; v += V::size) {
-        const int64_t u = u0 + v;
-        const int n = lanes(u);
-        if (n <= 0) break;
-        const V dh_b = load(dh + i * width + v) * scale_h_;
-        V dslot[kSlots] = {};
-        if (from.inside)
-          unit_gradients(from, b, u, n, dh_b, dslot);
-        else if (began_later(b) && p_.time(s) == p_.length(b))
-          write_dh0(b, u, n, dh_b);
-        E* to = dz_.at(0, dz_row + i, u);
-        for (int k = 0; k < kSlots; ++k, to += dz_.set_stride()) {
-          store(to, to_lanes<E>(dslot[k]));
-          add_to(total[k] + v, dslot[k]);
-        }
+      V dh_b = load(dh + i * width) * scale_h_;
+      V dslot[kSlots] = {};
+      if (p_.inside(b, t)) {
+        if (dy) dh_b = dh_b + load(dy + i * H, n);
+        if (p_.dh_n && p_.ends(b, t)) dh_b = dh_b + load(p_.dh_n + b * H + u, n);
+        V gate[G];
+        for (int k = 0; k < G; ++k) gate[k] = load(gates + (i * G + k) * H, n);
+        const V kept = Cell::has_kept ? load(all_kept + i * H, n) : V{};
+        V carry = load(carried + i * pitch);
+        Cell::backward(gate, kept, load(state_before(s, b) + u, n), dh_b, carry, dslot);
+        store(carried + i * pitch, carry);
+      } else if (began_later(b) && t == p_.length(b)) {
+        write_dh0(b, u, n, dh_b);
+      }
+      for (int k = 0; k < kSlots; ++k) {
+        store(to + k * slot_stride, to_lanes<E>(dslot[k]));
+        total[k] = total[k] + dslot[k];
       }
     }
-    for (int k = 0; k < kSlots; ++k)
-      for (int v = 0; v < width && u0 + v < p_.H; v += V::size)
-        add_to(dbias(part, k) + u0 + v, load(total[k] + v));
-  }
-
-  void unit_gradients(const Source& from, int64_t b, int64_t u, int n, V dh, V (&dslot)[kSlots]) {
-    if (from.dy) dh = dh + load(from.dy + u, n);
-    if (from.ends) dh = dh + load(p_.dh_n + b * p_.H + u, n);
-    V gate[G];
-    for (int k = 0; k < G; ++k) gate[k] = load(from.gates + k * p_.H + u, n);
-    const V kept = Cell::has_kept ? load(from.kept + u, n) : V{};
-    V carry = load(carry_ + b * pitch_ + u);
-    Cell::backward(gate, kept, load(from.state_before + u, n), dh, carry, dslot);
-    store(carry_ + b * pitch_ + u, carry);
+    for (int k = 0; k < kSlots; ++k) add_to(dbias(part, k) + u, total[k]);
   }
 
   // The way through r of a GRU that resets before U: needs dz_n of all units, so a phase of its

@@ -32,7 +32,8 @@ class ForwardPass {
         pitch_(round_up(layer.H, V::size)),
         arena_(scratch) {
     const int64_t ih = Panels<E>::count(G, p_.I, p_.H), hh = Panels<E>::count(G, p_.H, p_.H);
-    const int vectors = split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)});
+    const int vectors =
+        split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)}, most_rows_);
     panels_ih_ = {take<E>(ih), G, p_.I, p_.H, vectors, true};
     panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors};
     keep_x_ = {arena_, p_.mask_x, G, p_.B, p_.I};
@@ -201,25 +202,6 @@ class ForwardPass {
     });
   }
 
-  // Where one sequence's results of one step go.
-  struct Target {
-    int64_t b;
-    bool inside, ends;
-    S* y;      // [H]
-    S* gates;  // [G*H] or nullptr
-    S* kept;   // [H] or nullptr
-
-    Target() = default;
-    Target(const Forward<S>& p, int64_t s, int64_t b) : b(b) {
-      const int64_t t = p.time(s), at = t * p.B + b;
-      inside = p.inside(b, t);
-      ends = p.ends(b, t);
-      y = p.y + at * p.H;
-      gates = p.gates ? p.gates + at * G * p.H : nullptr;
-      kept = Cell::has_kept && p.kept ? p.kept + at * p.H : nullptr;
-    }
-  };
-
   // The recurrent part and the gate algebra of step s.
   void update(const Part& part, const Piece& piece, int64_t s, int64_t step) const {
     const Product<E> product;
@@ -234,73 +216,94 @@ class ForwardPass {
       }
       const C* input[G];
       for (int k = 0; k < G; ++k) input[k] = input_of(part, panel, k, step * part.rows + row);
-      Target targets[kRows];
-      for (int i = 0; i < count; ++i) targets[i] = Target(p_, s, part.b0 + row + i);
-      for (int v = 0; v < width(panel); v += V::size)
-        gate_algebra(part, targets, s, row, count, panels_hh_.begin(panel) + v, input, q, v,
-                     width(panel));
+      for (int v = 0; v < width(panel); v += V::size) {
+        const Tile tile = {
+            s, p_.time(s), row, part.b0 + row, count, width(panel), panels_hh_.begin(panel) + v};
+        gates_and_state(part, tile, input, q[0] + v);
+        output(part, tile, q[G - 1] + v);
+        for (int k = 0; k < G; ++k) input[k] += V::size;
+      }
     });
   }
 
-  // One vector of units from u on, which stands at column v of the sums.
-  BRNN_INTERLEAVED void gate_algebra(const Part& part, const Target* targets, int64_t s,
-                                     int64_t row, int count, int64_t u, const C* const (&input)[G],
-                                     const C (&q)[G][kTile], int v, int width) const {
-    const Rows<E>&h = part.h[s % 2], &h_next = part.h[(s + 1) % 2];
+  // One vector of units of some sequences at one step; their sums lie `width` apart.
+  struct Tile {
+    int64_t s, t, row, b;  // b: the sequence of `row`
+    int count, width;
+    int64_t u;
+  };
+
+  // What a step keeps from `input` and `q` [G][kTile], at the tile's column: the gates, what else
+  // backward needs, the state. The last gate replaces its q.
+  BRNN_INTERLEAVED void gates_and_state(const Part& part, const Tile& tile,
+                                        const C* const (&input)[G], C* q) const {
+    const auto [s, t, row, b, count, width, u] = tile;
+    const int64_t H = p_.H, pitch = pitch_, at = (t * p_.B + b) * H;
+    const int n = lanes(u);
     V b_ih[G], b_hh[G];
     for (int k = 0; k < G; ++k) {
-      b_ih[k] = load(bias_ih_ + k * pitch_ + u);
-      b_hh[k] = load(bias_hh_ + k * pitch_ + u);
+      b_ih[k] = load(bias_ih_ + k * pitch + u);
+      b_hh[k] = load(bias_hh_ + k * pitch + u);
     }
-    for (int i = 0; i < count; ++i) {
-      V a[G], r[G], gate[G], kept, state, out;
+    const V scale_x = scale_x_, scale_h = scale_h_;
+    S* gates = p_.gates ? p_.gates + at * G + u : nullptr;
+    S* all_kept = Cell::has_kept && p_.kept ? p_.kept + at + u : nullptr;
+    C* carried = part.state + row * pitch + u;
+    const C* reset = part.r + row * pitch + u;
+    for (int i = 0; i < count; ++i, carried += pitch, reset += pitch) {
+      V a[G], r[G], gate[G], kept{}, state;
       for (int k = 0; k < G; ++k) {
-        a[k] = load(input[k] + i * width + v) * scale_x_ + b_ih[k];
-        r[k] = load(q[k] + i * width + v) * scale_h_ + b_hh[k];
+        a[k] = load(input[k] + i * width) * scale_x + b_ih[k];
+        r[k] = load(q + k * kTile + i * width) * scale_h + b_hh[k];
       }
-      C* carried = part.state + (row + i) * pitch_ + u;
-      if constexpr (Cell::reset_before) gate[0] = load(part.r + (row + i) * pitch_ + u);
-      Cell::forward(a, r, load(carried), gate, kept, state, out);
-      if (targets[i].inside) {
-        write(targets[i], h_next, row + i, u, gate, kept, state, out);
+      if constexpr (Cell::reset_before) gate[0] = load(reset);
+      Cell::forward(a, r, load(carried), gate, kept, state);
+      store(q + (G - 1) * kTile + i * width, gate[G - 1]);
+      if (p_.inside(b + i, t)) {
         store(carried, state);
-      } else {
-        pass_by(targets[i], h, h_next, row + i, u);
+      } else {  // past its length a sequence keeps its state and writes zeros
+        kept = V{};
+        for (int k = 0; k < G; ++k) gate[k] = V{};
+      }
+      if (gates)
+        for (int k = 0; k < G; ++k) store(gates + i * G * H + k * H, gate[k], n);
+      if (all_kept) store(all_kept + i * H, kept, n);
+    }
+  }
+
+  // y, and what the next step multiplies: h_t masked for each gate. Apart from the gates: nothing
+  // of a step waits for it, and a processor looks ahead by a few rows of this, but not by one of
+  // both.
+  BRNN_INTERLEAVED void output(const Part& part, const Tile& tile, const C* last_gate) const {
+    const auto [s, t, row, b, count, width, u] = tile;
+    const Rows<E>&h = part.h[s % 2], &h_next = part.h[(s + 1) % 2];
+    const int64_t H = p_.H, pitch = pitch_;
+    const int n = lanes(u), sets = keep_h_.sets;
+    const int64_t set_stride = h_next.set_stride(), vectors = keep_h_.vectors;
+    S* const y = p_.y + (t * p_.B + b) * H + u;
+    const C* const carried = part.state + row * pitch + u;
+    E* next = h_next.at(0, row, u);
+    const E* last = h.at(0, row, u);
+    const uint16_t* keep = keep_h_.at(b, 0, u);
+    for (int i = 0; i < count; ++i, next += kBlock<E>, last += kBlock<E>, keep += sets * vectors) {
+      if (!p_.inside(b + i, t)) {
+        store(y + i * H, typename Element<E>::Lanes{}, n);
+        for (int set = 0; set < sets; ++set)
+          store(next + set * set_stride, load_lanes<E>(last + set * set_stride, V::size));
+        continue;
+      }
+      const V state = load(carried + i * pitch);
+      V out = Cell::output(load(last_gate + i * width), state);
+      if constexpr (!std::is_same_v<S, E>) out = rounded_to<S>(out);
+      const auto result = to_lanes<E>(out);
+      store(y + i * H, result, n);
+      for (int set = 0; set < sets; ++set)
+        store(next + set * set_stride, select(keep[set * vectors], result));
+      if (p_.ends(b + i, t)) {
+        store(p_.h_n + (b + i) * H + u, result, n);
+        if (p_.c0) store(p_.c_n + (b + i) * H + u, state, n);
       }
     }
-  }
-
-  void write(const Target& to, const Rows<E>& h_next, int64_t row, int64_t u, const V (&gate)[G],
-             V kept, V state, V out) const {
-    const int n = lanes(u);
-    if constexpr (!std::is_same_v<S, E>) out = rounded_to<S>(out);
-    const auto result = to_lanes<E>(out);
-    store(to.y + u, result, n);
-    if (to.gates)
-      for (int k = 0; k < G; ++k) store(to.gates + k * p_.H + u, gate[k], n);
-    if (to.kept) store(to.kept + u, kept, n);
-    E* next = h_next.at(0, row, u);
-    const uint16_t* keep = keep_h_.at(to.b, 0, u);
-    for (int set = 0; set < keep_h_.sets;
-         ++set, next += h_next.set_stride(), keep += keep_h_.vectors)
-      store(next, select(*keep, result));
-    if (to.ends) {
-      store(p_.h_n + to.b * p_.H + u, result, n);
-      if (p_.c0) store(p_.c_n + to.b * p_.H + u, state, n);
-    }
-  }
-
-  // Past its length a sequence keeps its state and writes zeros.
-  void pass_by(const Target& to, const Rows<E>& h, const Rows<E>& h_next, int64_t row,
-               int64_t u) const {
-    const int n = lanes(u);
-    const V zero{};
-    store(to.y + u, zero, n);
-    if (to.gates)
-      for (int k = 0; k < G; ++k) store(to.gates + k * p_.H + u, zero, n);
-    if (to.kept) store(to.kept + u, zero, n);
-    for (int set = 0; set < keep_h_.sets; ++set)
-      store(h_next.at(set, row, u), load_lanes<E>(h.at(set, row, u), V::size));
   }
 
   const Forward<S>& p_;

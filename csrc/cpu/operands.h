@@ -68,12 +68,13 @@ struct Panels {
   }
 };
 
-// Vectors of a panel of weights that `bytes` of are streamed for few rows: wide panels take fewer
-// instructions, narrow ones are read less often.
+// Vectors of a panel of weights of which `bytes` are streamed for some rows: wide panels take fewer
+// instructions, narrow ones are read less often, if the rows are more than a microkernel's.
 template <class E>
-int panel_vectors(int64_t bytes) {
+int panel_vectors(int64_t bytes, int64_t rows) {
   constexpr int64_t near = 1 << 20;  // half a core's own cache
-  return bytes <= near ? Product<E>::vectors : 2;
+  constexpr int wide = Product<E>::vectors;
+  return bytes <= near || rows <= Product<E>::rows(wide) ? wide : 2;
 }
 
 // How many columns of Rows, of K, to multiply at once from k on: a whole block of them, or the
@@ -88,7 +89,7 @@ BRNN_INLINE int64_t piece_of(int64_t K, int64_t k, int64_t most) {
 // Sums of a b, [count][width], for any number of rows. K goes in blocks, so that the block of the
 // panel stays in the first-level cache while the rows pass by. Its next block comes meanwhile, half
 // of it with each of the first two blocks of rows: what streams from beyond the core's own cache
-// must be asked for long before, and evenly.
+// must be asked for long before, and evenly. (If rows are few the processor sees a stream itself.)
 template <class E>
 BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int width, int64_t K,
                                const Rows<E>& a, int64_t set, int64_t row, const E* b,
@@ -98,15 +99,14 @@ BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int wid
   // 144 floats of the widest panel are three quarters of that cache.
   const int64_t most = width > 2 * vector ? kBlock<E> * 3 / 5 : kBlock<E>;
   for (int64_t k = 0; k < K; to.add = true) {
-    const int64_t depth = piece_of<E>(K, k, most);
+    const int64_t depth = a.rows == 1 ? K : piece_of<E>(K, k, most);  // one row lies in one piece
     const E* const panel = b + k * width;
     const char* const next = reinterpret_cast<const char*>(panel + depth * width);
     const int64_t half = depth * width * sizeof(E) / 2;
     for (int64_t i = 0; i < blocks.count; ++i)
       product(blocks.size(i), width, depth, a.at(set, row + blocks.begin(i), k), panel,
-              Ahead{next + i % 2 * half, i < 2 ? 128 : 0}, to.from_row(blocks.begin(i)));
-    if (blocks.count == 1)
-      for (int64_t line = half; line < 2 * half; line += 128) __builtin_prefetch(next + line, 0, 2);
+              Ahead{next + i % 2 * half, i < 2 && blocks.count > 1 ? 128 : 0},
+              to.from_row(blocks.begin(i)));
     k += depth;
   }
 }
@@ -126,6 +126,7 @@ void pack_transposed(const S* weight, const Panels<E>& to, int64_t panel) {
         V tile[V::size];
         for (int j = 0; j < V::size; ++j) {
           const S* row = weight + (gate * to.N + n0 + j) * to.K + k0;
+          __builtin_prefetch(row + 4 * columns);
           tile[j] = n0 + j < to.N ? load_words<E>(row, int(min<int64_t>(columns, to.K - k0))) : V{};
         }
         transpose(tile);
@@ -156,6 +157,7 @@ void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
       store_words(to.at(gate, panel), k, width, [&](int64_t row, int v) {
         const int n = int(min<int64_t>(Panels<E>::kVector, to.N - n0 - v));
         const S* from = weight + (gate * to.K + row) * to.N + n0 + v;
+        __builtin_prefetch(from + 16 * to.N);
         return row < to.K ? load_lanes<E>(from, n) : Lanes{};
       });
 }

@@ -258,10 +258,11 @@ class ForwardPass
     const int t = time(s);
 #pragma unroll
     for (int i = 0; i < C; ++i) {
-      float a[G], q[G], state, h;
+      float a[G], q[G], state;
       recurrent_part(q, i, buffer, sums);
       input_.get(a, i);
-      Cell::forward(a, q, state_[i], gates_[i], kept_[i], state, h);
+      Cell::forward(a, q, state_[i], gates_[i], kept_[i], state);
+      const float h = Cell::output(gates_[i][G - 1], state);
       // Past its length a sequence keeps its state; padding must stay finite.
       if (t < length_[i]) state_[i] = state, h_[i] = h;
     }

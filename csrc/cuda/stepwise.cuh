@@ -99,18 +99,18 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Forwa
   const int64_t b = e.row, index = e.index, at = p.t * l.B * l.H + index;
   S* gates = p.gates + (p.t * l.B + b) * G * l.H + e.column;  // gate k at k * H
   const Moment now(l, b, p.t);
-  C a[G], q[G], gate[G] = {}, keep, state, h;
+  C a[G], q[G], gate[G] = {}, keep, state;
   const unsigned next_keep = kept_by<G>(l.mask_h, index);
   for (int k = 0; k < G; ++k) a[k] = wide(gates[k * l.H]);
   recurrent_part<S, Cell>(p, b, e.column, q);
-  Cell::forward(a, q, p.state[index], gate, keep, state, h);
+  Cell::forward(a, q, p.state[index], gate, keep, state);
   if (!now.inside) {  // the state stays
     l.y[at] = S{};
     for (int k = 0; l.gates && k < G; ++k) gates[k * l.H] = S{};
     if (Cell::has_kept && l.kept) l.kept[at] = S{};
     return;
   }
-  const S out = narrow<S>(h);
+  const S out = narrow<S>(Cell::output(gate[G - 1], state));
   p.state[index] = state;
   l.y[at] = out;
   write_masked<G>(p, index, next_keep, out);

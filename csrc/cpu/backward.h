@@ -13,14 +13,13 @@
 namespace brnn::BRNN_ISA {
 
 // Steps of a chunk: the weight gradients gain by many rows (step, sequence), memory grows with
-// them. All of them if they are about as many as the units, since the masked operands then find
-// room where the weights were; else at most a half of a short sequence's, unless those are few.
+// them. All of them if they are no more than the units, since the masked operands then find room
+// where the weights were; else a third of a short sequence's, unless those are few.
 inline int64_t chunk_steps(int64_t T, int64_t B, int64_t H) {
   constexpr int64_t most = 480, least = 96;
-  if (10 * T * B <= 11 * H) return T;
-  const int64_t steps = min(divide_up(most, B), divide_up(T, 2)), enough = divide_up(least, B);
-  const int64_t chunks = T / (steps > enough ? steps : enough);
-  return divide_up(T, chunks < 1 ? 1 : chunks);
+  if (T * B <= H) return T;
+  const int64_t steps = min(most / B, divide_up(T, 3)), enough = divide_up(least, B);
+  return min(T, steps > enough ? steps : enough);
 }
 constexpr int64_t kSomeRows = 16;    // of the operands of weight gradients, packed at once
 constexpr int64_t kMostUnits = 240;  // units of a gate whose weight gradients are made at once

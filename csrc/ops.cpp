@@ -19,14 +19,26 @@
 namespace brnn {
 namespace {
 
+// The text of a `str` argument, once. Not std::string in the signatures of ops: what torch 2.10 to
+// 2.13 makes of that leaks a string a call (pytorch issue 191340).
+std::string taken(StringHandle handle) {
+  const char* characters;
+  size_t length;
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &characters));
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  const std::string text(characters, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
+}
+
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
     Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
     OptionalTensor bias_hh, OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths,
-    double scale_x, double scale_h, bool reverse, bool save, bool allow_tf32, std::string engine) {
+    double scale_x, double scale_h, bool reverse, bool save, bool allow_tf32, StringHandle engine) {
   const auto r = forward<Backend>(
       Cell::lstm, {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths},
-      {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, engine});
+      {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, taken(engine)});
   return {r.y, r.h_n, *r.c_n, r.gates, r.kept};
 }
 
@@ -35,11 +47,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
     OptionalTensor dy, OptionalTensor dh_n, OptionalTensor dc_n, Tensor x, Tensor h0, Tensor c0,
     Tensor weight_ih, Tensor weight_hh, OptionalTensor keep_x, OptionalTensor keep_h,
     OptionalTensor lengths, Tensor y, Tensor gates, Tensor cells, double scale_x, double scale_h,
-    bool reverse, bool bias, bool need_dx, bool allow_tf32, std::string engine) {
+    bool reverse, bool bias, bool need_dx, bool allow_tf32, StringHandle engine) {
   const auto r = backward<Backend>(
       Cell::lstm, {x, h0, c0, weight_ih, weight_hh, {}, {}, keep_x, keep_h, lengths},
       {dy, dh_n, dc_n, y, gates, cells},
-      {scale_x, scale_h, reverse, true, bias, need_dx, allow_tf32, engine});
+      {scale_x, scale_h, reverse, true, bias, need_dx, allow_tf32, taken(engine)});
   return {r.dx, r.dh0, *r.dc0, r.dweight_ih, r.dweight_hh, r.dbias_ih, r.dbias_hh};
 }
 
@@ -52,11 +64,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru(Tensor x, Tensor h0, Tensor weigh
                                                OptionalTensor keep_h, OptionalTensor lengths,
                                                double scale_x, double scale_h, bool reverse,
                                                bool reset_after, bool save, bool allow_tf32,
-                                               std::string engine) {
+                                               StringHandle engine) {
   const auto r =
       forward<Backend>(gru_cell(reset_after),
                        {x, h0, {}, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths},
-                       {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, engine});
+                       {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, taken(engine)});
   return {r.y, r.h_n, r.gates, r.kept};
 }
 
@@ -65,19 +77,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
     OptionalTensor dy, OptionalTensor dh_n, Tensor x, Tensor h0, Tensor weight_ih, Tensor weight_hh,
     OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths, Tensor y, Tensor gates,
     Tensor hidden_n, double scale_x, double scale_h, bool reverse, bool reset_after, bool bias,
-    bool need_dx, bool allow_tf32, std::string engine) {
+    bool need_dx, bool allow_tf32, StringHandle engine) {
   const auto r = backward<Backend>(
       gru_cell(reset_after), {x, h0, {}, weight_ih, weight_hh, {}, {}, keep_x, keep_h, lengths},
       {dy, dh_n, {}, y, gates, hidden_n},
-      {scale_x, scale_h, reverse, true, bias, need_dx, allow_tf32, engine});
+      {scale_x, scale_h, reverse, true, bias, need_dx, allow_tf32, taken(engine)});
   return {r.dx, r.dh0, r.dweight_ih, r.dweight_hh, r.dbias_ih, r.dbias_hh};
 }
 
 // For engines outside this library (the reference): the same checks. Returns G.
-int64_t check_layer_op(std::string cell, Tensor x, Tensor h0, OptionalTensor c0, Tensor weight_ih,
+int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0, Tensor weight_ih,
                        Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
                        OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths) {
-  const Cell which = checks::cell_of(cell);
+  const Cell which = checks::cell_of(taken(cell));
   check_layer(which, {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths});
   return gates_of(which);
 }
@@ -93,10 +105,11 @@ Tensor sample_keep(Tensor seed, int64_t count, double p) {
 }
 
 // JSON for bayesrnn_cuda.plan: what the CPU engine would do.
-std::string cpu_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t H,
-                     std::string dtype) {
+std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t H,
+                     StringHandle dtype) {
+  const std::string type = taken(dtype);
   const cpu::Isa& isa = cpu::isa();
-  const Cell which = checks::cell_of(cell);
+  const Cell which = checks::cell_of(taken(cell));
   const int threads = cpu::host(cpu::forward_flop(T, B, I, H, gates_of(which))).threads;
   std::ostringstream out;
   const auto describe = [&](auto s) {
@@ -114,14 +127,14 @@ std::string cpu_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t 
         << ", \"scratch_bytes_backward\": " << run.backward_scratch_bytes(which, backward, threads)
         << "}";
   };
-  if (dtype == "float64")
+  if (type == "float64")
     describe(double{});
-  else if (dtype == "bfloat16")
+  else if (type == "bfloat16")
     describe(bfloat16{});
-  else if (dtype == "float32")
+  else if (type == "float32")
     describe(float{});
   else
-    checks::fail("dtype", "float32, float64 or bfloat16", "'" + dtype + "'");
+    checks::fail("dtype", "float32, float64 or bfloat16", "'" + type + "'");
   return out.str();
 }
 
@@ -140,21 +153,22 @@ const cuda::Device& device_of(const std::string& gpu) {
 }
 
 // JSON for bayesrnn_cuda.plan: what the CUDA engines would do, on a GPU that need not be here.
-std::string cuda_plan(std::string cell, int64_t T, int64_t B, int64_t I, int64_t H,
-                      std::string dtype, std::string gpu, bool allow_tf32, bool untied, bool save,
-                      std::string engine) {
-  const cuda::Problem problem{
-      checks::cell_of(cell), T, B, I, H, checks::precision_of(dtype, allow_tf32), untied, save};
-  return cuda::describe(cuda::plan(problem, device_of(gpu), engine));
+std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t H,
+                      StringHandle dtype, StringHandle gpu, bool allow_tf32, bool untied, bool save,
+                      StringHandle engine) {
+  const Cell which = checks::cell_of(taken(cell));
+  const auto precision = checks::precision_of(taken(dtype), allow_tf32);
+  const cuda::Problem problem{which, T, B, I, H, precision, untied, save};
+  return cuda::describe(cuda::plan(problem, device_of(taken(gpu)), taken(engine)));
 }
 
 #ifdef BRNN_CUDA
 // Cycles that each block took, [blocks]: see cuda/roofline.h.
-Tensor cuda_roofline(std::string rate, Tensor memory, int64_t blocks, int64_t threads,
+Tensor cuda_roofline(StringHandle rate, Tensor memory, int64_t blocks, int64_t threads,
                      int64_t repeats) {
   const cuda::Stream stream(memory);
   const Tensor cycles = torch::stable::new_empty(memory, {blocks}, ScalarType::Long);
-  cuda::roofline(rate, memory.mutable_data_ptr(), memory.numel() * memory.element_size(),
+  cuda::roofline(taken(rate), memory.mutable_data_ptr(), memory.numel() * memory.element_size(),
                  static_cast<int>(blocks), static_cast<int>(threads), static_cast<int>(repeats),
                  static_cast<int64_t*>(cycles.mutable_data_ptr()), stream.get());
   return cycles;

@@ -33,10 +33,8 @@ inline double forward_flop(double T, double B, double I, double H, double G) {
   return 2 * T * B * G * H * (I + H);
 }
 
-// Memory for the time of one call. Not a tensor: torch aligns by posix_memalign, and blocks that
-// glibc (before 2.38) got so and took back do not serve the next call of the same size; a training
-// loop grew by gigabytes. In huge pages where there are some: weights that stream from beyond a
-// core's own cache come a quarter faster.
+// Memory for the time of one call. In huge pages where there are some: weights that stream from
+// beyond a core's own cache come a quarter faster.
 class Scratch {
  public:
   explicit Scratch(size_t bytes)

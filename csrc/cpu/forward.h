@@ -69,7 +69,7 @@ class ForwardPass {
     int64_t b0, rows;
     Rows<E> x;      // masked input of a chunk, row = step * rows + sequence
     C* input;       // W (m x) of a chunk: [panel][G][chunk rows][width]
-    Rows<E> h[2];   // masked h_{t-1} and h_t, in turn
+    Rows<E> h;      // masked h_{t-1}: as many sets for each piece, see pack_hidden
     Rows<E> reset;  // r * masked h_{t-1}; reset_before only
     C* r;           // [rows][pitch]; reset_before only
     C* state;       // [rows][pitch] what the cell carries
@@ -84,7 +84,7 @@ class ForwardPass {
       };
       x = rows_of(f.keep_x_.sets, chunk, f.p_.I);
       input = arena.take<C>(G * chunk * f.pitch_);
-      for (auto& side : h) side = rows_of(f.keep_h_.sets, most, H);
+      h = rows_of(f.split_.units * f.keep_h_.sets, most, H);
       if (Cell::reset_before) reset = rows_of(1, most, H);
       r = arena.take<C>(Cell::reset_before ? most * f.pitch_ : 0);
       state = arena.take<C>(most * f.pitch_);
@@ -135,8 +135,6 @@ class ForwardPass {
       const int64_t b = part.b0 + row;
       const S* h0 = p_.h0 + b * p_.H;
       const S* state0 = p_.c0 ? p_.c0 + b * p_.H : h0;
-      pack_row(h0, p_.H, keep_h_, b, part.h[0], row);
-      part.h[1].clear_tail(keep_h_.sets, row, p_.H);
       if (Cell::reset_before) part.reset.clear_tail(1, row, p_.H);
       for (int64_t u = 0; u < p_.H; u += V::size) {
         const int n = lanes(u);
@@ -153,6 +151,25 @@ class ForwardPass {
       const int64_t b = part.b0 + row % part.rows, t = p_.time(s0 + row / part.rows);
       pack_row(p_.x + (t * p_.B + b) * p_.I, p_.I, keep_x_, b, part.x, row);
     });
+  }
+
+  Rows<E> own_hidden(const Part& part, const Piece& piece) const {
+    return part.h.from_set(piece.index * keep_h_.sets);
+  }
+
+  // m h_{t-1} for step s. Each piece makes a copy of its own: what another core has just written
+  // comes slowly, and masked for each gate it would be several times as much.
+  Rows<E> pack_hidden(const Part& part, const Piece& piece, int64_t s) const {
+    const Rows<E> own = own_hidden(part, piece);
+    const int64_t t = p_.time(s);
+    for (int64_t row = 0; row < part.rows; ++row) {
+      const int64_t b = part.b0 + row;
+      if (!p_.inside(b, t)) continue;
+      const S* last =
+          p_.starts(b, t) ? p_.h0 + b * p_.H : p_.y + (p_.time(s - 1) * p_.B + b) * p_.H;
+      pack_row(last, p_.H, keep_h_, b, own, row);
+    }
+    return own;
   }
 
   // W (m x) for `steps` steps. Gate by gate, so that the rows of one gate stay in cache.
@@ -180,7 +197,7 @@ class ForwardPass {
   // r and r * masked h for all units, which the gate n multiplies with U.
   void reset_gates(const Part& part, const Piece& piece, int64_t s, int64_t step) const {
     const Product<E> product;
-    const Rows<E>& h = part.h[s % 2];
+    const Rows<E> h = pack_hidden(part, piece, s);
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[kTile];
       multiply_rows(product, count, width(panel), p_.H, h, keep_h_.set_of(0), row,
@@ -205,7 +222,7 @@ class ForwardPass {
   // The recurrent part and the gate algebra of step s.
   void update(const Part& part, const Piece& piece, int64_t s, int64_t step) const {
     const Product<E> product;
-    const Rows<E>& h = part.h[s % 2];
+    const Rows<E> h = Cell::reset_before ? own_hidden(part, piece) : pack_hidden(part, piece, s);
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[G][kTile];
       for (int gate = Cell::reset_before ? 1 : 0; gate < G; ++gate) {
@@ -271,25 +288,17 @@ class ForwardPass {
     }
   }
 
-  // y, and what the next step multiplies: h_t masked for each gate. Apart from the gates: nothing
-  // of a step waits for it, and a processor looks ahead by a few rows of this, but not by one of
-  // both.
+  // y. Apart from the gates: nothing of a step waits for it, and a processor looks ahead by a few
+  // rows of this, but not by one of both.
   BRNN_INTERLEAVED void output(const Part& part, const Tile& tile, const C* last_gate) const {
     const auto [s, t, row, b, count, width, u] = tile;
-    const Rows<E>&h = part.h[s % 2], &h_next = part.h[(s + 1) % 2];
     const int64_t H = p_.H, pitch = pitch_;
-    const int n = lanes(u), sets = keep_h_.sets;
-    const int64_t set_stride = h_next.set_stride(), vectors = keep_h_.vectors;
+    const int n = lanes(u);
     S* const y = p_.y + (t * p_.B + b) * H + u;
     const C* const carried = part.state + row * pitch + u;
-    E* next = h_next.at(0, row, u);
-    const E* last = h.at(0, row, u);
-    const uint16_t* keep = keep_h_.at(b, 0, u);
-    for (int i = 0; i < count; ++i, next += kBlock<E>, last += kBlock<E>, keep += sets * vectors) {
+    for (int i = 0; i < count; ++i) {
       if (!p_.inside(b + i, t)) {
         store(y + i * H, typename Element<E>::Lanes{}, n);
-        for (int set = 0; set < sets; ++set)
-          store(next + set * set_stride, load_lanes<E>(last + set * set_stride, V::size));
         continue;
       }
       const V state = load(carried + i * pitch);
@@ -297,8 +306,6 @@ class ForwardPass {
       if constexpr (!std::is_same_v<S, E>) out = rounded_to<S>(out);
       const auto result = to_lanes<E>(out);
       store(y + i * H, result, n);
-      for (int set = 0; set < sets; ++set)
-        store(next + set * set_stride, select(keep[set * vectors], result));
       if (p_.ends(b + i, t)) {
         store(p_.h_n + (b + i) * H + u, result, n);
         if (p_.c0) store(p_.c_n + (b + i) * H + u, state, n);

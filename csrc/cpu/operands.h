@@ -26,6 +26,11 @@ struct Rows {
   E* at(int64_t set, int64_t row, int64_t k = 0) const {
     return data + ((set * blocks + k / kBlock<E>)*rows + row) * kBlock<E> + k % kBlock<E>;
   }
+  Rows from_set(int64_t first) const {
+    Rows rest = *this;
+    rest.data = at(first, 0);
+    return rest;
+  }
   // Zeros from the last vector of K columns to what a product reads of them.
   void clear_tail(int sets, int64_t row, int64_t K) const {
     constexpr int size = Vec<typename Element<E>::Sum>::size;

@@ -82,17 +82,24 @@ def sample_layer_masks(
 ) -> LayerMasks:
     """Masks of one layer and direction, `gates` independent ones or, tied, one for all gates."""
     sets = 1 if tie_gates else gates
-
-    def draw(p: float, size: int) -> Tensor | None:
-        if p == 0.0:
-            return None
-        return sample_keep((sets, batch_size, size), p, device=device, generator=generator)
-
+    if (input_dropout or recurrent_dropout) and _has_fused_sampling(device):
+        # One op, not one a mask: between two calls of a layer all this has left the caches.
+        seeds = torch.randint(_SEEDS.min, _SEEDS.max, (2,), device=device, generator=generator)
+        keep_x, keep_h = torch.ops.bayesrnn.sample_layer_keep(
+            seeds, sets, batch_size, input_size, hidden_size, input_dropout, recurrent_dropout
+        )
+    else:
+        keep_x, keep_h = (
+            sample_keep((sets, batch_size, size), p, device=device, generator=generator)
+            if p
+            else None
+            for p, size in ((input_dropout, input_size), (recurrent_dropout, hidden_size))
+        )
     return LayerMasks(
-        keep_x=draw(input_dropout, input_size),
-        keep_h=draw(recurrent_dropout, hidden_size),
-        scale_x=dropout_scale(input_dropout),
-        scale_h=dropout_scale(recurrent_dropout),
+        keep_x if input_dropout else None,
+        keep_h if recurrent_dropout else None,
+        dropout_scale(input_dropout),
+        dropout_scale(recurrent_dropout),
     )
 
 

@@ -80,6 +80,14 @@ def _sample_keep_fake(seed, count, p):
     return seed.new_empty(count, dtype=torch.bool)
 
 
+@torch.library.register_fake("bayesrnn::sample_layer_keep")
+def _sample_layer_keep_fake(seeds, sets, B, I, H, p_x, p_h):  # noqa: E741
+    return tuple(
+        seeds.new_empty((sets, B, size) if p else 0, dtype=torch.bool)
+        for size, p in ((I, p_x), (H, p_h))
+    )
+
+
 def _weight_grads(weight_ih: Tensor, weight_hh: Tensor, bias: bool) -> tuple[Tensor, ...]:
     rows = weight_ih.shape[0] if bias else 0
     return (

@@ -314,6 +314,8 @@ class RecurrentLayer(DropoutModule):
             if len(outputs) == self.num_directions:
                 x = torch.cat(outputs, dim=-1) if self.bidirectional else y
                 outputs = []
+        if len(finals) == 1:
+            return x, tuple(state.unsqueeze(0) for state in finals[0])
         return x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
 
     def _run_layer(self, x, initial, weights, masks, lengths, reverse) -> tuple[Tensor, ...]:

@@ -132,13 +132,17 @@ inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
   }
 }
 
-// The arguments of sample_keep.
-inline void check_sample(const Tensor& seed, int64_t count, double p) {
-  check_dtype("seed", seed, ScalarType::Long, "");
-  check_shape("seed", seed, {1}, "1");
-  check_memory("seed", seed);
-  if (count < 0) fail("count", "at least 0", count);
-  if (!(p >= 0 && p <= 1)) fail("p", "a probability of dropping in [0, 1]", p);
+// The arguments of ops that draw masks.
+inline void check_seeds(const char* name, const Tensor& seeds, int64_t count) {
+  check_dtype(name, seeds, ScalarType::Long, "");
+  check_shape(name, seeds, {count}, "one a mask");
+  check_memory(name, seeds);
+}
+inline void check_count(const char* name, int64_t count) {
+  if (count < 0) fail(name, "at least 0", count);
+}
+inline void check_probability(const char* name, double p) {
+  if (!(p >= 0 && p <= 1)) fail(name, "a probability of dropping in [0, 1]", p);
 }
 
 inline Cell cell_of(const std::string& name) {

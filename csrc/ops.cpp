@@ -94,14 +94,39 @@ int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0
   return gates_of(which);
 }
 
-// A mask of `count` places from the random numbers of `seed`: bool [count].
-Tensor sample_keep(Tensor seed, int64_t count, double p) {
-  checks::check_sample(seed, count, p);
+// A mask of that shape from the random numbers of a seed: bool.
+Tensor sampled(const checks::Shape& shape, const Tensor& like, int64_t seed, double p) {
   const Tensor keep =
-      allocated({count}, [&] { return torch::stable::new_empty(seed, {count}, ScalarType::Bool); });
-  const auto value = static_cast<uint64_t>(*read<int64_t>(seed));
-  cpu::isa().sample_keep(static_cast<uint8_t*>(keep.mutable_data_ptr()), count, value, p);
+      allocated(shape, [&] { return torch::stable::new_empty(like, shape, ScalarType::Bool); });
+  cpu::isa().sample_keep(static_cast<uint8_t*>(keep.mutable_data_ptr()), keep.numel(),
+                         static_cast<uint64_t>(seed), p);
   return keep;
+}
+
+// A mask of `count` places: bool [count].
+Tensor sample_keep(Tensor seed, int64_t count, double p) {
+  checks::check_seeds("seed", seed, 1);
+  checks::check_count("count", count);
+  checks::check_probability("p", p);
+  return sampled({count}, seed, *read<int64_t>(seed), p);
+}
+
+// Both masks of a layer, bool [sets, B, I] and [sets, B, H], each as sample_keep draws it; what is
+// not dropped from (p = 0) has no mask: empty.
+std::tuple<Tensor, Tensor> sample_layer_keep(Tensor seeds, int64_t sets, int64_t B, int64_t I,
+                                             int64_t H, double p_x, double p_h) {
+  checks::check_seeds("seeds", seeds, 2);
+  checks::check_count("sets", sets);
+  checks::check_count("B", B);
+  checks::check_count("I", I);
+  checks::check_count("H", H);
+  checks::check_probability("p_x", p_x);
+  checks::check_probability("p_h", p_h);
+  const auto draw = [&](int64_t index, int64_t size, double p) {
+    const int64_t seed = read<int64_t>(seeds)[index * seeds.stride(0)];
+    return sampled(p == 0 ? checks::Shape{0} : checks::Shape{sets, B, size}, seeds, seed, p);
+  };
+  return {draw(0, I, p_x), draw(1, H, p_h)};
 }
 
 // JSON for bayesrnn_cuda.plan: what the CPU engine would do.
@@ -219,6 +244,9 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
       "check_layer(str cell, Tensor x, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, "
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths) -> int");
   m.def("sample_keep(Tensor seed, SymInt count, float p) -> Tensor");
+  m.def(
+      "sample_layer_keep(Tensor seeds, SymInt sets, SymInt B, SymInt I, SymInt H, float p_x, "
+      "float p_h) -> (Tensor keep_x, Tensor keep_h)");
   m.def("cpu_plan(str cell, int T, int B, int I, int H, str dtype) -> str");
   m.def(
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
@@ -232,6 +260,7 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CPU, m) {
   m.impl("sample_keep", TORCH_BOX(&brnn::sample_keep));
+  m.impl("sample_layer_keep", TORCH_BOX(&brnn::sample_layer_keep));
   m.impl("lstm", TORCH_BOX(&brnn::lstm<brnn::cpu::Backend>));
   m.impl("lstm_backward", TORCH_BOX(&brnn::lstm_backward<brnn::cpu::Backend>));
   m.impl("gru", TORCH_BOX(&brnn::gru<brnn::cpu::Backend>));

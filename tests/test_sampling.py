@@ -1,5 +1,7 @@
 """Random bits of masks: csrc/cpu/masks.h against Threefry in Python, seeds, generators, devices."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -115,13 +117,29 @@ def test_meta_device():
 
 def test_op():
     opcheck(torch.ops.bayesrnn.sample_keep.default, (torch.tensor([5]), 100, 0.25))
+    layer = torch.ops.bayesrnn.sample_layer_keep.default
+    for p_x, p_h in ((0.25, 0.5), (0.0, 0.5), (1.0, 0.0)):
+        opcheck(layer, (torch.tensor([5, 6]), 4, 3, 10, 7, p_x, p_h))
+
+
+@pytest.mark.parametrize("seeds", [torch.tensor([5, -6]), torch.tensor([5, 0, -6])[::2]])
+def test_masks_of_a_layer_are_two_draws(seeds):
+    def one(seed, shape, p):
+        return torch.ops.bayesrnn.sample_keep(torch.tensor([seed]), math.prod(shape), p).view(shape)
+
+    x, h = torch.ops.bayesrnn.sample_layer_keep(seeds, 4, 3, 10, 70, 0.25, 0.5)
+    assert torch.equal(x, one(5, (4, 3, 10), 0.25))
+    assert torch.equal(h, one(-6, (4, 3, 70), 0.5))
+    x, h = torch.ops.bayesrnn.sample_layer_keep(seeds, 1, 3, 10, 7, 0.0, 1.0)
+    assert x.shape == (0,)
+    assert torch.equal(h, torch.zeros(1, 3, 7, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((torch.tensor([1.0]), 4, 0.5), r"seed: expected dtype int64, got float32"),
-        ((torch.tensor([1, 2]), 4, 0.5), r"seed: expected shape \[1\] \(1\), got \[2\]"),
+        ((torch.tensor([1, 2]), 4, 0.5), r"seed: expected shape \[1\] \(one a mask\), got \[2\]"),
         ((torch.tensor([1]), -1, 0.5), r"count: expected at least 0, got -1"),
         ((torch.tensor([1]), 4, 1.5), r"p: expected a probability of dropping in \[0, 1\], got 1"),
         ((torch.tensor([1]), 4, float("nan")), r"p: expected a probability .*, got nan"),
@@ -131,3 +149,25 @@ def test_op():
 def test_errors(arguments, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.bayesrnn.sample_keep(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({0: torch.tensor([1.0, 2.0])}, r"seeds: expected dtype int64, got float32"),
+        ({0: torch.tensor([1])}, r"seeds: expected shape \[2\] \(one a mask\), got \[1\]"),
+        ({1: -1}, r"sets: expected at least 0, got -1"),
+        ({2: -1}, r"B: expected at least 0, got -1"),
+        ({3: -1}, r"I: expected at least 0, got -1"),
+        ({4: -1}, r"H: expected at least 0, got -1"),
+        ({5: 1.5}, r"p_x: expected a probability of dropping in \[0, 1\], got 1.5"),
+        ({6: float("nan")}, r"p_h: expected a probability .*, got nan"),
+        ({4: 2**62}, r"memory: expected room"),
+    ],
+)
+def test_errors_of_layers(changed, message):
+    arguments = [torch.tensor([1, 2]), 4, 2, 5, 6, 0.5, 0.5]
+    for index, value in changed.items():
+        arguments[index] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bayesrnn.sample_layer_keep(*arguments)

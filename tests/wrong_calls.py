@@ -374,6 +374,13 @@ TARGETS: dict[str, Callable[[], Target]] = {
         count=(5, "count of op"),
         p=(0.5, "probability of op"),
     ),
+    "op sample_layer_keep": lambda: simple_target(
+        torch.ops.bayesrnn.sample_layer_keep,
+        seeds=(torch.tensor([1, 2]), "seed"),
+        **dict.fromkeys(("sets", "B", "I", "H"), (3, "count of op")),
+        p_x=(0.5, "probability of op"),
+        p_h=(0.5, "probability of op"),
+    ),
     **{f"op {cell}": lambda cell=cell: op_target(cell, cell) for cell in CELLS},
     **{
         f"op {cell}_backward": lambda cell=cell: op_target(f"{cell}_backward", cell)

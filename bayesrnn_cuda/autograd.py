@@ -1,7 +1,9 @@
 """Makes torch.ops.bayesrnn differentiable: backward is an op too, fed with what forward saved.
 
-Plain autograd and torch.compile take what torch.library.register_autograd makes of that. torch.func
-(grad, vjp, jacrev) refuses it and takes an autograd.Function with the same two functions inside.
+Who calls an op directly, and torch.compile, get what torch.library.register_autograd makes of that.
+torch.func (grad, vjp, jacrev) refuses it and takes an autograd.Function with the same two functions
+inside. Another one serves a layer in plain eager mode: the registered one reads the op's schema at
+every call, 0.1 ms, and the layer of an agent or a short sequence may take no more.
 """
 
 from collections.abc import Callable
@@ -21,14 +23,19 @@ from . import (
 _OPS = torch.ops.bayesrnn
 
 
-def call(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """torch.ops.bayesrnn.<name>, within torch.func.grad and its like too."""
+def call(name: str, *arguments: Any, gradient: bool = False) -> tuple[Tensor, ...]:
+    """torch.ops.bayesrnn.<name>, within torch.func.grad and its like too.
+
+    `gradient`: one is required of some argument. (Without it the op alone is right, if slower.)
+    """
     if in_forward_mode():
         raise RuntimeError(
             "bayesrnn: the fused engines have no forward-mode derivative; use engine='reference'"
         )
     if in_func_grad():
         return _FUNCTIONS[name].apply(*arguments)
+    if gradient and not _transformed():
+        return _EAGER[name].apply(*arguments)
     return getattr(_OPS, name)(*arguments)
 
 
@@ -44,6 +51,11 @@ def in_func_grad() -> bool:
         return False
     levels = torch._C._functorch.get_interpreter_stack()
     return any(level.key() == TransformType.Grad for level in levels)
+
+
+def _transformed() -> bool:
+    """Whether something other than plain autograd looks at the call."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _setup(ctx, inputs, output, *, states: int, outputs: int) -> None:
@@ -144,6 +156,23 @@ def _function(op, setup, gradients, rule) -> type[torch.autograd.Function]:
     return Function
 
 
+def _eager_function(op, setup, gradients) -> type[torch.autograd.Function]:
+    """The same for plain autograd. (With setup_context torch binds the arguments by inspect.)"""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            output = op(*arguments)
+            setup(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return gradients(ctx, *grads)
+
+    return Function
+
+
 def _setup_nothing(ctx, inputs, output) -> None:
     pass
 
@@ -153,4 +182,8 @@ _FUNCTIONS = {
     "gru": _function(_OPS.gru, _setup_gru, _backward_gru, _RULES["gru"]),
     "lstm_backward": _function(_OPS.lstm_backward, _setup_nothing, _refuse, vmap.loop),
     "gru_backward": _function(_OPS.gru_backward, _setup_nothing, _refuse, vmap.loop),
+}
+_EAGER = {
+    "lstm": _eager_function(_OPS.lstm, _setup_lstm, _backward_lstm),
+    "gru": _eager_function(_OPS.gru, _setup_gru, _backward_gru),
 }

@@ -62,7 +62,7 @@ def lstm(
     save = _needs_grad(x, h0, c0, *parameters)
     tf32 = engines.allow_tf32(x)
     y, h_n, c_n, _, _ = autograd.call(
-        "lstm", *tensors, scale_x, scale_h, reverse, save, tf32, engine
+        "lstm", *tensors, scale_x, scale_h, reverse, save, tf32, engine, gradient=save
     )
     return y, h_n, c_n
 
@@ -104,7 +104,7 @@ def gru(
     save = _needs_grad(x, h0, *parameters)
     tf32 = engines.allow_tf32(x)
     y, h_n, _, _ = autograd.call(
-        "gru", *tensors, scale_x, scale_h, reverse, reset_after, save, tf32, engine
+        "gru", *tensors, scale_x, scale_h, reverse, reset_after, save, tf32, engine, gradient=save
     )
     return y, h_n
 

@@ -146,8 +146,11 @@ std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t
     S dx;
     backward.dx = &dx;
     const auto& run = isa.engine<S>();
-    out << "{\"instruction_set\": \"" << isa.name << "\", \"microkernel\": \"" << run.rows
-        << " rows x 2 vectors of " << run.lanes << "\", \"threads\": " << threads
+    out << "{\"instruction_set\": \"" << isa.name << "\", \"microkernel\": \"" << run.narrow.rows
+        << " rows x " << run.narrow.vectors;
+    if (run.wide.vectors > run.narrow.vectors)
+      out << " or " << run.wide.rows << " x " << run.wide.vectors;
+    out << " vectors of " << run.lanes << "\", \"threads\": " << threads
         << ", \"scratch_bytes_forward\": " << run.forward_scratch_bytes(which, forward, threads)
         << ", \"scratch_bytes_backward\": " << run.backward_scratch_bytes(which, backward, threads)
         << "}";

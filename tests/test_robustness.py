@@ -179,7 +179,8 @@ print(os.waitpid(child, 0)[1], layer(x)[0].isfinite().all().item())
 
 
 INTERRUPTED = """
-import sys, torch, bayesrnn_cuda as brnn
+import signal, sys, torch, bayesrnn_cuda as brnn
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.manual_seed(0)
 torch.set_num_threads(2)
 layer, x = brnn.BayesianLSTM(64, 64), torch.randn(40, 8, 64, requires_grad=True)

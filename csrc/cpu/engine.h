@@ -22,11 +22,16 @@ struct Host {
   bool flush_subnormals = false;  // take them for zero in what parallel_for runs
 };
 
+struct Microkernel {
+  int rows, vectors;  // of sums, for AMX vectors of a tile
+};
+
 // Entry points for one storage type. scratch_bytes tells what the call with the same arguments
 // needs.
 template <class S>
 struct Engine {
-  int rows, lanes;  // of a microkernel: rows x 2 vectors (or tiles) of lanes
+  Microkernel narrow, wide;  // of those that its products take
+  int lanes;                 // of a vector
   size_t (*forward_scratch_bytes)(Cell, const Forward<S>&, int threads);
   void (*forward)(Cell, const Forward<S>&, const Host&, void* scratch);
   size_t (*backward_scratch_bytes)(Cell, const Backward<S>&, int threads);

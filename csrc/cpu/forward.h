@@ -164,9 +164,9 @@ class ForwardPass {
     const int64_t t = p_.time(s);
     for (int64_t row = 0; row < part.rows; ++row) {
       const int64_t b = part.b0 + row;
-      if (!p_.inside(b, t)) continue;
-      const S* last =
-          p_.starts(b, t) ? p_.h0 + b * p_.H : p_.y + (p_.time(s - 1) * p_.B + b) * p_.H;
+      const bool first = s == 0 || p_.starts(b, t);  // rows that wait hold numbers too
+      if (!first && !p_.inside(b, t)) continue;
+      const S* last = first ? p_.h0 + b * p_.H : p_.y + (p_.time(s - 1) * p_.B + b) * p_.H;
       pack_row(last, p_.H, keep_h_, b, own, row);
     }
     return own;

@@ -50,9 +50,15 @@ void run(Cell cell, const Layer& layer, const Host& host, void* scratch) {
                             [&](auto&& pass) { pass.run(host); });
 }
 
-template <class S>
-constexpr cpu::Engine<S> kEngine = {Product<typename Multiplied<S>::type>::rows(2),
-                                    Vec<typename Element<typename Multiplied<S>::type>::Sum>::size,
+template <class E>
+constexpr cpu::Microkernel microkernel_of(int vectors) {
+  return {Product<E>::rows(vectors), vectors};
+}
+
+template <class S, class E = typename Multiplied<S>::type>
+constexpr cpu::Engine<S> kEngine = {microkernel_of<E>(2),
+                                    microkernel_of<E>(Product<E>::vectors),
+                                    Vec<typename Element<E>::Sum>::size,
                                     scratch_bytes<ForwardPass, Forward<S>, S>,
                                     run<ForwardPass, Forward<S>, S>,
                                     scratch_bytes<BackwardPass, Backward<S>, S>,

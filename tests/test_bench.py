@@ -159,6 +159,11 @@ def test_case_that_fails_leaves_the_others(bench, monkeypatch, tmp_path):
         assert record["error"] in printed
 
 
+def test_one_step_whose_recurrent_gradient_is_zero(bench):
+    status, printed, _ = bench("vs_cudnn", "--shape", "1,1,3,4", *SMALL[4:], "--runs", "1")
+    assert status == 0, printed
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [

@@ -21,8 +21,9 @@ struct PackParams {
 
 constexpr int kPackThreads = 256;
 
+// How many 16-byte words are packed; the host sizes the grid by it, so it is no device function.
 template <class S>
-BRNN_DEVICE int64_t packed_count(const PackParams<S>& p) {
+BRNN_INLINE int64_t packed_count(const PackParams<S>& p) {
   return int64_t(p.unit_tiles) * p.k_warps * p.gates * p.chunks * 64;
 }
 

@@ -3,7 +3,7 @@
 // Math supplies Value (a scalar or a vector of units), sigmoid and tanh; host and device share
 // this. Notation: a = input part W (m x) + b_ih and q = recurrent part U (m h) + b_hh, one value
 // per gate; d* = gradient of the loss. `prev` is the state that is carried and never masked:
-// c_{t-1} of the LSTM, h_{t-1} of the GRU. `kept` is what backward needs beside the activated
+// c_{t-1} of the LSTM, h_{t-1} of the GRU. `saved` is what backward needs beside the activated
 // gates. h_t is output(last gate, state).
 //
 // Gradients per gate stand in slots: da is what flows into a, dq what flows into q. They are equal
@@ -23,28 +23,28 @@ struct Lstm {
   using V = typename Math::Value;
   static constexpr int gates = 4;  // i, f, g, o
   static constexpr int slots = 4;
-  static constexpr bool has_kept = true;  // c_t
+  static constexpr bool has_saved = true;  // c_t
   static constexpr bool reset_before = false;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
 
-  BRNN_INLINE static void forward(const V (&a)[4], const V (&q)[4], V prev, V (&gate)[4], V& kept,
+  BRNN_INLINE static void forward(const V (&a)[4], const V (&q)[4], V prev, V (&gate)[4], V& saved,
                                   V& state) {
     const V i = Math::sigmoid(a[0] + q[0]);
     const V f = Math::sigmoid(a[1] + q[1]);
     const V g = Math::tanh(a[2] + q[2]);
     const V o = Math::sigmoid(a[3] + q[3]);
     gate[0] = i, gate[1] = f, gate[2] = g, gate[3] = o;
-    kept = state = f * prev + i * g;
+    saved = state = f * prev + i * g;
   }
   BRNN_INLINE static V output(V o, V c) { return o * Math::tanh(c); }
 
   // carry: dc_t on entry, dc_{t-1} on return.
-  BRNN_INLINE static void backward(const V (&gate)[4], V kept, V prev, V dh, V& carry,
+  BRNN_INLINE static void backward(const V (&gate)[4], V saved, V prev, V dh, V& carry,
                                    V (&dslot)[4]) {
     const V one = Math::value(1);
     const V i = gate[0], f = gate[1], g = gate[2], o = gate[3];
-    const V tanh_c = Math::tanh(kept);
+    const V tanh_c = Math::tanh(saved);
     const V dc = carry + dh * o * (one - tanh_c * tanh_c);
     dslot[0] = dc * g * i * (one - i);
     dslot[1] = dc * prev * f * (one - f);
@@ -60,31 +60,31 @@ struct Gru {
   using V = typename Math::Value;
   static constexpr int gates = 3;         // r, z, n
   static constexpr int slots = 4;         // n into a, r, z, n into q: the q stand together
-  static constexpr bool has_kept = true;  // q_n
+  static constexpr bool has_saved = true;  // q_n
   static constexpr bool reset_before = false;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate == 2 ? 0 : gate + 1; }
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate + 1; }
 
-  BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V& kept,
+  BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V& saved,
                                   V& state) {
     const V r = Math::sigmoid(a[0] + q[0]);
     const V z = Math::sigmoid(a[1] + q[1]);
     const V n = Math::tanh(a[2] + r * q[2]);
     gate[0] = r, gate[1] = z, gate[2] = n;
-    kept = q[2];
+    saved = q[2];
     state = n + z * (prev - n);
   }
   BRNN_INLINE static V output(V, V state) { return state; }
 
   // carry: the part of dh_t that skipped the gates of step t+1 on entry, of step t on return.
-  BRNN_INLINE static void backward(const V (&gate)[3], V kept, V prev, V dh, V& carry,
+  BRNN_INLINE static void backward(const V (&gate)[3], V saved, V prev, V dh, V& carry,
                                    V (&dslot)[4]) {
     const V one = Math::value(1);
     const V r = gate[0], z = gate[1], n = gate[2];
     const V d = dh + carry;
     const V dn = d * (one - z) * (one - n * n);
     dslot[0] = dn;
-    dslot[1] = dn * kept * r * (one - r);
+    dslot[1] = dn * saved * r * (one - r);
     dslot[2] = d * (prev - n) * z * (one - z);
     dslot[3] = dn * r;
     carry = d * z;
@@ -98,7 +98,7 @@ struct GruResetBefore {
   using V = typename Math::Value;
   static constexpr int gates = 3;  // r, z, n
   static constexpr int slots = 3;
-  static constexpr bool has_kept = false;
+  static constexpr bool has_saved = false;
   static constexpr bool reset_before = true;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }

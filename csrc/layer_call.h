@@ -28,7 +28,7 @@ using torch::stable::Tensor;
 struct Options {
   double scale_x, scale_h;
   bool reverse;
-  bool save;           // keep what backward needs; always true in backward
+  bool save;           // save what backward needs; always true in backward
   bool bias, need_dx;  // backward only: which gradients are wanted
   bool allow_tf32;     // float32 may round operands of products to 10 bits; of CUDA only
   std::string engine;
@@ -42,16 +42,16 @@ struct LayerTensors {
   OptionalTensor bias_ih, bias_hh, keep_x, keep_h, lengths;
 };
 
-// What backward takes beside them. kept: cells of LSTM, hidden_n of GRU.
+// What backward takes beside them. saved: cells of LSTM, hidden_n of GRU.
 struct BackwardTensors {
   OptionalTensor dy, dh_n, dc_n;
-  Tensor y, gates, kept;
+  Tensor y, gates, saved;
 };
 
 struct ForwardResults {
   Tensor y, h_n;
   OptionalTensor c_n;
-  Tensor gates, kept;
+  Tensor gates, saved;
 };
 
 struct BackwardResults {
@@ -96,7 +96,7 @@ LayerTensors dense(const LayerTensors& t) {
 template <class Backend>
 BackwardTensors dense(const BackwardTensors& t) {
   const auto copy = [](const auto& tensor) { return dense<Backend>(tensor); };
-  return {copy(t.dy), copy(t.dh_n), copy(t.dc_n), copy(t.y), copy(t.gates), copy(t.kept)};
+  return {copy(t.dy), copy(t.dh_n), copy(t.dc_n), copy(t.y), copy(t.gates), copy(t.saved)};
 }
 
 template <class S>
@@ -169,12 +169,12 @@ ForwardResults forward(Cell cell, const LayerTensors& given, const Options& opti
   Backend::check(given.x, options);
   const Tensor& x = given.x;
   const int64_t T = x.size(0), B = x.size(1), H = given.h0.size(1), GH = gates_of(cell) * H;
-  const int64_t saved = options.save ? T : 0;
-  const int64_t kept = cell == Cell::gru_reset_before ? 0 : saved;
+  const int64_t steps = options.save ? T : 0;
+  const int64_t saved = cell == Cell::gru_reset_before ? 0 : steps;
   const Backend backend(cell, x, options);
   ForwardResults r{result(x, {T, B, H}), result(x, {B, H}),
                    given.c0 ? OptionalTensor(result(x, {B, H})) : std::nullopt,
-                   result(x, {saved, B, GH}), result(x, {kept, B, H})};
+                   result(x, {steps, B, GH}), result(x, {saved, B, H})};
   if (B == 0) return r;
   const LayerTensors t = dense<Backend>(given);
   with_storage_type<Backend>(x, [&](auto s) {
@@ -183,7 +183,7 @@ ForwardResults forward(Cell cell, const LayerTensors& given, const Options& opti
     fill(layer, t, options);
     layer.bias_ih = read<S>(t.bias_ih), layer.bias_hh = read<S>(t.bias_hh);
     layer.y = write<S>(r.y), layer.h_n = write<S>(r.h_n), layer.c_n = write<S>(r.c_n);
-    layer.gates = write<S>(r.gates), layer.kept = write<S>(r.kept);
+    layer.gates = write<S>(r.gates), layer.saved = write<S>(r.saved);
     backend.run(layer);
   });
   return r;
@@ -192,14 +192,14 @@ ForwardResults forward(Cell cell, const LayerTensors& given, const Options& opti
 inline void check_backward(Cell cell, const LayerTensors& t, const BackwardTensors& given) {
   check_layer(cell, t);
   const int64_t T = t.x.size(0), B = t.x.size(1), H = t.h0.size(1);
-  const int64_t kept = cell == Cell::gru_reset_before ? 0 : T;
-  const char* kept_name = cell == Cell::lstm ? "cells" : "hidden_n";
+  const int64_t saved = cell == Cell::gru_reset_before ? 0 : T;
+  const char* saved_name = cell == Cell::lstm ? "cells" : "hidden_n";
   checks::check_tensor("dy", given.dy, t.x, {T, B, H}, "T, B, H");
   checks::check_tensor("dh_n", given.dh_n, t.x, {B, H}, "B, H");
   checks::check_tensor("dc_n", given.dc_n, t.x, {B, H}, "B, H");
   checks::check_tensor("y", given.y, t.x, {T, B, H}, "T, B, H");
   checks::check_tensor("gates", given.gates, t.x, {T, B, gates_of(cell) * H}, "T, B, G*H");
-  checks::check_tensor(kept_name, given.kept, t.x, {kept, B, H}, "T, B, H");
+  checks::check_tensor(saved_name, given.saved, t.x, {saved, B, H}, "T, B, H");
 }
 
 template <class Backend>
@@ -226,7 +226,7 @@ BackwardResults backward(Cell cell, const LayerTensors& given, const BackwardTen
     using S = decltype(s);
     Backward<S> layer{};
     fill(layer, t, options);
-    layer.y = read<S>(b.y), layer.gates = read<S>(b.gates), layer.kept = read<S>(b.kept);
+    layer.y = read<S>(b.y), layer.gates = read<S>(b.gates), layer.saved = read<S>(b.saved);
     layer.dy = read<S>(b.dy), layer.dh_n = read<S>(b.dh_n), layer.dc_n = read<S>(b.dc_n);
     layer.dx = write<S>(r.dx), layer.dh0 = write<S>(r.dh0), layer.dc0 = write<S>(r.dc0);
     layer.dweight_ih = write<S>(r.dweight_ih), layer.dweight_hh = write<S>(r.dweight_hh);

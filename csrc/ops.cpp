@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
   const auto r = forward<Backend>(
       Cell::lstm, {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths},
       {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, taken(engine)});
-  return {r.y, r.h_n, *r.c_n, r.gates, r.kept};
+  return {r.y, r.h_n, *r.c_n, r.gates, r.saved};
 }
 
 template <class Backend>
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gru(Tensor x, Tensor h0, Tensor weigh
       forward<Backend>(gru_cell(reset_after),
                        {x, h0, {}, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths},
                        {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, taken(engine)});
-  return {r.y, r.h_n, r.gates, r.kept};
+  return {r.y, r.h_n, r.gates, r.saved};
 }
 
 template <class Backend>

@@ -109,7 +109,7 @@ class BackwardPass {
   }
   // The state that is carried and never masked: c_{t-1} of the LSTM, h_{t-1} of the GRU.
   const S* state_before(int64_t s, int64_t b) const {
-    return p_.c0 ? before(p_.c0, p_.kept, s, b) : before(p_.h0, p_.y, s, b);
+    return p_.c0 ? before(p_.c0, p_.saved, s, b) : before(p_.h0, p_.y, s, b);
   }
 
   void pack_weights(const Host& host) {
@@ -226,7 +226,7 @@ class BackwardPass {
     const int n = lanes(u);
     const S* const dy = p_.dy ? p_.dy + at + u : nullptr;
     const S* const gates = p_.gates + at * G + u;
-    const S* const all_kept = Cell::has_kept ? p_.kept + at + u : nullptr;
+    const S* const all_saved = Cell::has_saved ? p_.saved + at + u : nullptr;
     C* const carried = carry_ + b0 * pitch + u;
     E* to = dz_.at(0, dz_row, u);
     const int64_t slot_stride = dz_.set_stride();
@@ -240,9 +240,9 @@ class BackwardPass {
         if (p_.dh_n && p_.ends(b, t)) dh_b = dh_b + load(p_.dh_n + b * H + u, n);
         V gate[G];
         for (int k = 0; k < G; ++k) gate[k] = load(gates + (i * G + k) * H, n);
-        const V kept = Cell::has_kept ? load(all_kept + i * H, n) : V{};
+        const V saved = Cell::has_saved ? load(all_saved + i * H, n) : V{};
         V carry = load(carried + i * pitch);
-        Cell::backward(gate, kept, load(state_before(s, b) + u, n), dh_b, carry, dslot);
+        Cell::backward(gate, saved, load(state_before(s, b) + u, n), dh_b, carry, dslot);
         store(carried + i * pitch, carry);
       } else if (began_later(b) && t == p_.length(b)) {
         write_dh0(b, u, n, dh_b);

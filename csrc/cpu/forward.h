@@ -264,27 +264,27 @@ class ForwardPass {
     }
     const V scale_x = scale_x_, scale_h = scale_h_;
     S* gates = p_.gates ? p_.gates + at * G + u : nullptr;
-    S* all_kept = Cell::has_kept && p_.kept ? p_.kept + at + u : nullptr;
+    S* all_saved = Cell::has_saved && p_.saved ? p_.saved + at + u : nullptr;
     C* carried = part.state + row * pitch + u;
     const C* reset = part.r + row * pitch + u;
     for (int i = 0; i < count; ++i, carried += pitch, reset += pitch) {
-      V a[G], r[G], gate[G], kept{}, state;
+      V a[G], r[G], gate[G], saved{}, state;
       for (int k = 0; k < G; ++k) {
         a[k] = load(input[k] + i * width) * scale_x + b_ih[k];
         r[k] = load(q + k * kTile + i * width) * scale_h + b_hh[k];
       }
       if constexpr (Cell::reset_before) gate[0] = load(reset);
-      Cell::forward(a, r, load(carried), gate, kept, state);
+      Cell::forward(a, r, load(carried), gate, saved, state);
       store(q + (G - 1) * kTile + i * width, gate[G - 1]);
       if (p_.inside(b + i, t)) {
         store(carried, state);
       } else {  // past its length a sequence keeps its state and writes zeros
-        kept = V{};
+        saved = V{};
         for (int k = 0; k < G; ++k) gate[k] = V{};
       }
       if (gates)
         for (int k = 0; k < G; ++k) store(gates + i * G * H + k * H, gate[k], n);
-      if (all_kept) store(all_kept + i * H, kept, n);
+      if (all_saved) store(all_saved + i * H, saved, n);
     }
   }
 

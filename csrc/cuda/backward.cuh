@@ -29,7 +29,7 @@ struct BackwardParams {
   const S* c0;     // [B, H]; LSTM only
   const S* y;      // [T, B, H]
   const S* gates;  // [T, B, G*H]
-  const S* kept;   // [T, B, H]
+  const S* saved;   // [T, B, H]
   const S* dy;     // [T, B, H] or nullptr: zero
   const S* dh_n;   // [B, H] or nullptr
   const S* dc_n;   // [B, H] or nullptr
@@ -165,27 +165,27 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
     });
     uint32_t masks = Tile::looped ? stored_masks_[n * Tile::threads] : masks_;
     opaque(masks);
-    float kept[4];
+    float masked[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      kept[j] = 0.f;
+      masked[j] = 0.f;
 #pragma unroll
       for (int gate = 0; gate < G; ++gate)
-        kept[j] += masks >> (4 * gate + j) & 1 ? sums[gate][j] : 0.f;
+        masked[j] += masks >> (4 * gate + j) & 1 ? sums[gate][j] : 0.f;
     }
-    sum_over_warps(dh, kept, buffer_of(i, n));
+    sum_over_warps(dh, masked, buffer_of(i, n));
     const float scale = float(p_.mask_h.scale);
 #pragma unroll
     for (int c = 0; c < C; ++c) dh[c] *= scale;
   }
 
-  BRNN_DEVICE void sum_over_warps(float (&dh)[C], const float (&kept)[4], int buffer) {
+  BRNN_DEVICE void sum_over_warps(float (&dh)[C], const float (&masked)[4], int buffer) {
     if constexpr (Tile::whole_sums) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) dh[c] = kept[c];
+      for (int c = 0; c < C; ++c) dh[c] = masked[c];
     } else {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sums_[buffer + partial_slot_after(write_at_, j)] = kept[j];
+      for (int j = 0; j < 4; ++j) sums_[buffer + partial_slot_after(write_at_, j)] = masked[j];
       group_barrier<Tile>(at_.local);
       if (!at_.maker) return;
 #pragma unroll
@@ -209,7 +209,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
       float gate[G];
 #pragma unroll
       for (int k = 0; k < G; ++k) gate[k] = to_float(gates_[i][k]);
-      Cell::backward(gate, to_float(kept_[i]), to_float(previous_[i]), total + to_float(dy_[i]),
+      Cell::backward(gate, to_float(saved_[i]), to_float(previous_[i]), total + to_float(dy_[i]),
                      carry_[i], dslot[i]);
       held_[i] = 0.f;
     }
@@ -247,7 +247,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
     }
   }
 
-  // What step s left, kept as loaded until it is used.
+  // What step s left, held as loaded until it is used.
   BRNN_DEVICE void prefetch(int s, int n) {
     const int t = time(s), before = p_.reverse ? t + 1 : t - 1;
 #pragma unroll
@@ -257,11 +257,11 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
       const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
 #pragma unroll
       for (int k = 0; k < G; ++k) gates_[i][k] = load_l2(p_.gates + (row * G + k) * p_.H + unit(i));
-      kept_[i] = load_l2(p_.kept + at);
+      saved_[i] = load_l2(p_.saved + at);
       if (p_.dy) dy_[i] = load_l2(p_.dy + at);
       const bool starts = t == (p_.reverse ? length(b) - 1 : 0);
       const int64_t own = int64_t(b) * p_.H + unit(i);
-      const S* states = kLstm ? p_.kept : p_.y;
+      const S* states = kLstm ? p_.saved : p_.y;
       const S* initial = kLstm ? p_.c0 : p_.h0;
       const bool first = starts || before < 0 || before >= p_.T;
       previous_[i] = first ? load_l2(initial + own)
@@ -277,7 +277,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
   Weights<S, G, Tile::chunks> weights_;
   uint32_t masks_ = 0;
   float held_[C] = {}, carry_[C] = {};  // carry: dc of the LSTM, what skips the gates of a GRU
-  S gates_[C][G] = {}, kept_[C] = {}, previous_[C] = {}, dy_[C] = {};
+  S gates_[C][G] = {}, saved_[C] = {}, previous_[C] = {}, dy_[C] = {};
 };
 
 template <template <class> class CellOf, class S, class Exchange, class Tile>

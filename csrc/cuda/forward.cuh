@@ -37,7 +37,7 @@ struct ForwardParams {
   S* y;     // [T, B, H]
   S* h_n;   // [B, H]
   S* c_n;   // [B, H]; LSTM only
-  S* kept;  // [T, B, H] or nullptr
+  S* saved;  // [T, B, H] or nullptr
 
   int I;                       // the rest only where the input part is fused
   const S* x;                  // [T, B, I]
@@ -261,7 +261,7 @@ class ForwardPass
       float a[G], q[G], state;
       recurrent_part(q, i, buffer, sums);
       input_.get(a, i);
-      Cell::forward(a, q, state_[i], gates_[i], kept_[i], state);
+      Cell::forward(a, q, state_[i], gates_[i], saved_[i], state);
       const float h = Cell::output(gates_[i][G - 1], state);
       // Past its length a sequence keeps its state; padding must stay finite.
       if (t < length_[i]) state_[i] = state, h_[i] = h;
@@ -290,7 +290,7 @@ class ForwardPass
       const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
       p_.y[at] = round_to(S{}, in ? h_[i] : 0.f);
       if (p_.save) {
-        p_.kept[at] = round_to(S{}, in ? kept_[i] : 0.f);
+        p_.saved[at] = round_to(S{}, in ? saved_[i] : 0.f);
 #pragma unroll
         for (int k = 0; k < G; ++k)
           p_.gates[(row * G + k) * p_.H + unit(i)] = round_to(S{}, in ? gates_[i][k] : 0.f);
@@ -325,7 +325,7 @@ class ForwardPass
   Words masks_;
   uint32_t kept_units_ = 0;
   float state_[C] = {}, h_[C] = {}, bias_[C] = {};  // state: c of the LSTM, h of the GRU
-  float gates_[C][G] = {}, kept_[C] = {};
+  float gates_[C][G] = {}, saved_[C] = {};
   Input input_;
 };
 

@@ -13,7 +13,7 @@ namespace brnn::cuda {
 template <class S, class Tile, int G>
 class StoredInput {
  public:
-  // Of cell `cell` at row (t, b) and a unit; kept as loaded until it is used.
+  // Of cell `cell` at row (t, b) and a unit; held as loaded until it is used.
   BRNN_DEVICE void prefetch_cell(int cell, const S* gates, int64_t row, int unit, int H) {
 #pragma unroll
     for (int k = 0; k < G; ++k) raw_[cell][k] = load_l2(gates + (row * G + k) * H + unit);

@@ -202,7 +202,7 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
   p.bias_hh = layer.bias_hh, p.mask_h = layer.mask_h;
   p.h0 = layer.h0, p.c0 = layer.c0;
   p.gates = gates, p.save = layer.gates != nullptr;
-  p.y = layer.y, p.h_n = layer.h_n, p.c_n = layer.c_n, p.kept = layer.kept;
+  p.y = layer.y, p.h_n = layer.h_n, p.c_n = layer.c_n, p.saved = layer.saved;
   p.exchange = prepare_exchange<S>(plan, layer.T, 1, memory + parts.exchange, stream);
   p.batch_tiles = plan.batch_tiles;
   p.weights = pack(plan, cell, layer.weight_hh, false, layer.H, layer.H, plan.tiling.chunks,
@@ -225,7 +225,7 @@ BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& 
   p.reverse = layer.reverse, p.lengths = layer.lengths;
   p.mask_h = layer.mask_h;
   p.h0 = layer.h0, p.c0 = layer.c0;
-  p.y = layer.y, p.gates = layer.gates, p.kept = layer.kept;
+  p.y = layer.y, p.gates = layer.gates, p.saved = layer.saved;
   p.dy = layer.dy, p.dh_n = layer.dh_n, p.dc_n = layer.dc_n;
   p.dz = dz, p.dh0 = layer.dh0, p.dc0 = layer.dc0;
   p.exchange = prepare_exchange<S>(plan, layer.T, G, memory + parts.exchange, stream);

@@ -99,15 +99,15 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Forwa
   const int64_t b = e.row, index = e.index, at = p.t * l.B * l.H + index;
   S* gates = p.gates + (p.t * l.B + b) * G * l.H + e.column;  // gate k at k * H
   const Moment now(l, b, p.t);
-  C a[G], q[G], gate[G] = {}, keep, state;
+  C a[G], q[G], gate[G] = {}, saved, state;
   const unsigned next_keep = kept_by<G>(l.mask_h, index);
   for (int k = 0; k < G; ++k) a[k] = wide(gates[k * l.H]);
   recurrent_part<S, Cell>(p, b, e.column, q);
-  Cell::forward(a, q, p.state[index], gate, keep, state);
+  Cell::forward(a, q, p.state[index], gate, saved, state);
   if (!now.inside) {  // the state stays
     l.y[at] = S{};
     for (int k = 0; l.gates && k < G; ++k) gates[k * l.H] = S{};
-    if (Cell::has_kept && l.kept) l.kept[at] = S{};
+    if (Cell::has_saved && l.saved) l.saved[at] = S{};
     return;
   }
   const S out = narrow<S>(Cell::output(gate[G - 1], state));
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Forwa
   write_masked<G>(p, index, next_keep, out);
   constexpr int first = Cell::reset_before ? 1 : 0;  // r stands there already
   for (int k = first; l.gates && k < G; ++k) gates[k * l.H] = narrow<S>(gate[k]);
-  if (Cell::has_kept && l.kept) l.kept[at] = narrow<S>(keep);
+  if (Cell::has_saved && l.saved) l.saved[at] = narrow<S>(saved);
   if (!now.ends) return;
   l.h_n[index] = out;
   if (l.c0) l.c_n[index] = narrow<S>(state);
@@ -237,12 +237,12 @@ __global__ void __launch_bounds__(kThreads)
   const S* gates = l.gates + (p.t * l.B + b) * G * l.H + u;  // gate k at k * H
   C gate[G];
   for (int k = 0; k < G; ++k) gate[k] = wide(gates[k * l.H]);
-  const C keep = Cell::has_kept ? wide(l.kept[at]) : C(0);
+  const C saved = Cell::has_saved ? wide(l.saved[at]) : C(0);
   const C dy = l.dy ? wide(l.dy[at]) : C(0);
   if (inside) {
-    const C prev = wide(l.c0 ? state_before(l, l.c0, l.kept, b, u, p.t)
+    const C prev = wide(l.c0 ? state_before(l, l.c0, l.saved, b, u, p.t)
                              : state_before(l, l.h0, l.y, b, u, p.t));
-    Cell::backward(gate, keep, prev, dh + dy, carry, dslot);
+    Cell::backward(gate, saved, prev, dh + dy, carry, dslot);
   }
   S* dz = p.dz + (p.t * l.B + b) * Cell::slots * l.H + u;  // slot k at k * H
   for (int k = 0; k < Cell::slots; ++k) dz[k * l.H] = narrow<S>(dslot[k]);

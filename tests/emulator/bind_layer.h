@@ -82,7 +82,7 @@ Forward<S> forward_layer(const Fields& f) {
   f.tensor("h_n", n.BH, l.h_n);
   f.tensor("c_n", n.BH, l.c_n);
   f.tensor("gates", n.G * n.TBH, l.gates);
-  f.tensor("kept", n.TBH, l.kept);
+  f.tensor("saved", n.TBH, l.saved);
   return l;
 }
 
@@ -93,7 +93,7 @@ Backward<S> backward_layer(const Fields& f) {
   const Counts n(f, l);
   f.tensor("y", n.TBH, l.y);
   f.tensor("gates", n.G * n.TBH, l.gates);
-  f.tensor("kept", n.TBH, l.kept);
+  f.tensor("saved", n.TBH, l.saved);
   f.tensor("dy", n.TBH, l.dy);
   f.tensor("dh_n", n.BH, l.dh_n);
   f.tensor("dc_n", n.BH, l.dc_n);

@@ -54,10 +54,10 @@ def run(
     outputs = {"y": memory.new("y", T, B, H), "h_n": memory.new("h_n", B, H)}
     if lstm:
         outputs["c_n"] = memory.new("c_n", B, H)
-    has_kept = case.cell != "gru_reset_before"
+    has_saved = case.cell != "gru_reset_before"
     saved = {
         "gates": memory.new("gates", T, B, G * H) if save else None,
-        "kept": memory.new("kept", T, B, H) if save and has_kept else None,
+        "saved": memory.new("saved", T, B, H) if save and has_saved else None,
     }
     call(case, dtype, forward, fields | {"c_n": None} | outputs | saved)
     if not save:

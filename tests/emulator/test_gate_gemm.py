@@ -24,7 +24,7 @@ SLOTS_Q = {"lstm": (0, 1, 2, 3), "gru": (1, 2, 3), "gru_reset_before": (0, 1, 2)
 
 # Members of Forward and Backward that the products leave alone.
 OTHERS = (
-    *("y", "h_n", "c_n", "gates", "kept", "dy", "dh_n", "dc_n", "dx", "dh0", "dc0"),
+    *("y", "h_n", "c_n", "gates", "saved", "dy", "dh_n", "dc_n", "dx", "dh0", "dc0"),
     *("dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh"),
 )
 

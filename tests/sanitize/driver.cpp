@@ -79,10 +79,10 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   generator.seed(7);
   const auto [T, B, I, H] = p.size;
   const bool lstm = p.cell == Cell::lstm;
-  const int64_t G = lstm ? 4 : 3, kept_rows = p.cell == Cell::gru_reset_before ? 0 : T;
+  const int64_t G = lstm ? 4 : 3, saved_rows = p.cell == Cell::gru_reset_before ? 0 : T;
   Buffer<S> x(T * B * I), h0(B * H), c0(B * H), w(G * H * I), u(G * H * H), b(G * H), b2(G * H);
   Buffer<S> y(T * B * H, false), h_n(B * H, false), c_n(B * H, false);
-  Buffer<S> gates(T * B * G * H, false), kept(kept_rows * B * H, false);
+  Buffer<S> gates(T * B * G * H, false), saved(saved_rows * B * H, false);
   Buffer<S> dy(T * B * H), dh_n(B * H), dc_n(B * H);
   Buffer<S> dx(T * B * I, false), dh0(B * H, false), dc0(B * H, false);
   Buffer<S> dw(G * H * I, false), du(G * H * H, false), db(G * H, false), db2(G * H, false);
@@ -108,7 +108,7 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   fill(f);
   f.bias_ih = b.get(), f.bias_hh = b2.get();
   f.y = y.get(), f.h_n = h_n.get(), f.c_n = lstm ? c_n.get() : nullptr;
-  f.gates = gates.get(), f.kept = kept_rows ? kept.get() : nullptr;
+  f.gates = gates.get(), f.saved = saved_rows ? saved.get() : nullptr;
   const auto scratch = [](size_t bytes) {  // NaN wherever the engine reads before it writes
     std::unique_ptr<char, void (*)(void*)> memory(
         static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
@@ -121,7 +121,7 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   }
   Backward<S> g{};
   fill(g);
-  g.y = y.get(), g.gates = gates.get(), g.kept = f.kept;
+  g.y = y.get(), g.gates = gates.get(), g.saved = f.saved;
   g.dy = dy.get(), g.dh_n = dh_n.get(), g.dc_n = lstm ? dc_n.get() : nullptr;
   g.dx = dx.get(), g.dh0 = dh0.get(), g.dc0 = lstm ? dc0.get() : nullptr;
   g.dweight_ih = dw.get(), g.dweight_hh = du.get(), g.dbias_ih = db.get(), g.dbias_hh = db2.get();

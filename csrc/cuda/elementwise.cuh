@@ -5,8 +5,8 @@
 #include <cmath>
 #include <type_traits>
 
-#include "engine.h"
 #include "launch.cuh"
+#include "run_layer.h"
 
 namespace brnn::cuda::elementwise {
 

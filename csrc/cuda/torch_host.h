@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../layer_call.h"
-#include "engine.h"
+#include "run_layer.h"
 
 namespace brnn::cuda {
 

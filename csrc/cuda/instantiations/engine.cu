@@ -1,6 +1,6 @@
 // A layer under a plan, every storage type.
-#include "../engine.cuh"
 #include "../recurrence.cuh"
+#include "../run_layer.cuh"
 
 namespace brnn::cuda {
 

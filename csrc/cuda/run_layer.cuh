@@ -2,10 +2,10 @@
 // their workspaces lie. See engine.h.
 #pragma once
 
-#include "engine.h"
 #include "gate_gemm.h"
 #include "library.h"
 #include "recurrence.h"
+#include "run_layer.h"
 #include "stepwise.h"
 
 namespace brnn::cuda {

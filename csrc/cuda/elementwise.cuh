@@ -5,7 +5,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "launch.cuh"
+#include "device/launch.cuh"
 #include "run_layer.h"
 
 namespace brnn::cuda::elementwise {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "backward.cuh"
+#include "device/launch.cuh"
 #include "forward.cuh"
-#include "launch.cuh"
 #include "recurrence.h"
 
 namespace brnn::cuda::recurrence {

@@ -10,7 +10,7 @@
 // layout [8 sequences][16 words] are a lane's B fragments of two mma.
 #pragma once
 
-#include "device.cuh"
+#include "device/intrinsics.cuh"
 #include "tilings.h"
 
 namespace brnn::cuda {

@@ -1,7 +1,7 @@
 // bind_gate_gemm_bugs.cpp - the products of gate_gemm.h with one thing wrong at a time, to prove
 // that their tests can fail: barriers and waits here, wrong parameters in bind_gate_gemm.h.
 #include "bind_layer.h"
-#include "cuda/launch.cuh"
+#include "cuda/device/launch.cuh"
 
 namespace brnn::testing {
 

@@ -1,7 +1,7 @@
 // emulator_bugs.cuh - one bug at a time that the emulator must find. Its line says "BUG name".
 #pragma once
 
-#include "cuda/launch.cuh"
+#include "cuda/device/launch.cuh"
 
 namespace brnn::testing {
 

@@ -2,7 +2,7 @@
 // primitive, and a recurrence over blocks, right and wrong. A line with a bug says "BUG name".
 #pragma once
 
-#include "cuda/launch.cuh"
+#include "cuda/device/launch.cuh"
 
 namespace brnn::testing {
 

@@ -1,6 +1,6 @@
 // roofline.cu - see cuda/roofline.h.
-#include "../device.cuh"
-#include "../launch.cuh"
+#include "../device/intrinsics.cuh"
+#include "../device/launch.cuh"
 #include "../roofline.h"
 
 namespace brnn::cuda {

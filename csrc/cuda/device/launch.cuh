@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "device.cuh"
+#include "intrinsics.cuh"
 
 namespace brnn::cuda {
 

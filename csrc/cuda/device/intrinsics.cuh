@@ -8,8 +8,8 @@
 
 #include <cstdint>
 
-#include "../cells.h"
-#include "../layer.h"
+#include "../../cells.h"
+#include "../../layer.h"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>

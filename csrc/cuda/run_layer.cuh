@@ -2,7 +2,7 @@
 // their workspaces lie. See engine.h.
 #pragma once
 
-#include "gate_gemm.h"
+#include "gate_gemm/gate_gemm.h"
 #include "library.h"
 #include "recurrence.h"
 #include "run_layer.h"

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bind_layer.h"
-#include "cuda/gate_gemm_launch.cuh"
+#include "cuda/gate_gemm/host.cuh"
 
 namespace brnn::testing {
 

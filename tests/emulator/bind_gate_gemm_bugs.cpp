@@ -19,7 +19,7 @@ void wait_or_less(emu::Site at = emu::Site::current()) {
 
 #define __syncthreads brnn::testing::barrier_or_none
 #define copy_async_wait brnn::testing::wait_or_less
-#include "cuda/gate_gemm_launch.cuh"
+#include "cuda/gate_gemm/host.cuh"
 #undef __syncthreads
 #undef copy_async_wait
 

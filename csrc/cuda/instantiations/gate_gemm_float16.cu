@@ -1,5 +1,5 @@
 // gate_gemm_float16.cu - the products of gate_gemm.h for float16.
-#include "../gate_gemm_launch.cuh"
+#include "../gate_gemm/host.cuh"
 
 namespace brnn::cuda::gate_gemm {
 

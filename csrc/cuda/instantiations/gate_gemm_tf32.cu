@@ -1,5 +1,5 @@
 // gate_gemm_tf32.cu - the products of gate_gemm.h for float in TF32.
-#include "../gate_gemm_launch.cuh"
+#include "../gate_gemm/host.cuh"
 
 namespace brnn::cuda::gate_gemm {
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "gate_gemm.h"
-#include "gate_gemm_loaders.cuh"
+#include "loaders.cuh"
 
 namespace brnn::cuda::gate_gemm {
 

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "device/launch.cuh"
-#include "gate_gemm.cuh"
+#include "../device/launch.cuh"
+#include "kernels.cuh"
 
 namespace brnn::cuda::gate_gemm {
 

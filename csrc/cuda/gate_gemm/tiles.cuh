@@ -3,7 +3,7 @@
 // the sums to memory. An operand has an outer index (rows or columns of the result) and k.
 #pragma once
 
-#include "device/intrinsics.cuh"
+#include "../device/intrinsics.cuh"
 
 namespace brnn::cuda::gate_gemm {
 

@@ -7,7 +7,7 @@
 // that was copied. `step` counts tiles along k.
 #pragma once
 
-#include "gate_gemm_tiles.cuh"
+#include "tiles.cuh"
 
 namespace brnn::cuda::gate_gemm {
 

@@ -7,7 +7,7 @@
 
 #include <cstddef>
 
-#include "../layer.h"
+#include "../../layer.h"
 
 namespace brnn::cuda::gate_gemm {
 

@@ -4,7 +4,7 @@
 
 #include "gate_gemm/gate_gemm.h"
 #include "library.h"
-#include "recurrence.h"
+#include "persistent/persistent.h"
 #include "run_layer.h"
 #include "stepwise.h"
 

@@ -3,7 +3,7 @@
 
 #include "bind_layer.h"
 #include "bindings.h"
-#include "cuda/recurrence.cuh"
+#include "cuda/persistent/host.cuh"
 
 namespace brnn::testing {
 

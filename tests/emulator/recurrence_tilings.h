@@ -2,7 +2,7 @@
 // small so that a launch has a few hundred threads, and some of the tilings that a GPU runs.
 #pragma once
 
-#include "cuda/recurrence.cuh"
+#include "cuda/persistent/host.cuh"
 
 namespace brnn::cuda::recurrence {
 

@@ -1,5 +1,5 @@
 // A layer under a plan, every storage type.
-#include "../recurrence.cuh"
+#include "../persistent/host.cuh"
 #include "../run_layer.cuh"
 
 namespace brnn::cuda {

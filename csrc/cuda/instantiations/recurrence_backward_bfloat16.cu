@@ -1,5 +1,5 @@
 // The persistent recurrence backward, bfloat16.
-#include "../recurrence.cuh"
+#include "../persistent/host.cuh"
 
 namespace brnn::cuda::recurrence {
 

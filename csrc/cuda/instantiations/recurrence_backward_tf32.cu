@@ -1,5 +1,5 @@
 // The persistent recurrence backward, float32 by TF32 tensor cores.
-#include "../recurrence.cuh"
+#include "../persistent/host.cuh"
 
 namespace brnn::cuda::recurrence {
 

@@ -5,10 +5,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "../device/launch.cuh"
 #include "backward.cuh"
-#include "device/launch.cuh"
 #include "forward.cuh"
-#include "recurrence.h"
+#include "persistent.h"
 
 namespace brnn::cuda::recurrence {
 

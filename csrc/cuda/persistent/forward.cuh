@@ -11,12 +11,12 @@
 #include <type_traits>
 
 #include "exchange.cuh"
-#include "input.cuh"
-#include "masks.cuh"
-#include "operand.cuh"
-#include "pass.cuh"
+#include "input_part.cuh"
+#include "operand_stream.cuh"
+#include "packed_weights.cuh"
 #include "tile.cuh"
-#include "weights.cuh"
+#include "time_pass.cuh"
+#include "word_masks.cuh"
 
 namespace brnn::cuda {
 

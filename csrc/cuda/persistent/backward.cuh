@@ -9,11 +9,11 @@
 #pragma once
 
 #include "exchange.cuh"
-#include "masks.cuh"
-#include "operand.cuh"
-#include "pass.cuh"
+#include "operand_stream.cuh"
+#include "packed_weights.cuh"
 #include "tile.cuh"
-#include "weights.cuh"
+#include "time_pass.cuh"
+#include "word_masks.cuh"
 
 namespace brnn::cuda {
 

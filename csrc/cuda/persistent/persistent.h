@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../layer.h"
-#include "plan.h"
+#include "../../layer.h"
+#include "../plan.h"
 
 namespace brnn::cuda::recurrence {
 

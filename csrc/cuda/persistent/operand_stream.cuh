@@ -1,7 +1,7 @@
 // operand.cuh - the stream of words between an exchange and the multiplications, and back.
 #pragma once
 
-#include "device/intrinsics.cuh"
+#include "../device/intrinsics.cuh"
 #include "tile.cuh"
 
 namespace brnn::cuda {

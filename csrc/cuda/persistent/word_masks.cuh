@@ -6,7 +6,7 @@
 // all ones where a unit is kept: applying it is one AND, and a dropped NaN is gone.
 #pragma once
 
-#include "device/intrinsics.cuh"
+#include "../device/intrinsics.cuh"
 #include "tile.cuh"
 
 namespace brnn::cuda {

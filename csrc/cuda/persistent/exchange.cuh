@@ -5,7 +5,7 @@
 // s reads; slot 0 is filled before the first step like any other, so the first step is not special.
 #pragma once
 
-#include "device/intrinsics.cuh"
+#include "../device/intrinsics.cuh"
 #include "tile.cuh"
 
 namespace brnn::cuda {

@@ -10,8 +10,8 @@
 // layout [8 sequences][16 words] are a lane's B fragments of two mma.
 #pragma once
 
-#include "device/intrinsics.cuh"
-#include "tilings.h"
+#include "../device/intrinsics.cuh"
+#include "../tilings.h"
 
 namespace brnn::cuda {
 

@@ -3,9 +3,9 @@
 // W.
 #pragma once
 
-#include "masks.cuh"
+#include "packed_weights.cuh"
 #include "tile.cuh"
-#include "weights.cuh"
+#include "word_masks.cuh"
 
 namespace brnn::cuda {
 

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 #include "layer.h"
 
 namespace brnn::checks {

@@ -8,8 +8,8 @@
 #include <tuple>
 
 #include "cpu/torch_host.h"
-#include "cuda/devices.h"
-#include "cuda/plan.h"
+#include "cuda/plan/devices.h"
+#include "cuda/plan/plan.h"
 #include "layer_call.h"
 #ifdef BRNN_CUDA
 #include "cuda/roofline.h"

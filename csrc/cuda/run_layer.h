@@ -15,7 +15,7 @@
 #include <cstdint>
 
 #include "../layer.h"
-#include "plan.h"
+#include "plan/plan.h"
 
 namespace brnn::cuda {
 

@@ -5,8 +5,8 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda/devices.cpp"  // a binding is one translation unit
-#include "cuda/plan.cpp"
+#include "cuda/plan/devices.cpp"  // a binding is one translation unit
+#include "cuda/plan/plan.cpp"
 
 namespace brnn::testing {
 namespace {

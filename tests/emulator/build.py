@@ -2,7 +2,7 @@
 
     kernels = build.module("bind_gate_gemm")  # tests/emulator/bind_gate_gemm.cpp, imported
     kernels.configure(schedule="random", seed=3, yields=0.1)
-    build.module("bind_plan", "csrc/cuda/plan.cpp")  # with further sources
+    build.module("bind_plan", "csrc/cuda/plan/plan.cpp")  # with further sources
 
 Three variants: "plain" (-O2), "race" (the kernels call the race detector at every access) and
 "address" (address and undefined-behaviour sanitizers), which needs a process of its own:

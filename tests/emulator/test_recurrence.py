@@ -78,7 +78,7 @@ MORE_CUTS = [
 def module(variant: str | None = None):
     types = ("bfloat16", "float16", "tf32")
     sources = [f"tests/emulator/recurrence_{t}.cpp" for t in types]
-    return build.module("bind_recurrence", "csrc/cuda/plan.cpp", *sources, variant=variant)
+    return build.module("bind_recurrence", "csrc/cuda/plan/plan.cpp", *sources, variant=variant)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def bug_names() -> tuple[str, ...]:
 
 def findings(bug: str, variant: str) -> set[str]:
     """What twelve schedules of a seeded bug show."""
-    kernels = build.module("bind_seeded_bugs", "csrc/cuda/plan.cpp", variant=variant)
+    kernels = build.module("bind_seeded_bugs", "csrc/cuda/plan/plan.cpp", variant=variant)
     case = Case("lstm", T=6, B=7, I=3, H=51, lengths=True)
     inputs = cases.sample(case, torch.bfloat16)
     exact = [cases.run(case, inputs.to(torch.float64), "reference")]

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "../../layer.h"
-#include "../plan.h"
+#include "../plan/plan.h"
 
 namespace brnn::cuda::recurrence {
 

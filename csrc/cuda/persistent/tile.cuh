@@ -11,7 +11,7 @@
 #pragma once
 
 #include "../device/intrinsics.cuh"
-#include "../tilings.h"
+#include "../plan/tilings.h"
 
 namespace brnn::cuda {
 

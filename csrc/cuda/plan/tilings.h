@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <span>
 
-#include "../cells.h"
+#include "../../cells.h"
 
 namespace brnn::cuda {
 

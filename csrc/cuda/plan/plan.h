@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../layer.h"
+#include "../../layer.h"
 #include "tilings.h"
 
 namespace brnn::cuda {

@@ -3,10 +3,10 @@
 #pragma once
 
 #include "gate_gemm/gate_gemm.h"
-#include "library.h"
 #include "persistent/persistent.h"
 #include "run_layer.h"
-#include "stepwise.h"
+#include "stepwise/products.h"
+#include "stepwise/stepwise.h"
 
 namespace brnn::cuda {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bindings.h"
-#include "cuda/elementwise.cuh"
+#include "cuda/stepwise/elementwise.cuh"
 
 namespace brnn::testing {
 

@@ -1,7 +1,7 @@
 // bind_recurrence.cpp - a whole layer by library.cuh and the persistent kernels, in the emulator.
 #include "bind_recurrence.h"
 
-#include "cuda/library.cuh"
+#include "cuda/stepwise/products.cuh"
 
 namespace brnn::testing {
 namespace {

@@ -3,7 +3,7 @@
 #include <map>
 
 #include "bind_recurrence.h"
-#include "cuda/library.cuh"
+#include "cuda/stepwise/products.cuh"
 
 namespace brnn::cuda {
 

@@ -1,7 +1,7 @@
 // bind_stepwise.cpp - a whole layer by library.cuh and stepwise.cuh, in the emulator.
 #include "bind_layer.h"
-#include "cuda/library.cuh"
-#include "cuda/stepwise.cuh"
+#include "cuda/stepwise/products.cuh"
+#include "cuda/stepwise/stepwise.cuh"
 
 namespace brnn::testing {
 namespace {

@@ -1,6 +1,6 @@
 // stepwise_float16.cu - the stepwise recurrence and the library products in float16.
-#include "../library.cuh"
-#include "../stepwise.cuh"
+#include "../stepwise/products.cuh"
+#include "../stepwise/stepwise.cuh"
 
 namespace brnn::cuda {
 

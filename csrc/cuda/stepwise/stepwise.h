@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "run_layer.h"
+#include "../run_layer.h"
 
 namespace brnn::cuda::stepwise {
 

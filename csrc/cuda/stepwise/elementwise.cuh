@@ -5,8 +5,8 @@
 #include <cmath>
 #include <type_traits>
 
-#include "device/launch.cuh"
-#include "run_layer.h"
+#include "../device/launch.cuh"
+#include "../run_layer.h"
 
 namespace brnn::cuda::elementwise {
 

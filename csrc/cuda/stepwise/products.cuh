@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "elementwise.cuh"
-#include "library.h"
+#include "products.h"
 
 namespace brnn::cuda::library {
 

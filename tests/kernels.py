@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "extension"
 SOURCES = ROOT / "csrc"
 
-# csrc/cuda/masks.cuh: enum class MaskForm
+# csrc/cuda/persistent/word_masks.cuh: enum class MaskForm
 MASKS = ("no masks", "ready masks", "packed masks")
 
 # Kernels that may spill, a few values at most: (pattern of the short name, architecture or "",
@@ -211,7 +211,8 @@ def main(arguments: list[str]) -> int:
         return 1
     print("registers of a thread; s: bytes of static shared memory; !: bytes of stack frame, spill")
     print(
-        "stores, spill loads. Tiles: chunks x k warps x unit tiles of a block (csrc/cuda/tilings.h)"
+        "stores, spill loads. Tiles: chunks x k warps x unit tiles of a block "
+        "(csrc/cuda/plan/tilings.h)"
     )
     print(table(logs))
     for pattern, where, reason in EXCEPTIONS:

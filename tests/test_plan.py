@@ -1,4 +1,4 @@
-"""csrc/cuda/plan.h: which engine runs a layer on which GPU, that what it plans fits, and what it
+"""csrc/cuda/plan: which engine runs a layer on which GPU, that what it plans fits, and what it
 says."""
 
 import json

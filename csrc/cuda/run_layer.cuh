@@ -1,5 +1,5 @@
-// engine.cuh - a layer under a plan: part 1 for all time steps at once, the recurrence, and where
-// their workspaces lie. See engine.h.
+// run_layer.cuh - a layer under a plan: part 1 for all time steps at once, the recurrence, and
+// where their workspaces lie. See run_layer.h.
 #pragma once
 
 #include "gate_gemm/gate_gemm.h"

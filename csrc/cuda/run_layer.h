@@ -1,4 +1,4 @@
-// engine.h - what the CUDA engines offer and the little they need from their host: no torch, no
+// run_layer.h - what the CUDA engines offer and the little they need from their host: no torch, no
 // CUDA header. Memory comes as one scratch block, matrix products of dtypes and shapes that the
 // kernels leave to a library come through a callback.
 //

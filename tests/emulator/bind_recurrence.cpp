@@ -1,4 +1,4 @@
-// bind_recurrence.cpp - a whole layer by library.cuh and the persistent kernels, in the emulator.
+// bind_recurrence.cpp - a whole layer by products.cuh and the persistent kernels, in the emulator.
 #include "bind_recurrence.h"
 
 #include "cuda/stepwise/products.cuh"

@@ -1,4 +1,4 @@
-// bind_stepwise.cpp - a whole layer by library.cuh and stepwise.cuh, in the emulator.
+// bind_stepwise.cpp - a whole layer by products.cuh and stepwise.cuh, in the emulator.
 #include "bind_layer.h"
 #include "cuda/stepwise/products.cuh"
 #include "cuda/stepwise/stepwise.cuh"

@@ -1,5 +1,5 @@
 // emulator.h - what a CUDA kernel sees when g++ compiles it: the CUDA names that kernels of this
-// project may use, and the calls behind the host twins of device.cuh.
+// project may use, and the calls behind the host twins of intrinsics.cuh.
 //
 // One fiber per CUDA thread executes the kernel on one thread of the host. Everything that moves
 // lives in core/, compiled apart from the kernels, so that a sanitizer sees kernels only. Errors

@@ -1,5 +1,5 @@
-// device.cuh - every device primitive that the kernels use, each with a host twin for the emulator
-// (tests/emulator), which compiles the same kernels with g++ and executes them on a CPU.
+// intrinsics.cuh - every device primitive that the kernels use, each with a host twin for the
+// emulator (tests/emulator), which compiles the same kernels with g++ and executes them on a CPU.
 //
 // Kernels also use these CUDA names, which the emulator provides: threadIdx, blockIdx, blockDim,
 // gridDim, dim3, uint2, uint4, float2, float4, __syncthreads, __syncwarp, __shfl_xor_sync,

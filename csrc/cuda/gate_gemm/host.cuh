@@ -1,4 +1,4 @@
-// gate_gemm_launch.cuh - from a layer to the kernels of gate_gemm.cuh: sizes, tiles, grids.
+// host.cuh - from a layer to the kernels of kernels.cuh: sizes, tiles, grids.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// gate_gemm.cuh - the three products of gate_gemm.h as kernels and how they are launched. A block
+// kernels.cuh - the three products of gate_gemm.h as kernels and how they are launched. A block
 // makes one tile of one result; which one follows from blockIdx.x, the columns of a row tile side
 // by side, so that blocks running at the same time read the same rows.
 #pragma once

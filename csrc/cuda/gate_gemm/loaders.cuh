@@ -1,4 +1,4 @@
-// gate_gemm_loaders.cuh - how the operands of gate_gemm.cuh come from global to shared memory:
+// loaders.cuh - how the operands of kernels.cuh come from global to shared memory:
 // plain ones by asynchronous copies (but for odd rows of 16-bit numbers), masked ones through
 // registers. Masks are applied there, to bits: a dropped NaN leaves no trace.
 //

@@ -1,4 +1,4 @@
-// gate_gemm_tiles.cuh - what the matrix products of gate_gemm.cuh are made of: tiles of operands
+// tiles.cuh - what the matrix products of kernels.cuh are made of: tiles of operands
 // in shared memory, the pipeline that fills them, tensor-core products of tiles, and the way of
 // the sums to memory. An operand has an outer index (rows or columns of the result) and k.
 #pragma once

@@ -23,7 +23,7 @@ struct BackwardParams {
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T
 
-  const uint4* weights;  // packed transpose of weight_hh [G*H, H] (weights.cuh)
+  const uint4* weights;  // packed transpose of weight_hh [G*H, H] (packed_weights.cuh)
   Mask mask_h;
   const S* h0;     // [B, H]
   const S* c0;     // [B, H]; LSTM only

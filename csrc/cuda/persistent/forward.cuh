@@ -26,7 +26,7 @@ struct ForwardParams {
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T
 
-  const uint4* weights;  // packed weight_hh [G*H, H] (weights.cuh)
+  const uint4* weights;  // packed weight_hh [G*H, H] (packed_weights.cuh)
   const S* bias_hh;      // [G*H] or nullptr; where the input part is not fused only that of GRU's n
   Mask mask_h;
   const S* h0;  // [B, H]

@@ -1,4 +1,4 @@
-// recurrence.cuh - host code of the persistent recurrence: finds the kernel of a plan, lays out its
+// host.cuh - host code of the persistent recurrence: finds the kernel of a plan, lays out its
 // workspace, fills its parameters and launches it.
 #pragma once
 
@@ -170,7 +170,7 @@ struct Workspace {
   }
 };
 
-// ---- recurrence.h
+// ---- persistent.h
 
 template <class S>
 bool forward_fits(const Recurrence& plan, Cell cell, const Forward<S>& layer) {

@@ -1,6 +1,6 @@
-// input.cuh - the input part a = W (m x) + b of a step, for the threads that update cells: read
-// from where gate_gemm left it, or computed here where a warp has registers left for its slice of
-// W.
+// input_part.cuh - the input part a = W (m x) + b of a step, for the threads that update cells:
+// read from where gate_gemm left it, or computed here where a warp has registers left for its slice
+// of W.
 #pragma once
 
 #include "packed_weights.cuh"

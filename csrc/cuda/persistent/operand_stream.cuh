@@ -1,4 +1,4 @@
-// operand.cuh - the stream of words between an exchange and the multiplications, and back.
+// operand_stream.cuh - the stream of words between an exchange and the multiplications, and back.
 #pragma once
 
 #include "../device/intrinsics.cuh"

@@ -79,7 +79,7 @@ struct Place {
   BRNN_DEVICE int unit(int cell) const {
     return Tile::whole_sums ? 2 * g + (cell >> 1) : (thread + cell * Tile::makers) % kTileUnits;
   }
-  // The warp's slice of a weight (weights.cuh).
+  // The warp's slice of a weight (packed_weights.cuh).
   BRNN_DEVICE int slice() const { return tile * Tile::k_warps + warp; }
   BRNN_DEVICE int row(int cell) const {
     return Tile::whole_sums ? 2 * q + (cell & 1) : (thread + cell * Tile::makers) / kTileUnits;

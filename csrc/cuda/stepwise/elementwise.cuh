@@ -1,5 +1,6 @@
-// elementwise.cuh - what the kernels with one thread per element share (stepwise.cuh, library.cuh):
-// their grid, numbers of every storage type, accurate gate functions, and scratch memory.
+// elementwise.cuh - what the kernels with one thread per element share (stepwise.cuh,
+// products.cuh): their grid, numbers of every storage type, accurate gate functions, and scratch
+// memory.
 #pragma once
 
 #include <cmath>

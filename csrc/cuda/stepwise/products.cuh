@@ -1,5 +1,5 @@
-// library.cuh - see library.h. Gates go through a product together where they share an operand and
-// their slots of dz stand together; `for_each_run` cuts them into such runs.
+// products.cuh - see products.h. Gates go through a product together where they share an operand
+// and their slots of dz stand together; `for_each_run` cuts them into such runs.
 #pragma once
 
 #include <algorithm>
@@ -263,7 +263,7 @@ class WeightGradients {
   Compute<S>* partial_;  // [parts, slots*H]
 };
 
-// ---- library.h
+// ---- products.h
 
 template <class S>
 size_t input_part_scratch_bytes(brnn::Cell, const Forward<S>& layer) {

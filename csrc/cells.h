@@ -58,8 +58,8 @@ struct Lstm {
 template <class Math>
 struct Gru {
   using V = typename Math::Value;
-  static constexpr int gates = 3;         // r, z, n
-  static constexpr int slots = 4;         // n into a, r, z, n into q: the q stand together
+  static constexpr int gates = 3;          // r, z, n
+  static constexpr int slots = 4;          // n into a, r, z, n into q: the q stand together
   static constexpr bool has_saved = true;  // q_n
   static constexpr bool reset_before = false;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate == 2 ? 0 : gate + 1; }

@@ -59,14 +59,14 @@ struct Forward : Layer<S> {
   S* h_n;    // [B, H]
   S* c_n;    // [B, H]; LSTM only
   S* gates;  // [T, B, G*H] activated gates, or nullptr: not saved
-  S* saved;   // [T, B, H] LSTM: c_t; GRU (reset after): U_n (m h) + b_n; nullptr: not saved
+  S* saved;  // [T, B, H] LSTM: c_t; GRU (reset after): U_n (m h) + b_n; nullptr: not saved
 };
 
 template <class S>
 struct Backward : Layer<S> {
   const S* y;      // [T, B, H]
   const S* gates;  // [T, B, G*H]
-  const S* saved;   // [T, B, H], as Forward
+  const S* saved;  // [T, B, H], as Forward
   const S* dy;     // [T, B, H] or nullptr: zero
   const S* dh_n;   // [B, H] or nullptr
   const S* dc_n;   // [B, H] or nullptr

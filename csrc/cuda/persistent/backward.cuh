@@ -29,7 +29,7 @@ struct BackwardParams {
   const S* c0;     // [B, H]; LSTM only
   const S* y;      // [T, B, H]
   const S* gates;  // [T, B, G*H]
-  const S* saved;   // [T, B, H]
+  const S* saved;  // [T, B, H]
   const S* dy;     // [T, B, H] or nullptr: zero
   const S* dh_n;   // [B, H] or nullptr
   const S* dc_n;   // [B, H] or nullptr

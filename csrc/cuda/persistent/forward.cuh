@@ -34,9 +34,9 @@ struct ForwardParams {
 
   S* gates;  // [T, B, G*H] the input part unless it is fused; activated gates after it if `save`
   bool save;
-  S* y;     // [T, B, H]
-  S* h_n;   // [B, H]
-  S* c_n;   // [B, H]; LSTM only
+  S* y;      // [T, B, H]
+  S* h_n;    // [B, H]
+  S* c_n;    // [B, H]; LSTM only
   S* saved;  // [T, B, H] or nullptr
 
   int I;                       // the rest only where the input part is fused

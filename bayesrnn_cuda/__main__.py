@@ -35,10 +35,10 @@ from .experiments.configuration import (
     whole_number,
 )
 from .experiments.distributed import Workers, run_stoppable
-from .experiments.generation import encode_prompt, generate, load_model
-from .experiments.language_model import LanguageModelConfig
-from .experiments.language_task import LanguageModelTask
-from .experiments.text import readable
+from .experiments.language.generation import encode_prompt, generate, load_model
+from .experiments.language.model import LanguageModelConfig
+from .experiments.language.task import LanguageModelTask
+from .experiments.language.text import readable
 from .experiments.training import TrainingDiverged
 
 _TEMPERATURE = Range("a number in [0.01, 100]", 0.01, 100)

@@ -12,17 +12,9 @@ from typing import Any
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda import masks
 from bayesrnn_cuda.__main__ import _make_parser
-from bayesrnn_cuda.experiments import (
-    evaluation,
-    generation,
-    language_model,
-    presets,
-    report,
-    reviews,
-    sentiment,
-    text,
-    training,
-)
+from bayesrnn_cuda.experiments import presets, report, reviews, sentiment, training
+from bayesrnn_cuda.experiments.language import evaluation, generation, text
+from bayesrnn_cuda.experiments.language import model as language_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
@@ -110,14 +102,14 @@ EXPERIMENTS = """\
 what a script of your own may want. A mistake in options or data raises `configuration.UserError`.
 """
 EXPERIMENT_ENTRIES: list[tuple[str, Any]] = [
-    ("experiments.text.load_corpus", text.load_corpus),
-    ("experiments.text.Vocabulary", text.Vocabulary),
-    ("experiments.text.lanes", text.lanes),
-    ("experiments.text.windows", text.windows),
-    ("experiments.language_model.LanguageModel", language_model.LanguageModel),
-    ("experiments.evaluation.mc_evaluate", evaluation.mc_evaluate),
-    ("experiments.generation.load_model", generation.load_model),
-    ("experiments.generation.generate", generation.generate),
+    ("experiments.language.text.load_corpus", text.load_corpus),
+    ("experiments.language.text.Vocabulary", text.Vocabulary),
+    ("experiments.language.text.lanes", text.lanes),
+    ("experiments.language.text.windows", text.windows),
+    ("experiments.language.model.LanguageModel", language_model.LanguageModel),
+    ("experiments.language.evaluation.mc_evaluate", evaluation.mc_evaluate),
+    ("experiments.language.generation.load_model", generation.load_model),
+    ("experiments.language.generation.generate", generation.generate),
     ("experiments.reviews.load_reviews", reviews.load_reviews),
     ("experiments.sentiment.SentimentModel", sentiment.SentimentModel),
     ("experiments.presets.find", presets.find),

@@ -17,7 +17,7 @@ from .configuration import (
     resumed_config,
 )
 from .distributed import Workers, run_stoppable
-from .language_task import LanguageModelTask
+from .language.task import LanguageModelTask
 from .preset_types import CONFIGS, Preset, Sweep, differences_line
 from .presets import PRESETS, SWEEPS, find
 from .report import write_report

@@ -9,11 +9,11 @@ from typing import Any
 from .checkpoint import write_text
 from .configuration import UserError
 from .distributed import ALONE, Workers
-from .language_model import LanguageModelConfig
-from .language_task import LanguageModelTask
+from .language.model import LanguageModelConfig
+from .language.task import LanguageModelTask
+from .language.text import load_corpus
 from .plots import comparison_figure, save_figure
 from .runs import RunFolder, deadline_after
-from .text import load_corpus
 from .training import RunResult, Trainer, read_run
 
 # dropout_kind: (name in the paper, its folder)

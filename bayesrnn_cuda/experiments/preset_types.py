@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .configuration import RunConfig
-from .language_model import LanguageModelConfig
+from .language.model import LanguageModelConfig
 from .sentiment import SentimentConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {

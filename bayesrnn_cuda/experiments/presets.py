@@ -7,9 +7,9 @@ preset's note says where there is none.
 
 import difflib
 
-from . import language_presets as language
 from . import sentiment_presets as sentiment
 from .configuration import UserError
+from .language import presets as language
 from .preset_types import Preset, Sweep
 
 PRESETS: dict[str, Preset] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import write_text
-from .language_presets import TABLES
+from .language.presets import TABLES
 from .plots import save_figure
 from .preset_types import Preset, Sweep, short
 from .presets import SWEEPS

@@ -23,7 +23,7 @@ from .configuration import (
     check_options,
     option,
 )
-from .language_model import StepwiseDropoutRNN
+from .language.model import StepwiseDropoutRNN
 from .reviews import RESERVED, SPLITS
 
 KIND = "sentiment"

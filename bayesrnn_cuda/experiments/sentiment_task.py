@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import ALONE, Workers
-from .evaluation import evaluating
+from .language.evaluation import evaluating
 from .reviews import Reviews, load_reviews
 from .runs import progress_bar
 from .sentiment import KIND, SentimentConfig, SentimentModel, model_content, restore_model

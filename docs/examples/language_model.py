@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
-from bayesrnn_cuda.experiments.text import lanes, load_corpus, windows
+from bayesrnn_cuda.experiments.language.text import lanes, load_corpus, windows
 
 STEPS, BATCH, SAMPLES = 35, 20, 100
 State = tuple[Tensor, Tensor]

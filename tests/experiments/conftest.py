@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayesrnn_cuda.experiments.language_model import LanguageModelConfig
-from bayesrnn_cuda.experiments.text import Corpus, load_corpus
+from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
+from bayesrnn_cuda.experiments.language.text import Corpus, load_corpus
 from bayesrnn_cuda.experiments.training import Trainer
 
 TINY = {

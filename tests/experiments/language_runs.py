@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from bayesrnn_cuda.experiments.distributed import ALONE, Workers
-from bayesrnn_cuda.experiments.language_model import LanguageModelConfig
-from bayesrnn_cuda.experiments.language_task import LanguageModelTask
-from bayesrnn_cuda.experiments.text import Corpus
+from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
+from bayesrnn_cuda.experiments.language.task import LanguageModelTask
+from bayesrnn_cuda.experiments.language.text import Corpus
 from bayesrnn_cuda.experiments.training import Trainer, read_run
 
 TIMES = ("seconds", "tokens_per_second")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bayesrnn_cuda.__main__ import main
-from bayesrnn_cuda.experiments.language_model import LanguageModelConfig
+from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
 from bayesrnn_cuda.experiments.training import Trainer
 
 ROOT = Path(__file__).parents[2]

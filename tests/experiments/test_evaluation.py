@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from bayesrnn_cuda.experiments import evaluation
-from bayesrnn_cuda.experiments.evaluation import (
+from bayesrnn_cuda.experiments.language import evaluation
+from bayesrnn_cuda.experiments.language.evaluation import (
     McResult,
     mc_evaluate,
     perplexity,
     perplexity_of,
     validation_perplexity,
 )
-from bayesrnn_cuda.experiments.language_model import (
+from bayesrnn_cuda.experiments.language.model import (
     LanguageModel,
     LanguageModelConfig,
     ModelMasks,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from bayesrnn_cuda.experiments.configuration import UserError
-from bayesrnn_cuda.experiments.generation import encode_prompt, generate, load_model
-from bayesrnn_cuda.experiments.language_model import LanguageModel, LanguageModelConfig
-from bayesrnn_cuda.experiments.language_task import LanguageModelTask
-from bayesrnn_cuda.experiments.text import END, UNKNOWN, Vocabulary
+from bayesrnn_cuda.experiments.language.generation import encode_prompt, generate, load_model
+from bayesrnn_cuda.experiments.language.model import LanguageModel, LanguageModelConfig
+from bayesrnn_cuda.experiments.language.task import LanguageModelTask
+from bayesrnn_cuda.experiments.language.text import END, UNKNOWN, Vocabulary
 from bayesrnn_cuda.experiments.training import Trainer
 
 VOCABULARY = Vocabulary([END, UNKNOWN, "the", "dog", "cat", "sees"])

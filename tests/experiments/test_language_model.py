@@ -6,7 +6,7 @@ from torch import nn
 
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda.experiments.configuration import UserError
-from bayesrnn_cuda.experiments.language_model import (
+from bayesrnn_cuda.experiments.language.model import (
     LanguageModel,
     LanguageModelConfig,
     ModelMasks,

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from bayesrnn_cuda.experiments.language_model import LanguageModelConfig
-from bayesrnn_cuda.experiments.language_task import LanguageModelTask
-from bayesrnn_cuda.experiments.optimization import (
+from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
+from bayesrnn_cuda.experiments.language.optimization import (
     decay_parameters,
     learning_rate,
     make_optimizer,
     window_loss,
 )
+from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.training import Trainer
 
 

@@ -14,8 +14,8 @@ from bayesrnn_cuda.experiments import runs
 from bayesrnn_cuda.experiments.checkpoint import load_checkpoint
 from bayesrnn_cuda.experiments.comparison import compare
 from bayesrnn_cuda.experiments.configuration import UserError
-from bayesrnn_cuda.experiments.language_model import KIND
-from bayesrnn_cuda.experiments.optimization import window_loss
+from bayesrnn_cuda.experiments.language.model import KIND
+from bayesrnn_cuda.experiments.language.optimization import window_loss
 from bayesrnn_cuda.experiments.runs import Interrupted
 
 

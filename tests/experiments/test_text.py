@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from bayesrnn_cuda.experiments import text as module
 from bayesrnn_cuda.experiments.configuration import UserError
-from bayesrnn_cuda.experiments.text import (
+from bayesrnn_cuda.experiments.language import text as module
+from bayesrnn_cuda.experiments.language.text import (
     END,
     UNKNOWN,
     Corpus,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .language_model import LanguageModelConfig
+from .model import LanguageModelConfig
 
 
 def window_loss(logits: Tensor, targets: Tensor) -> Tensor:

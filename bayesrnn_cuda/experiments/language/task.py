@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .configuration import UserError
-from .distributed import ALONE, Workers
+from ..configuration import UserError
+from ..distributed import ALONE, Workers
+from ..runs import progress_bar
+from ..task import Check, Task
 from .evaluation import (
     evaluating,
     mc_evaluate,
@@ -17,7 +19,7 @@ from .evaluation import (
     perplexity_of,
     validation_perplexity,
 )
-from .language_model import (
+from .model import (
     KIND,
     LanguageModel,
     LanguageModelConfig,
@@ -28,8 +30,6 @@ from .language_model import (
     restore_model,
 )
 from .optimization import decay_parameters, learning_rate, make_optimizer, window_loss
-from .runs import progress_bar
-from .task import Check, Task
 from .text import Corpus, lanes, load_corpus
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import load_checkpoint, read_config
-from .configuration import UserError
+from ..checkpoint import load_checkpoint, read_config
+from ..configuration import UserError
+from ..runs import RunFolder
 from .evaluation import evaluating, seeded_generator
-from .language_model import KIND, LanguageModel, LanguageModelConfig, restore_model
-from .runs import RunFolder
+from .model import KIND, LanguageModel, LanguageModelConfig, restore_model
 from .text import Vocabulary, prose_words
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .language_model import LanguageModel, ModelMasks, State
+from .model import LanguageModel, ModelMasks, State
 from .text import lanes, windows
 
 # Of one call, T * samples * V: 512 MiB of float32, and two more such tensors beside them.

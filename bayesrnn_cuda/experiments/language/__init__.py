@@ -1,0 +1,1 @@
+"""The paper's language models: text, model, training task, perplexities, generation, presets."""

@@ -22,7 +22,6 @@ from .experiments.command_line import (
     open_run,
 )
 from .experiments.commands import add_experiment
-from .experiments.comparison import compare
 from .experiments.configuration import (
     COUNT,
     NATURAL,
@@ -39,6 +38,7 @@ from .experiments.language.generation import encode_prompt, generate, load_model
 from .experiments.language.model import LanguageModelConfig
 from .experiments.language.task import LanguageModelTask
 from .experiments.language.text import readable
+from .experiments.report.comparison import compare
 from .experiments.training import TrainingDiverged
 
 _TEMPERATURE = Range("a number in [0.01, 100]", 0.01, 100)

@@ -12,9 +12,10 @@ from typing import Any
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda import masks
 from bayesrnn_cuda.__main__ import _make_parser
-from bayesrnn_cuda.experiments import presets, report, reviews, sentiment, training
+from bayesrnn_cuda.experiments import presets, reviews, sentiment, training
 from bayesrnn_cuda.experiments.language import evaluation, generation, text
 from bayesrnn_cuda.experiments.language import model as language_model
+from bayesrnn_cuda.experiments.report import report
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
@@ -114,7 +115,7 @@ EXPERIMENT_ENTRIES: list[tuple[str, Any]] = [
     ("experiments.sentiment.SentimentModel", sentiment.SentimentModel),
     ("experiments.presets.find", presets.find),
     ("experiments.training.Trainer", training.Trainer),
-    ("experiments.report.write_report", report.write_report),
+    ("experiments.report.report.write_report", report.write_report),
 ]
 
 COMMAND_LINE = """\

@@ -20,7 +20,7 @@ from .distributed import Workers, run_stoppable
 from .language.task import LanguageModelTask
 from .preset_types import CONFIGS, Preset, Sweep, differences_line
 from .presets import PRESETS, SWEEPS, find
-from .report import write_report
+from .report.report import write_report
 from .runs import RunFolder, deadline_after
 from .sentiment_task import SentimentTask
 from .task import Task

@@ -10,14 +10,14 @@ import pytest
 from bayesrnn_cuda.experiments import runs as runs_module
 from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.presets import PRESETS, SWEEPS, find
-from bayesrnn_cuda.experiments.report import _groups, write_report
-from bayesrnn_cuda.experiments.report_figures import (
+from bayesrnn_cuda.experiments.report.figures import (
     approximation_figure,
     calibration_figure,
     curves_figure,
     sweep_figure,
 )
-from bayesrnn_cuda.experiments.run_records import read_runs
+from bayesrnn_cuda.experiments.report.records import read_runs
+from bayesrnn_cuda.experiments.report.report import _groups, write_report
 
 LENGTHS = SWEEPS["sentiment-lstm-lengths"]
 

@@ -12,10 +12,10 @@ from language_runs import metrics, resume, start
 
 from bayesrnn_cuda.experiments import runs
 from bayesrnn_cuda.experiments.checkpoint import load_checkpoint
-from bayesrnn_cuda.experiments.comparison import compare
 from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.language.model import KIND
 from bayesrnn_cuda.experiments.language.optimization import window_loss
+from bayesrnn_cuda.experiments.report.comparison import compare
 from bayesrnn_cuda.experiments.runs import Interrupted
 
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .preset_types import Sweep, short
-from .run_records import Run
+from ..preset_types import Sweep, short
+from .records import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_text
-from .language.presets import TABLES
-from .plots import save_figure
-from .preset_types import Preset, Sweep, short
-from .presets import SWEEPS
-from .report_figures import (
+from ..checkpoint import write_text
+from ..language.presets import TABLES
+from ..plots import save_figure
+from ..preset_types import Preset, Sweep, short
+from ..presets import SWEEPS
+from ..runs import RunFolder
+from .figures import (
     STAR,
     SYMBOLS,
     Labelled,
@@ -20,8 +21,7 @@ from .report_figures import (
     has_mc_curve,
     sweep_figure,
 )
-from .run_records import Run, read_runs
-from .runs import RunFolder
+from .records import Run, read_runs
 
 _TITLES = {"language_model": "Language models", "sentiment": "Sentiment analysis"}
 # Columns of a group's table: heading, key of the figure, its format.

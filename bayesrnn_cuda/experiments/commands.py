@@ -22,7 +22,7 @@ from .preset_types import CONFIGS, Preset, Sweep, differences_line
 from .presets import PRESETS, SWEEPS, find
 from .report.report import write_report
 from .runs import RunFolder, deadline_after
-from .sentiment_task import SentimentTask
+from .sentiment.task import SentimentTask
 from .task import Task
 from .training import RunResult
 

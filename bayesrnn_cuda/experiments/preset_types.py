@@ -7,7 +7,7 @@ from typing import Any
 
 from .configuration import RunConfig
 from .language.model import LanguageModelConfig
-from .sentiment import SentimentConfig
+from .sentiment.model import SentimentConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {
     "language_model": LanguageModelConfig,

@@ -7,10 +7,10 @@ preset's note says where there is none.
 
 import difflib
 
-from . import sentiment_presets as sentiment
 from .configuration import UserError
 from .language import presets as language
 from .preset_types import Preset, Sweep
+from .sentiment import presets as sentiment
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset

@@ -14,7 +14,7 @@ from bayesrnn_cuda.experiments.language.presets import TABLES
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.preset_types import Preset, Sweep, differences_line
 from bayesrnn_cuda.experiments.presets import PRESETS, SWEEPS, find
-from bayesrnn_cuda.experiments.sentiment_task import SentimentTask
+from bayesrnn_cuda.experiments.sentiment.task import SentimentTask
 from bayesrnn_cuda.experiments.training import Trainer
 
 MEMBERS = {

@@ -10,7 +10,7 @@ import torch
 from review_files import HEADER, review_line, write_review_folder, write_reviews
 
 from bayesrnn_cuda.experiments.configuration import UserError
-from bayesrnn_cuda.experiments.reviews import (
+from bayesrnn_cuda.experiments.sentiment.reviews import (
     Pieces,
     Review,
     authors_order,

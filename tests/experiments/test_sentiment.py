@@ -9,7 +9,7 @@ from torch import nn
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda.experiments.checkpoint import CheckpointError
 from bayesrnn_cuda.experiments.configuration import UserError
-from bayesrnn_cuda.experiments.sentiment import (
+from bayesrnn_cuda.experiments.sentiment.model import (
     SentimentConfig,
     SentimentModel,
     model_content,

@@ -10,19 +10,19 @@ import torch
 from review_files import write_review_folder
 from torch import nn
 
-from bayesrnn_cuda.experiments import sentiment_evaluation
 from bayesrnn_cuda.experiments.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.distributed import Workers
 from bayesrnn_cuda.experiments.runs import Interrupted
-from bayesrnn_cuda.experiments.sentiment import SentimentConfig
-from bayesrnn_cuda.experiments.sentiment_evaluation import (
+from bayesrnn_cuda.experiments.sentiment import evaluation as sentiment_evaluation
+from bayesrnn_cuda.experiments.sentiment.evaluation import (
     calibration,
     mc_predict,
     predict,
     rank_correlation,
 )
-from bayesrnn_cuda.experiments.sentiment_task import SentimentTask
+from bayesrnn_cuda.experiments.sentiment.model import SentimentConfig
+from bayesrnn_cuda.experiments.sentiment.task import SentimentTask
 from bayesrnn_cuda.experiments.training import Trainer, read_run
 
 TINY = {

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .distributed import ALONE, Workers
-from .language.evaluation import evaluating
-from .reviews import Reviews, load_reviews
-from .runs import progress_bar
-from .sentiment import KIND, SentimentConfig, SentimentModel, model_content, restore_model
-from .sentiment_evaluation import (
+from ..distributed import ALONE, Workers
+from ..language.evaluation import evaluating
+from ..runs import progress_bar
+from ..task import Check, Task
+from .evaluation import (
     Prediction,
     calibration,
     mc_predict,
@@ -21,7 +20,8 @@ from .sentiment_evaluation import (
     rank_correlation,
     root_mean_square,
 )
-from .task import Check, Task
+from .model import KIND, SentimentConfig, SentimentModel, model_content, restore_model
+from .reviews import Reviews, load_reviews
 
 
 class SentimentTask(Task):

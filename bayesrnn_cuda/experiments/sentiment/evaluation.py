@@ -10,8 +10,8 @@ from torch import Tensor
 
 import bayesrnn_cuda as brnn
 
-from .language.evaluation import evaluating
-from .sentiment import SentimentModel
+from ..language.evaluation import evaluating
+from .model import SentimentModel
 
 PIECES_PER_PASS = 200  # pieces times samples in one call of the model: bounds its memory
 CALIBRATION_BINS = 10

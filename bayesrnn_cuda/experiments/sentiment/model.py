@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
-from .checkpoint import CheckpointError, read_config
-from .configuration import (
+from ..checkpoint import CheckpointError, read_config
+from ..configuration import (
     COUNT,
     FRACTION,
     NATURAL,
@@ -23,7 +23,7 @@ from .configuration import (
     check_options,
     option,
 )
-from .language.model import StepwiseDropoutRNN
+from ..language.model import StepwiseDropoutRNN
 from .reviews import RESERVED, SPLITS
 
 KIND = "sentiment"

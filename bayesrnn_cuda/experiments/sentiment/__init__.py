@@ -1,0 +1,1 @@
+"""The paper's sentiment regression: reviews, model, training task, calibration, presets."""

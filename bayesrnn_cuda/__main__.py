@@ -13,7 +13,13 @@ import torch
 
 import bayesrnn_cuda as brnn
 
-from .experiments.command_line import (
+from .experiments.commands import add_experiment
+from .experiments.language.generation import encode_prompt, generate, load_model
+from .experiments.language.model import LanguageModelConfig
+from .experiments.language.task import LanguageModelTask
+from .experiments.language.text import readable
+from .experiments.report.comparison import compare
+from .experiments.training.command_line import (
     DIVERGED,
     USER_ERROR,
     Parser,
@@ -21,8 +27,7 @@ from .experiments.command_line import (
     command,
     open_run,
 )
-from .experiments.commands import add_experiment
-from .experiments.configuration import (
+from .experiments.training.configuration import (
     COUNT,
     NATURAL,
     Range,
@@ -33,13 +38,8 @@ from .experiments.configuration import (
     resumable_flags,
     whole_number,
 )
-from .experiments.distributed import Workers, run_stoppable
-from .experiments.language.generation import encode_prompt, generate, load_model
-from .experiments.language.model import LanguageModelConfig
-from .experiments.language.task import LanguageModelTask
-from .experiments.language.text import readable
-from .experiments.report.comparison import compare
-from .experiments.training import TrainingDiverged
+from .experiments.training.distributed import Workers, run_stoppable
+from .experiments.training.trainer import TrainingDiverged
 
 _TEMPERATURE = Range("a number in [0.01, 100]", 0.01, 100)
 _DTYPES = ("float32", "float64", "bfloat16", "float16")

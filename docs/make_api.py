@@ -12,12 +12,13 @@ from typing import Any
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda import masks
 from bayesrnn_cuda.__main__ import _make_parser
-from bayesrnn_cuda.experiments import presets, training
+from bayesrnn_cuda.experiments import presets
 from bayesrnn_cuda.experiments.language import evaluation, generation, text
 from bayesrnn_cuda.experiments.language import model as language_model
 from bayesrnn_cuda.experiments.report import report
 from bayesrnn_cuda.experiments.sentiment import model as sentiment
 from bayesrnn_cuda.experiments.sentiment import reviews
+from bayesrnn_cuda.experiments.training import trainer as training
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
@@ -116,7 +117,7 @@ EXPERIMENT_ENTRIES: list[tuple[str, Any]] = [
     ("experiments.sentiment.reviews.load_reviews", reviews.load_reviews),
     ("experiments.sentiment.model.SentimentModel", sentiment.SentimentModel),
     ("experiments.presets.find", presets.find),
-    ("experiments.training.Trainer", training.Trainer),
+    ("experiments.training.trainer.Trainer", training.Trainer),
     ("experiments.report.report.write_report", report.write_report),
 ]
 

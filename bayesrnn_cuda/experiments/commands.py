@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_text
-from .command_line import Parser, command, open_run
-from .configuration import (
+from .language.task import LanguageModelTask
+from .presets import PRESETS, SWEEPS, find
+from .report.report import write_report
+from .sentiment.task import SentimentTask
+from .training.checkpoint import write_text
+from .training.command_line import Parser, command, open_run
+from .training.configuration import (
     UserError,
     add_options,
     flag,
@@ -16,15 +20,11 @@ from .configuration import (
     resumable_flags,
     resumed_config,
 )
-from .distributed import Workers, run_stoppable
-from .language.task import LanguageModelTask
-from .preset_types import CONFIGS, Preset, Sweep, differences_line
-from .presets import PRESETS, SWEEPS, find
-from .report.report import write_report
-from .runs import RunFolder, deadline_after
-from .sentiment.task import SentimentTask
-from .task import Task
-from .training import RunResult
+from .training.distributed import Workers, run_stoppable
+from .training.preset import CONFIGS, Preset, Sweep, differences_line
+from .training.runs import RunFolder, deadline_after
+from .training.task import Task
+from .training.trainer import RunResult
 
 _TASKS: dict[str, type[Task]] = {
     "language_model": LanguageModelTask,

@@ -7,10 +7,10 @@ preset's note says where there is none.
 
 import difflib
 
-from .configuration import UserError
 from .language import presets as language
-from .preset_types import Preset, Sweep
 from .sentiment import presets as sentiment
+from .training.configuration import UserError
+from .training.preset import Preset, Sweep
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset

@@ -10,7 +10,7 @@ import torch
 
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
 from bayesrnn_cuda.experiments.language.text import Corpus, load_corpus
-from bayesrnn_cuda.experiments.training import Trainer
+from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 TINY = {
     "embedding": 6,

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from bayesrnn_cuda.experiments.distributed import ALONE, Workers
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.language.text import Corpus
-from bayesrnn_cuda.experiments.training import Trainer, read_run
+from bayesrnn_cuda.experiments.training.distributed import ALONE, Workers
+from bayesrnn_cuda.experiments.training.trainer import Trainer, read_run
 
 TIMES = ("seconds", "tokens_per_second")
 

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 
-from bayesrnn_cuda.experiments.checkpoint import (
+from bayesrnn_cuda.experiments.training.checkpoint import (
     VERSION,
     CheckpointError,
     load_checkpoint,

@@ -14,7 +14,7 @@ import torch
 
 from bayesrnn_cuda.__main__ import main
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
-from bayesrnn_cuda.experiments.training import Trainer
+from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "tokens_per_second")

@@ -11,7 +11,7 @@ from review_files import write_review_folder
 
 from bayesrnn_cuda.__main__ import main
 from bayesrnn_cuda.experiments.presets import PRESETS, SWEEPS
-from bayesrnn_cuda.experiments.training import Trainer
+from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 SIZES = [*("--embedding", "5"), *("--hidden", "6"), *("--epochs", "2")]
 SIZES += [*("--device", "cpu"), *("--mc-samples", "3")]

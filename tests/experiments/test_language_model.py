@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import bayesrnn_cuda as brnn
-from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.language.model import (
     LanguageModel,
     LanguageModelConfig,
@@ -13,6 +12,7 @@ from bayesrnn_cuda.experiments.language.model import (
     StepwiseDropoutRNN,
     detached,
 )
+from bayesrnn_cuda.experiments.training.configuration import UserError
 
 V, T, B = 11, 6, 3
 

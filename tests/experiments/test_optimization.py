@@ -12,7 +12,7 @@ from bayesrnn_cuda.experiments.language.optimization import (
     window_loss,
 )
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
-from bayesrnn_cuda.experiments.training import Trainer
+from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 
 def test_loss_is_the_sum_over_steps_and_mean_over_lanes():

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from bayesrnn_cuda.experiments import runs
-from bayesrnn_cuda.experiments.plots import comparison_figure, run_figure, save_figure
+from bayesrnn_cuda.experiments.training import runs
+from bayesrnn_cuda.experiments.training.plots import comparison_figure, run_figure, save_figure
 
 HISTORY = [
     {"epoch": 1, "train_perplexity": 90.0, "valid_perplexity": 80.0},

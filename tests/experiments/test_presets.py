@@ -8,14 +8,14 @@ import pytest
 import torch
 from review_files import write_review_folder
 
-from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.language.optimization import learning_rate
 from bayesrnn_cuda.experiments.language.presets import TABLES
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
-from bayesrnn_cuda.experiments.preset_types import Preset, Sweep, differences_line
 from bayesrnn_cuda.experiments.presets import PRESETS, SWEEPS, find
 from bayesrnn_cuda.experiments.sentiment.task import SentimentTask
-from bayesrnn_cuda.experiments.training import Trainer
+from bayesrnn_cuda.experiments.training.configuration import UserError
+from bayesrnn_cuda.experiments.training.preset import Preset, Sweep, differences_line
+from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 MEMBERS = {
     preset.name: preset

@@ -10,10 +10,6 @@ import torch
 from review_files import write_review_folder
 from torch import nn
 
-from bayesrnn_cuda.experiments.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from bayesrnn_cuda.experiments.configuration import UserError
-from bayesrnn_cuda.experiments.distributed import Workers
-from bayesrnn_cuda.experiments.runs import Interrupted
 from bayesrnn_cuda.experiments.sentiment import evaluation as sentiment_evaluation
 from bayesrnn_cuda.experiments.sentiment.evaluation import (
     calibration,
@@ -23,7 +19,15 @@ from bayesrnn_cuda.experiments.sentiment.evaluation import (
 )
 from bayesrnn_cuda.experiments.sentiment.model import SentimentConfig
 from bayesrnn_cuda.experiments.sentiment.task import SentimentTask
-from bayesrnn_cuda.experiments.training import Trainer, read_run
+from bayesrnn_cuda.experiments.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from bayesrnn_cuda.experiments.training.configuration import UserError
+from bayesrnn_cuda.experiments.training.distributed import Workers
+from bayesrnn_cuda.experiments.training.runs import Interrupted
+from bayesrnn_cuda.experiments.training.trainer import Trainer, read_run
 
 TINY = {
     "seq_len": 6,

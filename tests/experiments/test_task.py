@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from bayesrnn_cuda.experiments.checkpoint import load_checkpoint
-from bayesrnn_cuda.experiments.configuration import RunConfig, UserError
-from bayesrnn_cuda.experiments.distributed import ALONE
-from bayesrnn_cuda.experiments.runs import Interrupted
-from bayesrnn_cuda.experiments.task import Task
-from bayesrnn_cuda.experiments.training import Trainer, TrainingDiverged, read_run
+from bayesrnn_cuda.experiments.training.checkpoint import load_checkpoint
+from bayesrnn_cuda.experiments.training.configuration import RunConfig, UserError
+from bayesrnn_cuda.experiments.training.distributed import ALONE
+from bayesrnn_cuda.experiments.training.runs import Interrupted
+from bayesrnn_cuda.experiments.training.task import Task
+from bayesrnn_cuda.experiments.training.trainer import Trainer, TrainingDiverged, read_run
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import sys
 import pytest
 import torch
 
-from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.language import text as module
 from bayesrnn_cuda.experiments.language.text import (
     END,
@@ -20,6 +19,7 @@ from bayesrnn_cuda.experiments.language.text import (
     sentence_words,
     windows,
 )
+from bayesrnn_cuda.experiments.training.configuration import UserError
 
 
 def test_vocabulary_numbers_words_by_frequency_then_alphabet():

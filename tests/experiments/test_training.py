@@ -9,15 +9,15 @@ import pytest
 import torch
 from language_runs import metrics, resume, start
 
-from bayesrnn_cuda.experiments.checkpoint import CheckpointError, load_checkpoint
-from bayesrnn_cuda.experiments.configuration import UserError
 from bayesrnn_cuda.experiments.language import task as language_task
 from bayesrnn_cuda.experiments.language.evaluation import ValidationPerplexity
 from bayesrnn_cuda.experiments.language.model import KIND
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.language.text import load_corpus
-from bayesrnn_cuda.experiments.runs import Interrupted
-from bayesrnn_cuda.experiments.training import TrainingDiverged, read_run
+from bayesrnn_cuda.experiments.training.checkpoint import CheckpointError, load_checkpoint
+from bayesrnn_cuda.experiments.training.configuration import UserError
+from bayesrnn_cuda.experiments.training.runs import Interrupted
+from bayesrnn_cuda.experiments.training.trainer import TrainingDiverged, read_run
 
 
 def test_windows_and_carried_state(tiny, corpus, tmp_path):

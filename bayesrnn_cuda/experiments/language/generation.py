@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_checkpoint, read_config
-from ..configuration import UserError
-from ..runs import RunFolder
+from ..training.checkpoint import load_checkpoint, read_config
+from ..training.configuration import UserError
+from ..training.runs import RunFolder
 from .evaluation import evaluating, seeded_generator
 from .model import KIND, LanguageModel, LanguageModelConfig, restore_model
 from .text import Vocabulary, prose_words

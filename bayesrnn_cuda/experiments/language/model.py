@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
-from ..checkpoint import CheckpointError, read_config
-from ..configuration import (
+from ..training.checkpoint import CheckpointError, read_config
+from ..training.configuration import (
     AT_LEAST_ONE,
     COUNT,
     FRACTION,

@@ -5,7 +5,7 @@ What the authors count as the validation perplexity is the record's `valid_perpl
 
 from typing import Any
 
-from ..preset_types import Preset, Sweep, dropout, member, models
+from ..training.preset import Preset, Sweep, dropout, member, models
 
 _LANGUAGE = {
     "cell": "lstm",

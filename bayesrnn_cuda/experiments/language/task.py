@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..configuration import UserError
-from ..distributed import ALONE, Workers
-from ..runs import progress_bar
-from ..task import Check, Task
+from ..training.configuration import UserError
+from ..training.distributed import ALONE, Workers
+from ..training.runs import progress_bar
+from ..training.task import Check, Task
 from .evaluation import (
     evaluating,
     mc_evaluate,

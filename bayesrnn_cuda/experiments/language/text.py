@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..configuration import UserError
+from ..training.configuration import UserError
 
 END = "<eos>"
 UNKNOWN = "<unk>"

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_text
-from ..configuration import UserError
-from ..distributed import ALONE, Workers
 from ..language.model import LanguageModelConfig
 from ..language.task import LanguageModelTask
 from ..language.text import load_corpus
-from ..plots import comparison_figure, save_figure
-from ..runs import RunFolder, deadline_after
-from ..training import RunResult, Trainer, read_run
+from ..training.checkpoint import write_text
+from ..training.configuration import UserError
+from ..training.distributed import ALONE, Workers
+from ..training.plots import comparison_figure, save_figure
+from ..training.runs import RunFolder, deadline_after
+from ..training.trainer import RunResult, Trainer, read_run
 
 # dropout_kind: (name in the paper, its folder)
 MODELS = {

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..preset_types import Sweep, short
+from ..training.preset import Sweep, short
 from .records import Run
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..configuration import UserError
-from ..preset_types import CONFIGS, Preset, differences_line
 from ..presets import find
-from ..runs import RunFolder
+from ..training.configuration import UserError
+from ..training.preset import CONFIGS, Preset, differences_line
+from ..training.runs import RunFolder
 
 # Key that decides which epoch is best; None: the last epoch counts.
 BEST_KEY = {"language_model": "valid_perplexity", "sentiment": None}

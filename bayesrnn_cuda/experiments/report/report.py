@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_text
 from ..language.presets import TABLES
-from ..plots import save_figure
-from ..preset_types import Preset, Sweep, short
 from ..presets import SWEEPS
-from ..runs import RunFolder
+from ..training.checkpoint import write_text
+from ..training.plots import save_figure
+from ..training.preset import Preset, Sweep, short
+from ..training.runs import RunFolder
 from .figures import (
     STAR,
     SYMBOLS,

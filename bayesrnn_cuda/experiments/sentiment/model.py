@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
-from ..checkpoint import CheckpointError, read_config
-from ..configuration import (
+from ..language.model import StepwiseDropoutRNN
+from ..training.checkpoint import CheckpointError, read_config
+from ..training.configuration import (
     COUNT,
     FRACTION,
     NATURAL,
@@ -23,7 +24,6 @@ from ..configuration import (
     check_options,
     option,
 )
-from ..language.model import StepwiseDropoutRNN
 from .reviews import RESERVED, SPLITS
 
 KIND = "sentiment"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..preset_types import Preset, Sweep, dropout, member, models, short
+from ..training.preset import Preset, Sweep, dropout, member, models, short
 
 _VALUES = {
     "split": "authors",

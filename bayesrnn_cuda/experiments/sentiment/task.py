@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distributed import ALONE, Workers
 from ..language.evaluation import evaluating
-from ..runs import progress_bar
-from ..task import Check, Task
+from ..training.distributed import ALONE, Workers
+from ..training.runs import progress_bar
+from ..training.task import Check, Task
 from .evaluation import (
     Prediction,
     calibration,

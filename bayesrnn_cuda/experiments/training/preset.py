@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..language.model import LanguageModelConfig
+from ..sentiment.model import SentimentConfig
 from .configuration import RunConfig
-from .language.model import LanguageModelConfig
-from .sentiment.model import SentimentConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {
     "language_model": LanguageModelConfig,

@@ -13,7 +13,7 @@ from .configuration import RunConfig, UserError
 from .distributed import Workers
 from .runs import RunFolder
 from .task import Task
-from .training import Trainer, read_run
+from .trainer import Trainer, read_run
 
 USER_ERROR = 2
 DIVERGED = 1

@@ -1,0 +1,1 @@
+"""What trains any experiment: trainer, tasks, run folders, options, several processes, plots."""

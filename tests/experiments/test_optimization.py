@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
-from bayesrnn_cuda.experiments.language.optimization import (
+from bayesrnn_cuda.experiments.language.task import (
+    LanguageModelTask,
     decay_parameters,
     learning_rate,
     make_optimizer,
     window_loss,
 )
-from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 

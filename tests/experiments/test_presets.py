@@ -8,9 +8,8 @@ import pytest
 import torch
 from review_files import write_review_folder
 
-from bayesrnn_cuda.experiments.language.optimization import learning_rate
 from bayesrnn_cuda.experiments.language.presets import TABLES
-from bayesrnn_cuda.experiments.language.task import LanguageModelTask
+from bayesrnn_cuda.experiments.language.task import LanguageModelTask, learning_rate
 from bayesrnn_cuda.experiments.presets import PRESETS, SWEEPS, find
 from bayesrnn_cuda.experiments.sentiment.task import SentimentTask
 from bayesrnn_cuda.experiments.training.configuration import UserError

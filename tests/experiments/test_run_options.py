@@ -11,7 +11,7 @@ import torch
 from language_runs import metrics, resume, start
 
 from bayesrnn_cuda.experiments.language.model import KIND
-from bayesrnn_cuda.experiments.language.optimization import window_loss
+from bayesrnn_cuda.experiments.language.task import window_loss
 from bayesrnn_cuda.experiments.report.comparison import compare
 from bayesrnn_cuda.experiments.training import runs
 from bayesrnn_cuda.experiments.training.checkpoint import load_checkpoint

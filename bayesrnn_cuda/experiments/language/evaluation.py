@@ -3,13 +3,13 @@ eq. 5, sections 4.3 and 4.5).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..training.evaluating import evaluating, seeded_generator
 from .model import LanguageModel, ModelMasks, State
 from .text import lanes, windows
 
@@ -203,20 +203,3 @@ def _of_lanes(masks: ModelMasks, index: Tensor) -> ModelMasks:
         recurrent=[layer.index_select(index) for layer in masks.recurrent],
         output=masks.output[index],
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`eval()` without gradients; leaves the mode as found."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def seeded_generator(device: torch.device | str, seed: int) -> torch.Generator:
-    """A generator of its own: what is drawn from it leaves the global ones as they are."""
-    return torch.Generator(device=device).manual_seed(seed)

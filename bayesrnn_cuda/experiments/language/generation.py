@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..training.checkpoint import load_checkpoint, read_config
 from ..training.configuration import UserError
+from ..training.evaluating import evaluating, seeded_generator
 from ..training.runs import RunFolder
-from .evaluation import evaluating, seeded_generator
 from .model import KIND, LanguageModel, LanguageModelConfig, restore_model
 from .text import Vocabulary, prose_words
 

@@ -2,6 +2,7 @@
 perplexities.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from ..training.configuration import UserError
 from ..training.distributed import ALONE, Workers
+from ..training.evaluating import evaluating
 from ..training.runs import progress_bar
 from ..training.task import Check, Task
 from .evaluation import (
-    evaluating,
     mc_evaluate,
     perplexity,
     perplexity_of,
@@ -29,7 +30,6 @@ from .model import (
     model_content,
     restore_model,
 )
-from .optimization import decay_parameters, learning_rate, make_optimizer, window_loss
 from .text import Corpus, lanes, load_corpus
 
 
@@ -194,3 +194,39 @@ class LanguageModelTask(Task):
 
 def _on_device(state: State | None, device: torch.device | str) -> State | None:
     return None if state is None else map_state(lambda part: part.to(device), state)
+
+
+def window_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood in nats: summed over a window's steps, averaged over its lanes.
+
+    This is the authors' objective; their learning rate and gradient clipping belong to it.
+
+    Args:
+        logits: [T, B, V].
+        targets: int64 [T, B].
+    """
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    return total / targets.shape[1]
+
+
+def learning_rate(config: LanguageModelConfig, epoch: int) -> float:
+    """Learning rate of `epoch`, counted from 1: constant, then divided by `lr_decay` every epoch.
+
+    The authors' code divides first after epoch `max_epoch + 1`: their 10 is 11 constant epochs.
+    """
+    return config.lr * config.lr_decay ** -max(0, epoch - config.lr_constant_epochs)
+
+
+def make_optimizer(model: nn.Module, config: LanguageModelConfig) -> torch.optim.Optimizer:
+    """SGD, to be followed by `decay_parameters`, or Adam with decoupled weight decay (AdamW)."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=config.lr)
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
+    return torch.optim.AdamW(model.parameters(), **settings, fused=True)
+
+
+@torch.no_grad()
+def decay_parameters(parameters: Iterable[Tensor], weight_decay: float) -> None:
+    """Multiplies every parameter by 1 - weight_decay, whatever the rate (authors' code)."""
+    for parameter in parameters:
+        parameter.mul_(1.0 - weight_decay)

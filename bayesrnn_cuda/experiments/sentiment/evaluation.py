@@ -10,7 +10,7 @@ from torch import Tensor
 
 import bayesrnn_cuda as brnn
 
-from ..language.evaluation import evaluating
+from ..training.evaluating import evaluating
 from .model import SentimentModel
 
 PIECES_PER_PASS = 200  # pieces times samples in one call of the model: bounds its memory

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..language.evaluation import evaluating
 from ..training.distributed import ALONE, Workers
+from ..training.evaluating import evaluating
 from ..training.runs import progress_bar
 from ..training.task import Check, Task
 from .evaluation import (

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..naive_dropout import State
 from ..training.evaluating import evaluating, seeded_generator
-from .model import LanguageModel, ModelMasks, State
+from .model import LanguageModel, ModelMasks
 from .text import lanes, windows
 
 # Of one call, T * samples * V: 512 MiB of float32, and two more such tensors beside them.

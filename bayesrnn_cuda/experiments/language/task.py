@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..naive_dropout import State, detached, map_state
 from ..training.configuration import UserError
 from ..training.distributed import ALONE, Workers
 from ..training.evaluating import evaluating
@@ -24,9 +25,6 @@ from .model import (
     KIND,
     LanguageModel,
     LanguageModelConfig,
-    State,
-    detached,
-    map_state,
     model_content,
     restore_model,
 )

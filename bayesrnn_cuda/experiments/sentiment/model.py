@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
-from ..language.model import StepwiseDropoutRNN
+from ..naive_dropout import StepwiseDropoutRNN
 from ..training.checkpoint import CheckpointError, read_config
 from ..training.configuration import (
     COUNT,

@@ -20,7 +20,7 @@ ARGS   ?=
 
 BIN     := $(VENV)/bin
 # What is tested of an installed wheel: itself, and the modules under that torch.
-WHEEL_TESTS := check_wheel.py test_modules.py
+WHEEL_TESTS := check_wheel.py layer/test_modules.py
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 .PHONY: help train test test-package test-schedules test-emulator fuzz kernels bench gpu wheel \

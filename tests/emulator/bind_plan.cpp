@@ -1,4 +1,4 @@
-// bind_plan.cpp - the planner and its tables, for tests/test_plan.py.
+// bind_plan.cpp - the planner and its tables, for tests/cuda/test_plan.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ISA_FLAGS = json.loads((ROOT / "csrc/cpu/isa/flags.json").read_text())
 X86 = platform.machine() in ("x86_64", "AMD64")
 

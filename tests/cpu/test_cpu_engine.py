@@ -143,12 +143,15 @@ def check_parity() -> None:
 # ---- Instruction sets. One is chosen per process.
 
 
+# For a process that imports this file, which imports cases.py of the folder above.
+FIND_TESTS = f"import sys; sys.path[:0] = {[str(Path(__file__).parents[i]) for i in (0, 1)]}\n"
+
+
 def in_process(isa: str, code: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"BAYESRNN_CPU_ISA": isa, "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", FIND_TESTS + code],
         env=environment,
-        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         timeout=300,
@@ -332,13 +335,11 @@ def test_memory_does_not_grow_with_calls():
 
     Python's own collector is off: it must not be what keeps the memory down.
     """
-    program = (
+    program = FIND_TESTS + (
         "import gc, torch, test_cpu_engine as t; gc.disable(); torch.set_num_threads(1); "
         "print(t.grown_megabytes(10_000))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 100
 

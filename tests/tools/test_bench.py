@@ -14,7 +14,7 @@ from torch import nn
 
 import bayesrnn_cuda as brnn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--cell", "gru", "--shape", "3,2,4,5", "--threads", "1", "--default-heap")
 TIMES = {"forward", "forward_backward"}
 # module: variants, what is compared, further options

@@ -11,7 +11,7 @@ import pytest
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda import engines, functional, masks, modules, objective, predict, reference
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "api.md").read_text()
 
 # heading -> the code under it

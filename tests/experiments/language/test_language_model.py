@@ -9,9 +9,8 @@ from bayesrnn_cuda.experiments.language.model import (
     LanguageModel,
     LanguageModelConfig,
     ModelMasks,
-    StepwiseDropoutRNN,
-    detached,
 )
+from bayesrnn_cuda.experiments.naive_dropout import StepwiseDropoutRNN, detached
 from bayesrnn_cuda.experiments.training.configuration import UserError
 
 V, T, B = 11, 6, 3

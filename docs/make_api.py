@@ -12,7 +12,7 @@ from typing import Any
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda import masks
 from bayesrnn_cuda.__main__ import _make_parser
-from bayesrnn_cuda.experiments import presets
+from bayesrnn_cuda.experiments import experiments
 from bayesrnn_cuda.experiments.language import evaluation, generation, text
 from bayesrnn_cuda.experiments.language import model as language_model
 from bayesrnn_cuda.experiments.report import report
@@ -116,7 +116,7 @@ EXPERIMENT_ENTRIES: list[tuple[str, Any]] = [
     ("experiments.language.generation.generate", generation.generate),
     ("experiments.sentiment.reviews.load_reviews", reviews.load_reviews),
     ("experiments.sentiment.model.SentimentModel", sentiment.SentimentModel),
-    ("experiments.presets.find", presets.find),
+    ("experiments.experiments.find", experiments.find),
     ("experiments.training.trainer.Trainer", training.Trainer),
     ("experiments.report.report.write_report", report.write_report),
 ]

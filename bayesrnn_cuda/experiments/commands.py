@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .language.task import LanguageModelTask
-from .presets import PRESETS, SWEEPS, find
+from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
 from .report.report import write_report
-from .sentiment.task import SentimentTask
 from .training.checkpoint import write_text
 from .training.command_line import Parser, command, open_run
 from .training.configuration import (
@@ -21,19 +19,10 @@ from .training.configuration import (
     resumed_config,
 )
 from .training.distributed import Workers, run_stoppable
-from .training.preset import CONFIGS, Preset, Sweep, differences_line
+from .training.preset import Preset, Sweep, differences_line
 from .training.runs import RunFolder, deadline_after
-from .training.task import Task
 from .training.trainer import RunResult
 
-_TASKS: dict[str, type[Task]] = {
-    "language_model": LanguageModelTask,
-    "sentiment": SentimentTask,
-}
-_DATA = {
-    "language_model": "the Penn Treebank's folder (ptb.train.txt ...) or another text's",
-    "sentiment": "the folder of the Cornell scale data (reviews.tsv)",
-}
 _PERPLEXITIES = {
     "valid_perplexity_authors": "perplexity valid",
     "test_perplexity": "test",
@@ -108,7 +97,7 @@ def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> N
     run.set_defaults(run=_run)
     if found is None:
         return
-    config_class = CONFIGS[found.experiment]
+    config_class = found.config_class
     group = run.add_argument_group("run")
     group.add_argument(
         "--out", metavar="DIR", type=Path, help=f"run folder, new or empty (default: runs/{name})"
@@ -167,11 +156,11 @@ def _listed(entry: Preset | Sweep) -> list[str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     found = find(arguments.name)
-    given = given_options(arguments, CONFIGS[found.experiment])
+    given = given_options(arguments, found.config_class)
     if "data" in given:
         given["data"] = str(Path(given["data"]).resolve())
     elif not arguments.resume:
-        raise UserError(f"argument --data: expected {_DATA[found.experiment]}, got none")
+        raise UserError(f"argument --data: expected {EXPERIMENTS[found.experiment].data}, got none")
     out = arguments.out or Path("runs") / found.name
     run = _run_preset if isinstance(found, Preset) else _run_sweep
     again = f"{command()} experiment run {arguments.name} --resume --out {out}"
@@ -191,7 +180,7 @@ def _run_preset(
         RunFolder(out).check_resumable()
         _check_same(preset.name, _stored(out / "config.json").get("preset"), out)
     trainer = open_run(
-        _TASKS[preset.experiment],
+        EXPERIMENTS[preset.experiment].task,
         lambda: preset.config(given),
         out,
         workers,

@@ -10,7 +10,7 @@ import pytest
 from review_files import write_review_folder
 
 from bayesrnn_cuda.__main__ import main
-from bayesrnn_cuda.experiments.presets import PRESETS, SWEEPS
+from bayesrnn_cuda.experiments.experiments import PRESETS, SWEEPS
 from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 SIZES = [*("--embedding", "5"), *("--hidden", "6"), *("--epochs", "2")]

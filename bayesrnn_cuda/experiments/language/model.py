@@ -1,7 +1,7 @@
 """The paper's word-level language model (section 4.5 and appendix) and its configuration."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ _TEXT, _MODEL, _DROPOUT, _EVALUATION = "text", "model", "dropout", "evaluation"
 @dataclass(frozen=True)
 class LanguageModelConfig(RunConfig):
     """Everything that determines a run. Probabilities are of dropping, named as in the paper."""
+
+    experiment: ClassVar = "language_model"
 
     data: str | None = option(
         None,

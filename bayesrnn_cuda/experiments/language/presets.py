@@ -6,6 +6,7 @@ What the authors count as the validation perplexity is the record's `valid_perpl
 from typing import Any
 
 from ..training.preset import Preset, Sweep, dropout, member, models
+from .model import LanguageModelConfig
 
 _LANGUAGE = {
     "cell": "lstm",
@@ -46,7 +47,7 @@ def _valid_test(valid: float, test: float, mc: float | None = None) -> dict[str,
 
 def _small(name: str, summary: str, source: str, values: dict[str, Any], **rest: Any) -> Preset:
     return Preset(
-        f"ptb-small-{name}", "language_model", summary, source, {**_SMALL, **values}, **rest
+        f"ptb-small-{name}", LanguageModelConfig, summary, source, {**_SMALL, **values}, **rest
     )
 
 
@@ -153,7 +154,7 @@ _MEDIUM_NOTE = (
 
 
 def _nips(name: str, summary: str, source: str, values: dict[str, Any], **rest: Any) -> Preset:
-    return Preset(f"ptb-{name}", "language_model", summary, source, values, **rest)
+    return Preset(f"ptb-{name}", LanguageModelConfig, summary, source, values, **rest)
 
 
 MEDIUM = (
@@ -224,7 +225,7 @@ REDUCED_LARGE = _nips(
     note="The authors drop tokens here, not word types: their code does not tie repeated words.",
 )
 
-
+PRESETS = (*SMALL, *MEDIUM, REDUCED_LARGE, *LARGE)
 SWEEPS = (
     models(
         "ptb-small",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..experiments import EXPERIMENTS
 from ..training.preset import Sweep, short
 from .records import Run
 
@@ -16,23 +17,6 @@ Labelled = Sequence[tuple[str, Run]]  # a curve's label and its run
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#666666"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# experiment: (validation or test, training, axis, name of the solid and of the dashed lines)
-_CURVES = {
-    "language_model": (
-        "valid_perplexity",
-        "train_perplexity",
-        "perplexity",
-        "validation",
-        "training, with its dropout",
-    ),
-    "sentiment": (
-        "test_rmse",
-        "train_rmse",
-        "error (RMSE of the rating, 0 to 1)",
-        "test",
-        "training, with its dropout",
-    ),
-}
 STAR = "*"  # marks a run that is not the paper's experiment from beginning to end
 SYMBOLS = {
     "recurrent_dropout": "p_U",
@@ -50,7 +34,7 @@ _AXES = {
 
 def curves_figure(title: str, runs: Labelled) -> "Figure":
     """Validation or test error of the runs by epoch, solid, and training, dashed."""
-    solid, dashed, axis, solid_name, dashed_name = _CURVES[runs[0][1].experiment]
+    solid, dashed, axis, solid_name, dashed_name = EXPERIMENTS[runs[0][1].experiment].curves
     figure, axes = _figure(title, "epoch", axis)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if axis == "perplexity":
@@ -64,7 +48,7 @@ def curves_figure(title: str, runs: Labelled) -> "Figure":
 
 def approximation_figure(title: str, runs: Labelled) -> "Figure":
     """Test error by epoch with the dropout approximation, solid, and with MC dropout, dashed."""
-    _, _, axis, _, _ = _CURVES["sentiment"]
+    axis = EXPERIMENTS[runs[0][1].experiment].curves.axis
     figure, axes = _figure(title, "epoch", f"test {axis}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for index, (label, run) in enumerate(runs):  # a run keeps its colour of the other figures
@@ -79,7 +63,8 @@ def approximation_figure(title: str, runs: Labelled) -> "Figure":
 def sweep_figure(title: str, sweep: Sweep, runs: Labelled) -> "Figure":
     """Final test error against the value that the sweep varies, one colour a series."""
     field, series = sweep.field, sweep.series
-    figure, axes = _figure(title, _AXES[field], f"final test {_CURVES['sentiment'][2]}")
+    axis = EXPERIMENTS[sweep.experiment].curves.axis
+    figure, axes = _figure(title, _AXES[field], f"final test {axis}")
     names = sorted({run.config.get(series) for _, run in runs}) if series else [None]
     for index, name in enumerate(names):
         chosen = [run for _, run in runs if name is None or run.config.get(series) == name]

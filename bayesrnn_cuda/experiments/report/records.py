@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..presets import find
+from ..experiments import EXPERIMENTS, find
 from ..training.configuration import UserError
-from ..training.preset import CONFIGS, Preset, differences_line
+from ..training.preset import Preset, differences_line
 from ..training.runs import RunFolder
-
-# Key that decides which epoch is best; None: the last epoch counts.
-BEST_KEY = {"language_model": "valid_perplexity", "sentiment": None}
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Run:
         """The record of the epoch whose figures count; empty before the first."""
         if not self.history:
             return {}
-        key = BEST_KEY[self.experiment]
+        key = EXPERIMENTS[self.experiment].best_key
         if key is None:
             return self.history[-1]
         return min(self.history, key=lambda record: record.get(key, float("inf")))
@@ -101,10 +98,10 @@ def _read_run(path: Path, name: str) -> Run:
     folder = RunFolder(path)
     (config,) = _objects(folder.config, [folder.config.read_text(errors="replace")])
     experiment = config.get("experiment")
-    if experiment not in CONFIGS:
+    if experiment not in EXPERIMENTS:
         raise UserError(
-            f"argument RUNS: expected an experiment, {' or '.join(CONFIGS)}, in '{folder.config}', "
-            f"got {experiment!r}"
+            f"argument RUNS: expected an experiment, {' or '.join(EXPERIMENTS)}, in "
+            f"'{folder.config}', got {experiment!r}"
         )
     if not isinstance(config.get("epochs"), int):
         raise UserError(

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..language.presets import TABLES
-from ..presets import SWEEPS
+from ..experiments import EXPERIMENTS, SWEEPS
 from ..training.checkpoint import write_text
 from ..training.plots import save_figure
 from ..training.preset import Preset, Sweep, short
@@ -22,40 +21,6 @@ from .figures import (
     sweep_figure,
 )
 from .records import Run, read_runs
-
-_TITLES = {"language_model": "Language models", "sentiment": "Sentiment analysis"}
-# Columns of a group's table: heading, key of the figure, its format.
-_COLUMNS = {
-    "language_model": (
-        ("valid", "valid_perplexity", ".2f"),
-        ("valid, as the authors count", "valid_perplexity_authors", ".2f"),
-        ("test", "test_perplexity", ".2f"),
-        ("test, MC", "test_perplexity_mc", ".2f"),
-        ("samples", "mc_samples", "d"),
-        ("seconds an epoch", "seconds", ".1f"),
-        ("tokens/s", "tokens_per_second", ",.0f"),
-    ),
-    "sentiment": (
-        ("train RMSE", "train_rmse", ".4f"),
-        ("test RMSE", "test_rmse", ".4f"),
-        ("test RMSE, MC", "test_rmse_mc", ".4f"),
-        ("samples", "mc_samples", "d"),
-        ("predicting the mean", "baseline_rmse", ".4f"),
-        ("seconds an epoch", "seconds", ".1f"),
-        ("pieces/s", "pieces_per_second", ",.0f"),
-    ),
-}
-_UNCERTAINTY = {
-    "language_model": (
-        ("entropy (nats)", "mean_entropy", ".3f"),
-        ("mutual information (nats)", "mean_mutual_information", ".4f"),
-        ("standard deviation of the word's probability", "mean_standard_deviation", ".4f"),
-    ),
-    "sentiment": (
-        ("mean predicted standard deviation", "mean_standard_deviation", ".4f"),
-        ("rank correlation of error and deviation", "error_rank_correlation", ".3f"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -88,8 +53,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     runs = read_runs(folders)
     RunFolder(out).create()
     lines = ["# Experiments of the paper", "", *_introduction(runs)]
-    for title, presets in TABLES.items():
-        lines += _paper_table(title, presets, runs)
+    for experiment in EXPERIMENTS.values():
+        for title, presets in experiment.tables.items():
+            lines += _paper_table(title, presets, runs)
     drawn = True
     for group in _groups(runs):
         lines += _section(group)
@@ -181,14 +147,14 @@ def _groups(runs: Sequence[Run]) -> Iterator[Group]:
         ]
         shown |= {id(run) for _, run in labelled}
         yield Group(sweep.name, f"{sweep.name}: {sweep.summary}", sweep, labelled)
-    for experiment, title in _TITLES.items():
+    for name, experiment in EXPERIMENTS.items():
         rest = [
             (run.name + _star(run), run)
             for run in runs
-            if run.experiment == experiment and id(run) not in shown
+            if run.experiment == name and id(run) not in shown
         ]
         if rest:
-            yield Group(f"other-{experiment.replace('_', '-')}", f"Other: {title}", None, rest)
+            yield Group(f"other-{name.replace('_', '-')}", f"Other: {experiment.title}", None, rest)
 
 
 def _label(sweep: Sweep, label: str, run: Run, *, alone: bool) -> str:
@@ -203,7 +169,7 @@ def _section(group: Group) -> list[str]:
     if group.sweep is not None:
         words = [f"Source: {group.sweep.source}.", f"The paper: {group.sweep.outcome}."]
         lines += [" ".join([*words, group.sweep.note]).strip(), ""]
-    columns = _COLUMNS[group.runs[0][1].experiment]
+    columns = EXPERIMENTS[group.runs[0][1].experiment].columns
     headings = ["model", "run", "epochs", *(heading for heading, _, _ in columns), "differs"]
     rows = [
         [
@@ -241,7 +207,8 @@ def _figures(group: Group) -> Iterator[tuple[str, str, Any, tuple[Any, ...]]]:
 def _uncertainty(runs: Sequence[Run]) -> list[str]:
     """What MC dropout says of its own predictions, for the runs that have it."""
     lines = []
-    for experiment, columns in _UNCERTAINTY.items():
+    for name, experiment in EXPERIMENTS.items():
+        columns = experiment.uncertainty
         rows = [
             [
                 run.name + _star(run),
@@ -249,12 +216,11 @@ def _uncertainty(runs: Sequence[Run]) -> list[str]:
                 *(_text(run.figure(key), form) for _, key, form in columns),
             ]
             for run in runs
-            if run.experiment == experiment
-            and any(run.figure(key) is not None for _, key, _ in columns)
+            if run.experiment == name and any(run.figure(key) is not None for _, key, _ in columns)
         ]
         if rows:
             headings = ["run", "samples", *(heading for heading, _, _ in columns)]
-            lines += [f"### {_TITLES[experiment]}", "", *_table(headings, rows), ""]
+            lines += [f"### {experiment.title}", "", *_table(headings, rows), ""]
     return ["## Predictive uncertainty (MC dropout, test)", "", *lines] if lines else []
 
 

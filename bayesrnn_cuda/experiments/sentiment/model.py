@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class SentimentConfig(RunConfig):
 
     The defaults are those of the authors' sentiment_lstm_regression.py.
     """
+
+    experiment: ClassVar = "sentiment"
 
     data: str | None = option(
         None,

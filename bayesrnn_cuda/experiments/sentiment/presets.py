@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..training.preset import Preset, Sweep, dropout, member, models, short
+from .model import SentimentConfig
 
 _VALUES = {
     "split": "authors",
@@ -45,7 +46,7 @@ def _models(cell: str) -> tuple[Preset, ...]:
     ) -> Preset:
         return Preset(
             f"sentiment-{cell}-{kind}",
-            "sentiment",
+            SentimentConfig,
             summary,
             source,
             {**shared, **values},
@@ -191,6 +192,7 @@ def _sweeps(cell: str) -> tuple[Sweep, ...]:
     )
 
 
+PRESETS = (*LSTM, *GRU)
 SWEEPS = (
     models(
         "sentiment-lstm",

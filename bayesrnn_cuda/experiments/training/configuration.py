@@ -81,7 +81,13 @@ TRAINING, MACHINE = "training", "machine"
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What every run has, whatever the experiment. Configurations of experiments derive from it."""
+    """What every run has, whatever the experiment. Configurations of experiments derive from it.
+
+    Attributes:
+        experiment: name of the experiment, as presets and config.json have it.
+    """
+
+    experiment: typing.ClassVar[str]
 
     epochs: int = option(
         12, "passes over the training data", group=TRAINING, within=COUNT, resumable=True

@@ -1,18 +1,12 @@
-"""What a preset and a sweep are; the paper's own are in `presets`."""
+"""What a preset and a sweep are; the paper's own are in the rooms of the experiments."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..language.model import LanguageModelConfig
-from ..sentiment.model import SentimentConfig
 from .configuration import RunConfig
 
-CONFIGS: dict[str, type[RunConfig]] = {
-    "language_model": LanguageModelConfig,
-    "sentiment": SentimentConfig,
-}
 # Say where and how a run is made, not what it computes.
 _INCIDENTAL = {"data", "seed", "device", "engine", "max_minutes", "tensorboard", "preset"}
 
@@ -23,7 +17,7 @@ class Preset:
 
     Args:
         name: on the command line; a member of a sweep is `SWEEP/LABEL`.
-        experiment: "language_model" or "sentiment".
+        config_class: class of its configuration, which names its experiment.
         summary: what it is, in a few words.
         source: section, figures and tables of the paper, or the authors' script.
         values: fields of the experiment's configuration.
@@ -33,7 +27,7 @@ class Preset:
     """
 
     name: str
-    experiment: str
+    config_class: type[RunConfig]
     summary: str
     source: str
     values: Mapping[str, Any]
@@ -41,10 +35,15 @@ class Preset:
     outcome: str = ""
     note: str = ""
 
+    @property
+    def experiment(self) -> str:
+        """Name of its experiment."""
+        return self.config_class.experiment
+
     def config(self, given: Mapping[str, Any] | None = None) -> RunConfig:
         """Its configuration, with the options `given` instead of its own values."""
         values = {**self.values, **(given or {}), "preset": self.name}
-        return CONFIGS[self.experiment](**values)
+        return self.config_class(**values)
 
     def differences(self, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Fields of a run's configuration that differ from the preset: (value, preset's value).
@@ -77,9 +76,14 @@ class Sweep:
     note: str = ""
 
     @property
-    def experiment(self) -> str:
+    def config_class(self) -> type[RunConfig]:
         """That of the members."""
-        return next(iter(self.members.values())).experiment
+        return next(iter(self.members.values())).config_class
+
+    @property
+    def experiment(self) -> str:
+        """Name of the members' experiment."""
+        return self.config_class.experiment
 
 
 def differences_line(differences: Mapping[str, tuple[Any, Any]]) -> str:
@@ -100,7 +104,7 @@ def member(sweep: str, label: str, base: Preset, values: Mapping[str, Any]) -> P
     words = ", ".join(f"{name} {value}" for name, value in values.items())
     summary = f"{base.summary}: {words}"
     merged = {**base.values, **values}
-    return Preset(f"{sweep}/{label}", base.experiment, summary, f"sweep {sweep}", merged)
+    return Preset(f"{sweep}/{label}", base.config_class, summary, f"sweep {sweep}", merged)
 
 
 def dropout(

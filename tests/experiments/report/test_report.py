@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bayesrnn_cuda.experiments.presets import PRESETS, SWEEPS, find
+from bayesrnn_cuda.experiments.experiments import PRESETS, SWEEPS, find
 from bayesrnn_cuda.experiments.report.figures import (
     approximation_figure,
     calibration_figure,

@@ -1,0 +1,148 @@
+"""Every experiment that the command line and the report know, one entry each; and their presets and
+sweeps by name.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .language import presets as language
+from .language.task import LanguageModelTask
+from .sentiment import presets as sentiment
+from .sentiment.task import SentimentTask
+from .training.configuration import UserError
+from .training.preset import Preset, Sweep
+from .training.task import Task
+
+
+class Column(NamedTuple):
+    """A column of the report's tables."""
+
+    heading: str
+    key: str  # of the figure
+    form: str  # format of the figure, as `format` takes it
+
+
+class Curves(NamedTuple):
+    """What the report's learning curves show: keys of the records, and the words for them."""
+
+    solid: str  # key of the validation or test error
+    dashed: str  # key of the training error
+    axis: str
+    solid_name: str
+    dashed_name: str = "training, with its dropout"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One kind of run: what trains it and what the report says of it.
+
+    Args:
+        title: heading in the report.
+        task: what it brings to the trainer, with the class of its configuration.
+        data: what `--data` must name, for the message where it is missing.
+        curves: of its runs.
+        columns: of the table of a group of its runs.
+        uncertainty: of the table on MC dropout.
+        presets: its runs of the paper.
+        sweeps: the paper's comparisons of them.
+        tables: the paper's tables, title -> the rows.
+    """
+
+    title: str
+    task: type[Task]
+    data: str
+    curves: Curves
+    columns: tuple[Column, ...]
+    uncertainty: tuple[Column, ...]
+    presets: tuple[Preset, ...]
+    sweeps: tuple[Sweep, ...]
+    tables: Mapping[str, tuple[Preset, ...]] = field(default_factory=dict)
+
+    @property
+    def best_key(self) -> str | None:
+        """Key of the figure that decides which epoch counts; None: the last epoch counts."""
+        return self.task.metric if self.task.tests_best else None
+
+
+# By the name that config.json and the presets have for it.
+EXPERIMENTS: dict[str, Experiment] = {
+    "language_model": Experiment(
+        title="Language models",
+        task=LanguageModelTask,
+        data="the Penn Treebank's folder (ptb.train.txt ...) or another text's",
+        curves=Curves("valid_perplexity", "train_perplexity", "perplexity", "validation"),
+        columns=(
+            Column("valid", "valid_perplexity", ".2f"),
+            Column("valid, as the authors count", "valid_perplexity_authors", ".2f"),
+            Column("test", "test_perplexity", ".2f"),
+            Column("test, MC", "test_perplexity_mc", ".2f"),
+            Column("samples", "mc_samples", "d"),
+            Column("seconds an epoch", "seconds", ".1f"),
+            Column("tokens/s", "tokens_per_second", ",.0f"),
+        ),
+        uncertainty=(
+            Column("entropy (nats)", "mean_entropy", ".3f"),
+            Column("mutual information (nats)", "mean_mutual_information", ".4f"),
+            Column(
+                "standard deviation of the word's probability", "mean_standard_deviation", ".4f"
+            ),
+        ),
+        presets=language.PRESETS,
+        sweeps=language.SWEEPS,
+        tables=language.TABLES,
+    ),
+    "sentiment": Experiment(
+        title="Sentiment analysis",
+        task=SentimentTask,
+        data="the folder of the Cornell scale data (reviews.tsv)",
+        curves=Curves("test_rmse", "train_rmse", "error (RMSE of the rating, 0 to 1)", "test"),
+        columns=(
+            Column("train RMSE", "train_rmse", ".4f"),
+            Column("test RMSE", "test_rmse", ".4f"),
+            Column("test RMSE, MC", "test_rmse_mc", ".4f"),
+            Column("samples", "mc_samples", "d"),
+            Column("predicting the mean", "baseline_rmse", ".4f"),
+            Column("seconds an epoch", "seconds", ".1f"),
+            Column("pieces/s", "pieces_per_second", ",.0f"),
+        ),
+        uncertainty=(
+            Column("mean predicted standard deviation", "mean_standard_deviation", ".4f"),
+            Column("rank correlation of error and deviation", "error_rank_correlation", ".3f"),
+        ),
+        presets=sentiment.PRESETS,
+        sweeps=sentiment.SWEEPS,
+    ),
+}
+# The values are those of the authors' scripts (repository yaringal/BayesianRNN) where there is one;
+# a preset's note says where there is none.
+PRESETS: dict[str, Preset] = {
+    preset.name: preset for entry in EXPERIMENTS.values() for preset in entry.presets
+}
+SWEEPS: dict[str, Sweep] = {
+    sweep.name: sweep for entry in EXPERIMENTS.values() for sweep in entry.sweeps
+}
+
+
+def find(name: str) -> Preset | Sweep:
+    """The preset or sweep of that name; `SWEEP/LABEL` is one member.
+
+    Raises:
+        UserError: there is none; the message has the closest names.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name in SWEEPS:
+        return SWEEPS[name]
+    sweep, slash, label = name.partition("/")
+    if slash and sweep in SWEEPS:
+        members = SWEEPS[sweep].members
+        if label in members:
+            return members[label]
+        raise UserError(
+            f"argument NAME: expected one of {', '.join(members)} in '{sweep}', got '{label}'"
+        )
+    close = difflib.get_close_matches(name, [*PRESETS, *SWEEPS], n=3, cutoff=0.5)
+    hint = f"closest: {', '.join(close)}" if close else "'bayesrnn experiment list' shows them"
+    raise UserError(f"argument NAME: expected a preset or a sweep ({hint}), got '{name}'")

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-import bayesrnn_cuda as brnn
-
+from .cli import add_info, add_plan
 from .experiments.commands import add_experiment
 from .experiments.language.generation import encode_prompt, generate, load_model
 from .experiments.language.model import LanguageModelConfig
@@ -42,7 +41,6 @@ from .experiments.training.distributed import Workers, run_stoppable
 from .experiments.training.trainer import TrainingDiverged
 
 _TEMPERATURE = Range("a number in [0.01, 100]", 0.01, 100)
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,9 +90,8 @@ def _make_parser(arguments: Sequence[str]) -> Parser:
     _add_train(verbs)
     add_experiment(verbs, arguments)
     _add_sample(verbs)
-    _add_plan(verbs)
-    info = verbs.add_parser("info", help="versions, compiled architectures, engines usable here")
-    info.set_defaults(run=_info)
+    add_plan(verbs)
+    add_info(verbs)
     return parser
 
 
@@ -173,29 +170,6 @@ def _add_sample(verbs: argparse._SubParsersAction) -> None:
     sample.set_defaults(run=_sample)
 
 
-def _add_plan(verbs: argparse._SubParsersAction) -> None:
-    plan = verbs.add_parser(
-        "plan",
-        help="which engine runs a layer of given sizes, and why",
-        description="Says which engine runs one layer of these sizes, and why. Needs no GPU.",
-    )
-    plan.add_argument("cell", metavar="lstm|gru", help="cell")
-    for name, text in (
-        ("T", "time steps"),
-        ("B", "batch"),
-        ("I", "input size"),
-        ("H", "hidden size"),
-    ):
-        plan.add_argument(name, type=whole_number, help=text)
-    plan.add_argument(
-        "--dtype", metavar="|".join(_DTYPES), default="float32", help="(default: float32)"
-    )
-    plan.add_argument(
-        "--device", default="cpu", help="cpu, cuda, cuda:N or a GPU's name (default: cpu)"
-    )
-    plan.set_defaults(run=_plan)
-
-
 def _train(arguments: argparse.Namespace) -> int:
     given = given_options(arguments, LanguageModelConfig)
     if "data" in given:
@@ -267,26 +241,6 @@ def _sample(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     print(readable(vocabulary.decode(tokens)))
-    return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    if arguments.dtype not in _DTYPES:
-        raise UserError(
-            f"argument --dtype: expected one of {', '.join(_DTYPES)}, got '{arguments.dtype}'"
-        )
-    sizes = (arguments.T, arguments.B, arguments.I, arguments.H)
-    try:
-        plan = brnn.plan(arguments.cell, *sizes, getattr(torch, arguments.dtype), arguments.device)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
-    print(plan)
-    return 0
-
-
-def _info(arguments: argparse.Namespace) -> int:
-    for name, value in brnn.info().items():
-        print(f"{name}: {value}")
     return 0
 
 

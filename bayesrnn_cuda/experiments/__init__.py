@@ -3,6 +3,7 @@ import what a script of your own needs.
 
 experiments     the registry: one entry an experiment; presets and sweeps by name
 commands        the verb `experiment`
+run_queue       its members of several sweeps side by side, as processes
 naive_dropout   what the paper compares with, for both experiments
 
 language        text, model, task, evaluation (perplexity by the dropout approximation and by MC

@@ -1,22 +1,27 @@
 """The verb `experiment`: the paper's experiments by name."""
 
 import argparse
+import itertools
 import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
 from .report.report import write_report
+from .run_queue import run_queue
 from .training.checkpoint import write_text
 from .training.command_line import Parser, command, open_run
 from .training.configuration import (
     UserError,
     add_options,
-    flag,
     given_options,
+    option_arguments,
     resumable_flags,
     resumed_config,
+    whole_number,
 )
 from .training.distributed import Workers, run_stoppable
 from .training.preset import Preset, Sweep, differences_line
@@ -29,8 +34,6 @@ _PERPLEXITIES = {
     "test_perplexity_mc": "test with MC",
 }
 _SWEEP_FILE = "sweep.json"  # the sweep of a folder and the options given to it
-# May differ from those of a finished run, which is finished all the same.
-_HOW = {"device", "engine", "max_minutes", "tensorboard"}
 
 
 def add_experiment(verbs: argparse._SubParsersAction, arguments: Sequence[str]) -> None:
@@ -74,33 +77,60 @@ def add_experiment(verbs: argparse._SubParsersAction, arguments: Sequence[str]) 
 
 
 def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> None:
-    name = arguments[2] if list(arguments[:2]) == ["experiment", "run"] and arguments[2:] else "-"
-    if name.startswith("-") and name not in ("-", "-h", "--help"):
+    given = arguments[2:] if list(arguments[:2]) == ["experiment", "run"] else []
+    names = list(itertools.takewhile(lambda text: not text.startswith("-"), given))
+    if given and not names and given[0] not in ("-h", "--help"):
         raise UserError(
-            f"argument NAME: expected a preset or a sweep before the options, got '{name}'"
+            f"argument NAME: expected a preset or a sweep before the options, got '{given[0]}'"
         )
-    found = None if name.startswith("-") else find(name)
+    found = [find(name) for name in names]
+    if len({entry.experiment for entry in found}) > 1:
+        raise UserError(
+            "argument NAME: expected names of one experiment, whose data are in one folder, got "
+            + ", ".join(f"{entry.name} of {entry.experiment}" for entry in found)
+        )
     run = actions.add_parser(
         "run",
-        usage=f"bayesrnn experiment run {'NAME' if found is None else name} [OPTION ...]",
-        help="train and test one of them, or a whole sweep",
+        usage=f"bayesrnn experiment run {' '.join(names) or 'NAME [NAME ...]'} [OPTION ...]",
+        help="train and test one of them, a whole sweep, or several side by side",
         description=(
             "Trains and tests a preset, with its values but for the options given; of a sweep, all "
             "members one after another, each in its folder under OUT. Ctrl-C and --max-minutes, "
-            "which bounds a sweep as a whole, save the run; --resume goes on. 'experiment run NAME "
-            "--help' lists the options of NAME. Exit status as of 'train'."
-            if found is None
-            else f"{found.summary} ({found.source}). {found.note}".strip()
+            "which bounds a sweep as a whole, save the run; --resume goes on. Several names, or "
+            "--jobs, make a queue: see there. 'experiment run NAME --help' lists the options of "
+            "NAME. Exit status as of 'train'."
+            if not found
+            else " ".join(f"{e.summary} ({e.source}). {e.note}".strip() for e in found)
         ).replace("%", "%%"),
     )
-    run.add_argument("name", metavar="NAME", help="preset, sweep or SWEEP/MEMBER; before options")
+    run.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="+",
+        help="preset, sweep or SWEEP/MEMBER; before options; of several the most important first",
+    )
     run.set_defaults(run=_run)
-    if found is None:
+    if not found:
         return
-    config_class = found.config_class
+    config_class = found[0].config_class
     group = run.add_argument_group("run")
     group.add_argument(
-        "--out", metavar="DIR", type=Path, help=f"run folder, new or empty (default: runs/{name})"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"run folder, new or empty (default: runs/{names[0]}); of a queue the folder that "
+        "holds those of its runs (default: runs)",
+    )
+    group.add_argument(
+        "--jobs",
+        metavar="N",
+        type=whole_number,
+        help="a queue: the members of all names in this order, N processes side by side, each at "
+        "one thread and the lowest priority, its output in a .log beside its folder. The same "
+        "command again goes on where it was stopped, by Ctrl-C, --max-minutes or kill -9, and "
+        "runs no finished member again. A member that fails stops no other; it is named at the "
+        "end, with exit status 1. To pause, stop the process group (Ctrl-Z, or kill -STOP as the "
+        "queue prints it)",
     )
     group.add_argument(
         "--resume",
@@ -111,11 +141,13 @@ def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> N
     add_options(run, config_class, _preset_values(found))
 
 
-def _preset_values(found: Preset | Sweep) -> dict[str, Any]:
+def _preset_values(found: Sequence[Preset | Sweep]) -> dict[str, Any]:
     """Field -> what `--help` shows as its value."""
-    if isinstance(found, Preset):
-        return dict(found.values)
-    members = [preset.values for preset in found.members.values()]
+    members = [
+        preset.values
+        for entry in found
+        for preset in ([entry] if isinstance(entry, Preset) else entry.members.values())
+    ]
     varied = {name for values in members for name in values if values[name] != members[0][name]}
     return {name: "varied" if name in varied else members[0][name] for name in members[0]}
 
@@ -155,16 +187,33 @@ def _listed(entry: Preset | Sweep) -> list[str]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = find(arguments.name)
+    found = find(arguments.names[0])
+    queue = arguments.jobs is not None or len(arguments.names) > 1
+    if queue:
+        _check_queue(arguments)
     given = given_options(arguments, found.config_class)
     if "data" in given:
         given["data"] = str(Path(given["data"]).resolve())
     elif not arguments.resume:
         raise UserError(f"argument --data: expected {EXPERIMENTS[found.experiment].data}, got none")
+    if queue:
+        out, jobs = arguments.out or Path("runs"), arguments.jobs or 1
+        words = ["experiment", "run", *arguments.names, "--jobs", str(jobs), "--out", str(out)]
+        again = f"{command()} {shlex.join([*words, *option_arguments(given)])}"
+        return run_stoppable(lambda _: run_queue(arguments.names, out, given, jobs), again)
     out = arguments.out or Path("runs") / found.name
     run = _run_preset if isinstance(found, Preset) else _run_sweep
-    again = f"{command()} experiment run {arguments.name} --resume --out {out}"
+    again = f"{command()} experiment run {arguments.names[0]} --resume --out {out}"
     return run_stoppable(lambda workers: run(found, out, given, arguments.resume, workers), again)
+
+
+def _check_queue(arguments: argparse.Namespace) -> None:
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"argument --jobs: expected a whole number from 1, got {arguments.jobs}")
+    if arguments.resume:
+        raise UserError("argument --resume: expected none, a queue goes on by itself")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("argument --jobs: expected none under torchrun, whose processes share runs")
 
 
 def _run_preset(
@@ -198,9 +247,7 @@ def _run_sweep(
     sweep: Sweep, out: Path, given: Mapping[str, Any], resume: bool, workers: Workers
 ) -> None:
     """The members one after another; with `resume`, those that are not finished."""
-    for name in (sweep.field, sweep.series):
-        if name in given:
-            raise UserError(f"argument {flag(name)}: expected none, '{sweep.name}' varies it")
+    sweep.check_free(given)
     options = dict(given)
     if resume:
         stored = _stored(out / _SWEEP_FILE)
@@ -222,19 +269,11 @@ def _run_sweep(
         begun = RunFolder(path).exists()
         if workers.main:
             print(f"\n{sweep.name}, {number} of {len(sweep.members)}: {label}", flush=True)
-        if begun and _finished(path, options):
+        if RunFolder(path).finished(options):
             if workers.main:
                 print("finished before", flush=True)
             continue
         _run_preset(preset, path, given if begun else options, begun, workers, deadline)
-
-
-def _finished(path: Path, options: Mapping[str, Any]) -> bool:
-    """Whether the run is at its end and the options ask for no more."""
-    lines = RunFolder(path).metrics.read_text().splitlines()
-    config = _stored(RunFolder(path).config)
-    same = all(config.get(name) == value for name, value in options.items() if name not in _HOW)
-    return same and bool(lines) and bool(json.loads(lines[-1]).get("final"))
 
 
 def _stored(path: Path) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def test_report_of_real_runs(capsys, ptb, whole_sweep, tmp_path):
         (["run", "ptb-large-tied", "--hidd", "3"], "unrecognized arguments: --hidd 3"),
         (["run", "ptb-large-tied", "--pieces", "3"], "unrecognized arguments: --pieces 3"),
         (["run", "ptb-large-tied", "--preset", "x"], "unrecognized arguments: --preset x"),
-        (["run", "ptb-large-tied", "x"], "unrecognized arguments: x"),
+        (["run", "ptb-large-tied", "x"], "argument NAME: expected a preset or a sweep ('bayes"),
         (["run", "ptb-large-tied", "--data", "x", "--lr", "a"], "argument --lr: expected a number"),
         (
             ["run", "ptb-large-tied", "--data", "x", "--lr", "-1"],

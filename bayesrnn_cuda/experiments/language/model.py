@@ -123,13 +123,6 @@ class LanguageModelConfig(RunConfig):
         group=TRAINING,
         within=FRACTION,
     )
-    patience: int | None = option(
-        None,
-        "stop after N epochs without a better validation perplexity (default: never)",
-        group=TRAINING,
-        within=COUNT,
-        resumable=True,
-    )
 
     mc_samples: int = option(
         50,

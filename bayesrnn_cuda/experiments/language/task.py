@@ -67,7 +67,7 @@ class LanguageModelTask(Task):
         self.config, self.corpus, self.workers = config, corpus, workers
         workers.check_divides(config.batch_size)
         device = workers.device(config)
-        self.clip, self.patience = config.clip, config.patience
+        self.clip = config.clip
         all_lanes = lanes(corpus.train, config.batch_size)
         self.updates = max(0, all_lanes.shape[0] - 1) // config.seq_len
         self.items = config.seq_len * config.batch_size

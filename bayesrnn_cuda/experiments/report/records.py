@@ -57,6 +57,9 @@ class Run:
         words = []
         if self.final is None:
             words.append(f"unfinished: {len(self.history)} of {self.config['epochs']} epochs")
+        elif self.final.get("ended") == "patience":
+            epochs = f"{len(self.history)} of {self.config['epochs']} epochs"
+            words.append(f"ended by patience: {epochs}, the best is {self.final['best_epoch']}")
         if self.preset is None:
             words.append("no preset")
         elif differences := self.preset.differences(self.config):

@@ -31,7 +31,7 @@ P_U, P_E = "recurrent_dropout", "embedding_dropout"
 
 
 def _models(cell: str) -> tuple[Preset, ...]:
-    """Standard, naive, dropout LSTM (or GRU) and Bayesian."""
+    """Standard, naive, dropout LSTM (or GRU) and Bayesian; the last is the base of the sweeps."""
     name, script = cell.upper(), f"sentiment_{cell}_regression"
     bayesian_epochs, naive_epochs = _EPOCHS[cell]
     shared = {**_VALUES, "cell": cell, "epochs": bayesian_epochs}
@@ -71,12 +71,28 @@ def _models(cell: str) -> tuple[Preset, ...]:
             outcome="overfits",
         ),
         model(
+            "naive-0.25",
+            f"{name}, new masks every step, p = 0.25",
+            f"{_SECTION[cell]}; {script}_naive.py",
+            {**dropout("naive", i=0.25, o=0.25), "epochs": naive_epochs},
+            outcome="overfits",
+            note="The authors' script has 0.5.",
+        ),
+        model(
             f"dropout-{cell}",
             f"{name}, held masks, p_U = p_E = 0",
             _APPENDIX[cell],
             dropout("bayesian", i=0.5, o=0.5),
             outcome="the same as naive dropout",
             note=_NO_SCRIPT,
+        ),
+        model(
+            "bayesian-0.25",
+            f"{name}, Bayesian, p = 0.25 and more weight decay",
+            f"{_SECTION[cell]}; the authors' Example folder",
+            {**dropout("bayesian", 0.25, 0.25, 0.25, 0.25), "weight_decay": 1e-4},
+            outcome="does not overfit",
+            note="" if cell == "lstm" else "The authors' example has an LSTM alone.",
         ),
         model(
             "bayesian",

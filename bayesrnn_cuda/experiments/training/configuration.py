@@ -92,6 +92,22 @@ class RunConfig:
     epochs: int = option(
         12, "passes over the training data", group=TRAINING, within=COUNT, resumable=True
     )
+    patience: int | None = option(
+        None,
+        "end the run N epochs after the best one (default: never); the language model's best is "
+        "that of the validation text, sentiment's that of the test pieces",
+        group=TRAINING,
+        within=COUNT,
+        resumable=True,
+    )
+    patience_factor: float | None = option(
+        None,
+        "likewise X times as many epochs after the best one as it took; with both rules the later "
+        "end counts",
+        group=TRAINING,
+        within=POSITIVE,
+        resumable=True,
+    )
     precision: str = option(
         "float32",
         "of the training loss: bfloat16 computes it under autocast; parameters and evaluation "
@@ -211,6 +227,17 @@ def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str
     """The fields of `config_class` that were given on the command line."""
     names = [field.name for field in _option_fields(config_class)]
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+
+
+def option_arguments(given: Mapping[str, Any]) -> list[str]:
+    """The command-line arguments that give these fields."""
+    arguments = []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            arguments.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
+        else:
+            arguments += [flag(name), str(value)]
+    return arguments
 
 
 def resumable_flags(config_class: type) -> list[str]:

@@ -147,8 +147,8 @@ def joined_workers() -> Iterator[Workers]:
         distributed.destroy_process_group()
 
 
-def run_stoppable(work: Callable[[Workers], None], to_continue: str) -> int:
-    """Exit status of `work`: 0, or that of the Interrupted that ended it.
+def run_stoppable(work: Callable[[Workers], int | None], to_continue: str) -> int:
+    """Exit status of `work`: what it returns or 0, or that of the Interrupted that ended it.
 
     Args:
         work: what all processes do.
@@ -156,9 +156,9 @@ def run_stoppable(work: Callable[[Workers], None], to_continue: str) -> int:
     """
     with joined_workers() as workers:
         try:
-            work(workers)
+            status = work(workers)
         except Interrupted as stop:
             if workers.main:
                 print(f"bayesrnn: {stop}; to continue: {to_continue}", file=sys.stderr, flush=True)
             return stop.status
-    return 0
+    return status or 0

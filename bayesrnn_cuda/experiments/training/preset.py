@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .configuration import RunConfig
+from .configuration import RunConfig, UserError, flag
 
 # Say where and how a run is made, not what it computes.
 _INCIDENTAL = {"data", "seed", "device", "engine", "max_minutes", "tensorboard", "preset"}
+# That they ended a run is in its record.
+_INCIDENTAL |= {"patience", "patience_factor"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class Sweep:
     def experiment(self) -> str:
         """Name of the members' experiment."""
         return self.config_class.experiment
+
+    def check_free(self, given: Mapping[str, Any]) -> None:
+        """Raises UserError if an option is given that the members vary."""
+        for name in (self.field, self.series):
+            if name in given:
+                raise UserError(f"argument {flag(name)}: expected none, '{self.name}' varies it")
 
 
 def differences_line(differences: Mapping[str, tuple[Any, Any]]) -> str:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,8 @@ from .configuration import UserError
 
 OUT_OF_TIME = 1000  # above every signal
 OUT_OF_TIME_STATUS = 3
+# May differ from those of a finished run, which is finished all the same.
+_HOW = {"device", "engine", "max_minutes", "tensorboard"}
 _GRACE = 1.0  # seconds; a repeated signal within is the same one, from terminal and make both
 
 
@@ -37,6 +39,22 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run has begun here."""
         return self.last.is_file()
+
+    def finished(self, options: Mapping[str, Any]) -> bool:
+        """Whether the run is at its end and the options ask for no more."""
+        if not self.exists():
+            return False
+        lines = self.metrics.read_text().splitlines()
+        config = json.loads(self.config.read_text())
+        same = all(config.get(name) == value for name, value in options.items() if name not in _HOW)
+        return same and bool(lines) and bool(json.loads(lines[-1]).get("final"))
+
+    def discard_beginning(self) -> None:
+        """Removes what a run that was killed before its first checkpoint has left."""
+        for path in (self.config, self.metrics):
+            for file in (path, path.with_name(f"{path.name}.tmp")):
+                file.unlink(missing_ok=True)
+        self.last.with_name(f"{self.last.name}.tmp").unlink(missing_ok=True)
 
     def check_new(self) -> None:
         """Raises UserError unless the folder is missing or empty."""

@@ -32,7 +32,6 @@ class Task(abc.ABC):
         updates: number of updates an epoch, at least 1.
         items: `unit`s that one update reads, over all processes.
         clip: largest norm of the whole gradient; None: any.
-        patience: epochs without a better `metric` after which the run ends; None: never.
     """
 
     kind: str
@@ -48,7 +47,6 @@ class Task(abc.ABC):
     updates: int
     items: int
     clip: float | None = None
-    patience: int | None = None
 
     @property
     def device(self) -> torch.device:

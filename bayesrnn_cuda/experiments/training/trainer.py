@@ -138,12 +138,7 @@ class Trainer:
 
     def finished(self) -> bool:
         """Whether no epoch is left, or patience is at its end."""
-        history, patience = self.progress.history, self.task.patience
-        if self.progress.epoch > self.config.epochs:
-            return True
-        if patience is None or not history:
-            return False
-        return history[-1]["epoch"] - self._best_record()["epoch"] >= patience
+        return self.progress.epoch > self.config.epochs or self._patience_is_over()
 
     def step(self) -> Tensor:
         """One update; returns this process's loss, a scalar on the device."""
@@ -276,6 +271,15 @@ class Trainer:
             f"{task.unit}_per_second": round(items / progress.seconds),
         }
 
+    def _patience_is_over(self) -> bool:
+        """Whether the best epoch is so long ago that no better one is waited for."""
+        history, patience = self.progress.history, self.config.patience
+        factor = self.config.patience_factor
+        if not history or (patience is None and factor is None):
+            return False
+        best = self._best_record()["epoch"]
+        return history[-1]["epoch"] - best >= max(patience or 0, (factor or 0) * best)
+
     def _report(self, writer: Any) -> None:
         """Prints the last record, and adds it to TensorBoard's."""
         if not self.workers.main:
@@ -340,7 +344,8 @@ class Trainer:
             with self._best_parameters() if task.tests_best else nullcontext():
                 return task.test(self.interruption.check)
 
-        final = {"final": True, "best_epoch": best["epoch"]}
+        ended = "epochs" if self.progress.epoch > self.config.epochs else "patience"
+        final = {"final": True, "best_epoch": best["epoch"], "ended": ended}
         if task.tests_best:
             final[task.metric] = best[task.metric]
         final |= self._in_main(final_record)

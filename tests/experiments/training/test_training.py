@@ -108,13 +108,20 @@ def validations(answers, corpus):
     return answer
 
 
-def test_early_stop(tiny, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("patience", "factor", "epochs", "ended"),
+    [(2, None, 5, "patience"), (None, 1.0, 2, "patience"), (2, 0.8, 6, "epochs")],
+)
+def test_early_stop(tiny, corpus, tmp_path, monkeypatch, patience, factor, epochs, ended):
+    """With both rules, 0.8 times the best epoch, the third, are more than two epochs."""
     answers = iter([5.0, 6.0, 4.0, 4.5, 4.0, 9.0])
     monkeypatch.setattr(language_task, "validation_perplexity", validations(answers, corpus))
-    result = start(tiny(epochs=6, patience=2), corpus, tmp_path).run()
-    assert len(result.history) == 5
-    assert result.best_epoch == 3
-    assert [record["valid_perplexity_authors"] for record in result.history] == [4, 5, 3, 3.5, 3]
+    config = tiny(epochs=6, patience=patience, patience_factor=factor)
+    result = start(config, corpus, tmp_path).run()
+    figures = [4, 5, 3, 3.5, 3, 8][:epochs]
+    assert [record["valid_perplexity_authors"] for record in result.history] == figures
+    assert result.best_epoch == min(epochs, 3) - (epochs == 2)
+    assert result.final["ended"] == ended
 
 
 def test_same_seed_same_run(tiny, corpus, tmp_path):

@@ -5,7 +5,7 @@ serves as well as one without. The extension uses torch's stable ABI and runs un
 
 Environment: TORCH_DIR (folder of the torch package), CUDA_HOME, TORCH_CUDA_ARCH_LIST,
 BAYESRNN_CUDA=1 (missing CUDA toolkit is an error) or 0 (skip CUDA), CXX. The toolkit may be pip's:
-cuda_toolkit.py finds it.
+building/cuda_toolkit.py finds it.
 """
 
 import json
@@ -23,7 +23,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build in isolation does not look there
-from cuda_toolkit import cuda_home, library_folder, site_packages  # noqa: E402
+from building.cuda_toolkit import cuda_home, library_folder, site_packages  # noqa: E402
 
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "extension"

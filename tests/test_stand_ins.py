@@ -9,7 +9,7 @@ import kernels
 import pytest
 import stand_ins
 
-from cuda_toolkit import cuda_home
+from building.cuda_toolkit import cuda_home
 
 HOME = cuda_home()
 needs_nvcc = pytest.mark.skipif(not HOME, reason="needs nvcc: pip install -e '.[cuda]'")

@@ -1,7 +1,7 @@
 """Where the CUDA toolkit is: asked by setup.py, the Makefile and the tests that compile kernels.
 
-    python cuda_toolkit.py           prints its folder, or exits with status 1 if there is none
-    python cuda_toolkit.py gpus      prints the architectures of the GPUs here, as 9.0a;12.0
+    python building/cuda_toolkit.py         prints its folder; exit status 1 if there is none
+    python building/cuda_toolkit.py gpus    prints the architectures of the GPUs here, as 9.0a;12.0
 
 Environment: CUDA_HOME (its folder), BAYESRNN_CUDA=1 (a missing toolkit is an error) or 0 (none).
 """

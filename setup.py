@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build in isolation does not look there
 from building.cuda_toolkit import cuda_home, library_folder, site_packages  # noqa: E402
+from building.old_glibc import link_stubs  # noqa: E402
 
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "extension"
@@ -53,7 +54,8 @@ def torch_dir() -> Path:
 
 def architectures() -> list[str]:
     """["8.0", "9.0a", "12.0+PTX"] of TORCH_CUDA_ARCH_LIST."""
-    return os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";").split(";")
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    return given.replace(" ", ";").split(";")
 
 
 def gencode_flags() -> list[str]:
@@ -95,7 +97,8 @@ def write_rules(out: Writer, target: Path) -> None:
     for source in cxx_sources(cuda is not None):
         more = shlex.join(source_flags(source, cuda))
         objects += out.build(object_name(source), "cxx", relative(source), variables={"more": more})
-    libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-static-libgcc"]
+    libraries = link_stubs(BUILD / "old_glibc", shlex.split(os.environ.get("CXX", "g++")))
+    libraries += [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
     if cuda:
         objects += write_cuda_rules(out, cuda)
         # cudart is linked in, so that the library also loads where there is no CUDA.

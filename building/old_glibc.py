@@ -15,7 +15,10 @@ from pathlib import Path
 TARGET = (2, 28)  # manylinux_2_28: what torch>=2.10 itself wants
 LIBRARIES = ("libc.so.6", "libm.so.6")
 # std::shared_ptr reads this flag of glibc 2.32. Ours says that there may be threads.
-HIDDEN = 'extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;\n'
+HIDDEN = """extern "C" {
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+}
+"""
 Symbols = dict[str, tuple[str, str]]  # name: its version, its type
 
 
@@ -65,8 +68,8 @@ def make_stub(folder: Path, library: str, symbols: Symbols, compiler: list[str])
     source, script, stub = (folder / f"{library}{end}" for end in (".s", ".map", ""))
     source.write_text(
         "".join(
-            f".globl old_{name}\n.type old_{name},%{kind}\n.size old_{name},8\nold_{name}: .zero 8\n"
-            f".symver old_{name},{name}@@GLIBC_{version}\n"
+            f".globl old_{name}\n.type old_{name},%{kind}\n.size old_{name},8\n"
+            f"old_{name}: .zero 8\n.symver old_{name},{name}@@GLIBC_{version}\n"
             for name, (version, kind) in sorted(symbols.items())
         )
     )

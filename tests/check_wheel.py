@@ -5,6 +5,7 @@ the package is the tree itself.
 """
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tarfile
@@ -37,7 +38,14 @@ def test_imported_as_installed():
 
 def test_one_wheel_for_every_python():
     (wheel,) = DIST.glob("*.whl")
-    assert wheel.name.startswith(f"bayesrnn_cuda-{VERSION}-cp310-abi3-linux_")
+    assert wheel.name.startswith(f"bayesrnn_cuda-{VERSION}-cp310-abi3-manylinux_2_")
+
+
+def test_runs_on_systems_as_old_as_those_that_torch_runs_on():
+    """torch>=2.10 comes as manylinux_2_28: glibc 2.28, and the libstdc++ of GCC 8."""
+    (wheel,) = DIST.glob("*.whl")
+    tags = re.findall(r"manylinux_2_(\d+)_", wheel.name)
+    assert tags and min(map(int, tags)) <= 28
 
 
 def test_wheel_has_the_package_and_no_more():
@@ -53,7 +61,7 @@ def test_sdist_has_what_the_build_needs_and_nothing_built():
         members = [member.name for member in archive.getmembers() if member.isfile()]
     names = {name.split("/", 1)[1] for name in members}
     wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in"}
-    wanted |= tree("csrc") | tree("bayesrnn_cuda")
+    wanted |= tree("building") | tree("csrc") | tree("bayesrnn_cuda")
     made = {"PKG-INFO", "setup.cfg"}
     assert {n for n in names if ".egg-info/" not in n} == wanted | made
 

@@ -2,9 +2,10 @@
 
 Reads what ptxas said while the package was built (setup.py keeps it beside each object), after
 bringing that build up to date. Fails if a kernel spills registers or needs a stack frame: both mean
-that a value which should stay in a register goes through memory at every step.
+that a value which should stay in a register goes through memory at every step. Fails as well if an
+object calls what nvcc puts in place of a device function that host code calls (tests/stand_ins.py).
 
-    python tests/kernels.py [FOLDER]     FOLDER: with *.ptxas, instead of the build's
+    python tests/kernels.py [FOLDER]     FOLDER: with *.ptxas and *.o, instead of the build's
 """
 
 import re
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import stand_ins
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "extension"
@@ -191,20 +194,21 @@ def bring_up_to_date(logs: list[str]) -> None:
         sys.exit("make kernels: the build failed")
 
 
-def read_logs(folder: Path | None) -> dict[str, list[Kernel]]:
-    """The kernels of each source: of the build, or of any folder of logs."""
+def logs_and_objects(folder: Path | None) -> tuple[dict[Path, str], list[Path]]:
+    """The logs with the sources they are of, and the objects: of the build, or of any folder."""
     if folder:
-        logs = {path: path.stem for path in sorted(folder.glob("*.ptxas"))}
-    else:
-        # As in setup.py: the name of an object spells out the folders under csrc.
-        sources = [p.relative_to(SOURCES) for p in sorted((SOURCES / "cuda").rglob("*.cu"))]
-        logs = {BUILD / "_".join(s.with_suffix(".cu.o.ptxas").parts): str(s) for s in sources}
-        bring_up_to_date([path.name for path in logs])
-    return {name: parse(path.read_text()) for path, name in logs.items()}
+        return {p: p.stem for p in sorted(folder.glob("*.ptxas"))}, sorted(folder.glob("*.o"))
+    # As in setup.py: the name of an object spells out the folders under csrc.
+    sources = [p.relative_to(SOURCES) for p in sorted((SOURCES / "cuda").rglob("*.cu"))]
+    objects = {BUILD / "_".join(s.with_suffix(".cu.o").parts): str(s) for s in sources}
+    logs = {path.with_name(f"{path.name}.ptxas"): source for path, source in objects.items()}
+    bring_up_to_date([path.name for path in logs])
+    return logs, list(objects)
 
 
 def main(arguments: list[str]) -> int:
-    logs = read_logs(Path(arguments[0]) if arguments else None)
+    paths, objects = logs_and_objects(Path(arguments[0]) if arguments else None)
+    logs = {name: parse(path.read_text()) for path, name in paths.items()}
     kernels = [k for of_source in logs.values() for k in of_source]
     if not kernels:
         print("make kernels: no kernel was compiled")
@@ -217,11 +221,15 @@ def main(arguments: list[str]) -> int:
     print(table(logs))
     for pattern, where, reason in EXCEPTIONS:
         print(f"may spill: {pattern} {where}: {reason}")
+    refused = [line for path in objects for line in stand_ins.refused(path)]
+    print(f"\n{len(refused)} calls of device functions from host code in {len(objects)} objects")
+    for line in refused:
+        print(f"  {line}")
     bad = failures(kernels)
-    print(f"\n{len(bad)} of {len(kernels)} kernels spill or have a stack frame")
+    print(f"{len(bad)} of {len(kernels)} kernels spill or have a stack frame")
     for line in bad:
         print(f"  {line}")
-    return 1 if bad else 0
+    return 1 if bad or refused else 0
 
 
 if __name__ == "__main__":

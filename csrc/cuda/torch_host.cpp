@@ -10,13 +10,15 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "driver.h"
+
 namespace brnn::cuda {
 namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // it has been told; the next call starts clean
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string(what) + ": " + describe(error));
 }
 
 // What is used of libtorch_cuda: its C functions, which stay the same from version to version.

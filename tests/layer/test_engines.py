@@ -142,8 +142,18 @@ def test_plan_reads_as_a_sentence_and_a_list(cell, dtype, device):
     name = str(dtype).removeprefix("torch.")
     assert head == f"{cell} T=35 B=20 I=200 H=100 {name} on {device}: engine {plan.engine}"
     assert reason == f"  reason: {plan.reason}"
-    assert len(details) == len(plan.details)
-    assert all(line.startswith("  ") and ": " in line and "_" not in line for line in details)
+    names = [key.replace("_", " ") for key in plan.details]
+    assert [line.split(": ")[0] for line in details] == [f"  {name}" for name in names]
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_values_of_a_plan_are_written_as_they_are(isa):
+    """On some machines the instruction set is called avx512_bf16."""
+    details = {"instruction_set": isa, "scratch_bytes": 8, "tile": [4, 2], "backward": {"b_c": 1}}
+    plan = engines.Plan("cpu", "why", "lstm", *SIZES, torch.float32, "cpu", details)
+    assert str(plan).splitlines()[2:] == [
+        f"  instruction set: {isa}", "  scratch bytes: 8", "  tile: 4 x 2", "  backward: b c 1",
+    ]  # fmt: skip
 
 
 def test_plan_is_a_value():

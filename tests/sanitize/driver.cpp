@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -138,22 +139,23 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   return all;
 }
 
-#if defined(__x86_64__) && !defined(PORTABLE_ONLY)
+// Those that are linked, as -DISAS names them; the first is what the others are compared with.
+const cpu::Isa* const kIsas[] = {ISAS};
+
 // Two engines multiply bfloat16 as it is: h, r * h and the gradients of the gates are rounded once
 // more than where operands are widened. Wrong results differ by 1.
 double allowed(const cpu::Isa* isa, bool halves, double tolerance) {
-  return halves && (isa == &cpu::kAvx512Bf16 || isa == &cpu::kAmx) ? 2.5 * tolerance : tolerance;
+  const std::string name = isa->name;
+  return halves && (name == "avx512_bf16" || name == "amx") ? 2.5 * tolerance : tolerance;
 }
-#endif
 
 template <class S>
 bool agrees(const Problem& p, double tolerance) {
-  const std::vector<double> expected = run<S>(cpu::kPortable, p);
+  const std::vector<double> expected = run<S>(*kIsas[0], p);
   double largest = 1, worst = 0;
   for (const double e : expected) largest = std::fmax(largest, std::fabs(e));
-#if defined(__x86_64__) && !defined(PORTABLE_ONLY)
-  const cpu::Engine<S>* last = nullptr;
-  for (const cpu::Isa* isa : {&cpu::kAvx2, &cpu::kAvx512, &cpu::kAvx512Bf16, &cpu::kAmx}) {
+  const cpu::Engine<S>* last = &kIsas[0]->engine<S>();
+  for (const cpu::Isa* isa : kIsas) {
     if (!isa->supported() || &isa->engine<S>() == last) continue;  // shared with a lesser one
     last = &isa->engine<S>();
     const std::vector<double> actual = run<S>(*isa, p);
@@ -163,7 +165,6 @@ bool agrees(const Problem& p, double tolerance) {
       worst = std::isnan(difference) ? INFINITY : std::fmax(worst, off);
     }
   }
-#endif
   for (const double e : expected)
     if (std::isnan(e)) worst = INFINITY;
   if (worst > tolerance)
@@ -181,11 +182,8 @@ bool masks_agree(int64_t count, double p) {
     return std::vector<uint8_t>(keep.get(), keep.get() + count);
   };
   bool agree = true;
-  const std::vector<uint8_t> expected = sample(cpu::kPortable);
-#if defined(__x86_64__) && !defined(PORTABLE_ONLY)
-  for (const cpu::Isa* isa : {&cpu::kAvx2, &cpu::kAvx512, &cpu::kAvx512Bf16, &cpu::kAmx})
-    agree &= !isa->supported() || sample(*isa) == expected;
-#endif
+  const std::vector<uint8_t> expected = sample(*kIsas[0]);
+  for (const cpu::Isa* isa : kIsas) agree &= !isa->supported() || sample(*isa) == expected;
   return agree;
 }
 

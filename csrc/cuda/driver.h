@@ -1,0 +1,55 @@
+// driver.h - what an error of the CUDA runtime is called, one of all at length: the runtime that is
+// linked in here is newer than the driver can serve, though torch with an older one works.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <fstream>
+#include <istream>
+#include <string>
+
+namespace brnn::cuda {
+
+// "13.0" of 13000.
+inline std::string cuda_version(int number) {
+  return "CUDA " + std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+// "550.54.14" of what Linux's module says in /proc/driver/nvidia/version; "" where it says nothing.
+inline std::string driver_release(std::istream& module) {
+  for (std::string word; module >> word;) {
+    const bool number = word.find_first_not_of("0123456789.") == std::string::npos;
+    if (number && word.find('.') != std::string::npos) return word;
+  }
+  return "";
+}
+
+// The first release of the driver that serves a runtime of that major version; 0 if not known.
+// NVIDIA, CUDA Compatibility, "Minor Version Compatibility".
+constexpr int first_release(int runtime) {
+  switch (runtime / 1000) {
+    case 12: return 525;
+    case 13: return 580;
+    default: return 0;
+  }
+}
+
+inline std::string driver_too_old(int runtime, int driver, const std::string& release) {
+  const int first = first_release(runtime);
+  const std::string needed = first ? "version " + std::to_string(first) + " or later" : "one";
+  std::string found = "none";
+  if (driver)
+    found = (release.empty() ? "" : "version " + release + " for ") + cuda_version(driver);
+  return "driver: expected NVIDIA's " + needed + " for " + cuda_version(runtime) + ", got " +
+         found + "; update the driver, or build bayesrnn_cuda with an older CUDA toolkit";
+}
+
+inline std::string describe(cudaError_t error) {
+  if (error != cudaErrorInsufficientDriver) return cudaGetErrorString(error);
+  int driver = 0;
+  cudaDriverGetVersion(&driver);  // stays 0 without a driver
+  std::ifstream module("/proc/driver/nvidia/version");
+  return driver_too_old(CUDART_VERSION, driver, driver_release(module));
+}
+
+}  // namespace brnn::cuda

@@ -15,10 +15,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from . import (
-    ops,  # noqa: F401  (registers the ops)
-    vmap,
-)
+from . import ops, vmap
 
 _OPS = torch.ops.bayesrnn
 
@@ -33,10 +30,12 @@ def call(name: str, *arguments: Any, gradient: bool = False) -> tuple[Tensor, ..
             "bayesrnn: the fused engines have no forward-mode derivative; use engine='reference'"
         )
     if in_func_grad():
-        return _FUNCTIONS[name].apply(*arguments)
-    if gradient and not _transformed():
-        return _EAGER[name].apply(*arguments)
-    return getattr(_OPS, name)(*arguments)
+        run = _FUNCTIONS[name].apply
+    elif gradient and not _transformed():
+        run = _EAGER[name].apply
+    else:
+        run = getattr(_OPS, name)
+    return ops.call(run, *arguments)
 
 
 def in_forward_mode() -> bool:

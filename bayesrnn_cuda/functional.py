@@ -40,7 +40,8 @@ def lstm(
         weights: weight_ih [4H, I], weight_hh [4H, H], biases [4H] or None.
         masks: keep_x [4 or 1, B, I] and keep_h [4 or 1, B, H], boolean, True = kept; None = no
             dropout.
-        lengths: int64 [B], 0 to T: past its length a sequence keeps its state and writes zeros.
+        lengths: int64 [B], 0 to T (on a GPU clamped to that, not checked): past its length a
+            sequence keeps its state and writes zeros.
         reverse: run from the last step (of each sequence) to the first.
         engine: "auto" or a name from `bayesrnn_cuda.info()`; "reference" differentiates twice.
 
@@ -49,7 +50,9 @@ def lstm(
 
     Raises:
         ValueError: unknown engine, or an argument of another type.
-        RuntimeError: wrong rank, size, dtype or device; names argument, expected and actual.
+        RuntimeError: wrong rank, size, dtype or device, or a GPU that cannot run the engine that
+            was named; names argument, expected and actual.
+        torch.OutOfMemoryError: no memory for the results or for what the engine needs meanwhile.
     """
     states = {"x": x, "h0": h0, "c0": c0}
     keep_x, keep_h, scale_x, scale_h = _check(states, weights, masks, lengths, reverse)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import ops  # noqa: F401  (registers the op that draws)
+from . import ops
 
 _SEEDS = torch.iinfo(torch.int64)
 
@@ -48,7 +48,7 @@ def sample_keep(
     shape = tuple(shape)
     if _has_fused_sampling(device):
         seed = torch.randint(_SEEDS.min, _SEEDS.max, (1,), device=device, generator=generator)
-        return torch.ops.bayesrnn.sample_keep(seed, math.prod(shape), p).view(shape)
+        return ops.call(torch.ops.bayesrnn.sample_keep, seed, math.prod(shape), p).view(shape)
     # rand lies in [0, 1): p = 0 keeps everything and p = 1 nothing, exactly.
     # torch.rand with a generator argument, None even, takes no symbolic sizes (torch.compile).
     if generator is None:
@@ -85,9 +85,10 @@ def sample_layer_masks(
     if (input_dropout or recurrent_dropout) and _has_fused_sampling(device):
         # One op, not one a mask: between two calls of a layer all this has left the caches.
         seeds = torch.randint(_SEEDS.min, _SEEDS.max, (2,), device=device, generator=generator)
-        keep_x, keep_h = torch.ops.bayesrnn.sample_layer_keep(
-            seeds, sets, batch_size, input_size, hidden_size, input_dropout, recurrent_dropout
-        )
+        keep_x, keep_h = ops.call(
+            torch.ops.bayesrnn.sample_layer_keep,
+            seeds, sets, batch_size, input_size, hidden_size, input_dropout, recurrent_dropout,
+        )  # fmt: skip
     else:
         keep_x, keep_h = (
             sample_keep((sets, batch_size, size), p, device=device, generator=generator)

@@ -5,6 +5,8 @@ lengths, direction and engine go in, new tensors come out, nothing is mutated.
 """
 
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,22 @@ torch.ops.load_library(LIBRARY_PATH)
 
 # What the library was compiled for, as ["8.0", "9.0a", "12.0+PTX"]; empty: without CUDA.
 CUDA_ARCHITECTURES = [a for a in torch.ops.bayesrnn.cuda_architectures().split(";") if a]
+
+
+def call(op: Callable[..., Any], *arguments: Any) -> Any:
+    """op(*arguments), where `op` is one of torch.ops.bayesrnn or ends in one.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for a result or for what the op needs meanwhile.
+            (Torch's stable ABI, through which the library throws, has no word for that.)
+        RuntimeError: any other fault of the arguments, by name.
+    """
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        if not str(error).startswith("memory: expected room for "):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from None
 
 
 _OPTIONAL = ("bias_ih", "bias_hh", "keep_x", "keep_h", "lengths", "dy", "dh_n", "dc_n")

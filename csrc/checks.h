@@ -29,6 +29,20 @@ template <class Expected, class Actual>
   throw std::runtime_error(message.str());
 }
 
+// Torch's words for its last failure in this thread, or `otherwise`: it tells them from 2.13 on
+// (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+inline std::string torch_error(const char* otherwise) {
+  const bool tells = torch_exception_get_what_without_backtrace != nullptr;
+  return tells ? torch_exception_get_what_without_backtrace() : otherwise;
+}
+
+// The stable ABI knows no other exception than Python's RuntimeError; where there was no memory,
+// ops.py makes a torch.OutOfMemoryError of it, which it knows by the argument's name.
+[[noreturn]] inline void no_memory(const std::string& what, const std::string& got = "none") {
+  fail("memory", "room for " + what, got);
+}
+
 inline std::string text(const Shape& shape) {
   std::ostringstream out;
   out << "[";

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "cells.h"
+
 namespace brnn {
 
 enum class Cell { lstm, gru, gru_reset_before };
@@ -26,12 +28,20 @@ struct Mask {
   bool untied() const { return gate_stride != 0; }
 };
 
+// Steps of sequence b, in 0..T whatever stands in `lengths`: on a GPU nobody can check them without
+// waiting for it, and a kernel must not read past the end.
+BRNN_INLINE int64_t length_of(const int64_t* lengths, int64_t b, int64_t T) {
+  if (!lengths) return T;
+  const int64_t length = lengths[b];
+  return length < 0 ? 0 : length < T ? length : T;
+}
+
 // What forward and backward share.
 template <class S>
 struct Layer {
   int64_t T, B, I, H;
   bool reverse;            // from each sequence's last step to its first
-  const int64_t* lengths;  // [B] in 0..T, or nullptr: all T
+  const int64_t* lengths;  // [B], or nullptr: all T; see length_of
   Mask mask_x;             // K = I
   Mask mask_h;             // K = H
 
@@ -41,7 +51,7 @@ struct Layer {
   const S* weight_ih;  // [G*H, I]
   const S* weight_hh;  // [G*H, H]
 
-  int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
+  int64_t length(int64_t b) const { return length_of(lengths, b, T); }
   // The time step that is processed s-th.
   int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
   bool inside(int64_t b, int64_t t) const { return t < length(b); }

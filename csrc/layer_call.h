@@ -62,13 +62,13 @@ struct BackwardResults {
 
 inline int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
 
-// make(), which allocates a tensor of that shape: the stable ABI loses its message.
+// make(), which allocates a tensor of that shape.
 template <class Make>
 Tensor allocated(const checks::Shape& shape, const Make& make) {
   try {
     return make();
-  } catch (const std::exception& error) {
-    checks::fail("memory", "room for a tensor of shape " + checks::text(shape), error.what());
+  } catch (const std::exception&) {
+    checks::no_memory("a tensor of shape " + checks::text(shape), checks::torch_error("none"));
   }
 }
 

@@ -40,7 +40,7 @@ class Scratch {
   explicit Scratch(size_t bytes)
       : alignment_(bytes < 4 * kHugePage ? 64 : kHugePage),
         block_(std::malloc(bytes + alignment_)) {
-    if (!block_) checks::fail("memory", std::to_string(bytes) + " bytes of scratch", "none");
+    if (!block_) checks::no_memory(std::to_string(bytes) + " bytes of scratch");
 #if defined(__linux__)
     if (alignment_ == kHugePage) madvise(get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif

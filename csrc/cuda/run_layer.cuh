@@ -48,22 +48,6 @@ size_t slot_count(Cell cell, const Layer<S>& layer) {
 template <class S>
 constexpr bool kHasKernels = sizeof(S) <= 4;
 
-// The persistent kernel of the plan, unless the device cannot hold its blocks at the same time.
-template <class S>
-bool runs_persistently(const Plan& plan, Cell cell, const Forward<S>& layer) {
-  if constexpr (kHasKernels<S>)
-    return plan.forward.engine != Engine::stepwise &&
-           recurrence::forward_fits(plan.forward, cell, layer);
-  return false;
-}
-template <class S>
-bool runs_persistently(const Plan& plan, Cell cell, const Backward<S>& layer) {
-  if constexpr (kHasKernels<S>)
-    return plan.backward.engine != Engine::stepwise &&
-           recurrence::backward_fits(plan.backward, cell, layer);
-  return false;
-}
-
 template <class S>
 size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& layer) {
   using namespace workspace;
@@ -78,27 +62,27 @@ size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& laye
   return arena.used() + rest;
 }
 
+// Where the persistent kernel is refused, nothing but scratch was touched: stepwise finds the input
+// part in `gates`, and takes the scratch memory of the one that did not run.
 template <class S>
 void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& host,
              void* scratch) {
   workspace::Arena arena(scratch);
   S* const gates = layer.gates ? layer.gates : arena.take<S>(workspace::gate_count(cell, layer));
-  if constexpr (kHasKernels<S>) {
-    const bool persistent = runs_persistently(plan, cell, layer);
-    if (persistent && plan.forward.fused_input)
-      ;  // the recurrence does it
-    else if (plan.tensor_cores)
-      gate_gemm::input_part(cell, layer, gates, host.stream);
-    else
-      library::input_part(cell, layer, gates, host, arena.rest());
-    if (persistent)
-      recurrence::forward(plan.forward, cell, layer, gates, arena.rest(), host.stream);
-    else
-      stepwise::forward(cell, layer, gates, host, arena.rest());
-  } else {
+  const auto input_part = [&] {
+    if constexpr (kHasKernels<S>) {
+      if (plan.tensor_cores) return gate_gemm::input_part(cell, layer, gates, host.stream);
+    }
     library::input_part(cell, layer, gates, host, arena.rest());
-    stepwise::forward(cell, layer, gates, host, arena.rest());
+  };
+  if (!plan.forward.fused_input) input_part();
+  if constexpr (kHasKernels<S>) {
+    if (plan.forward.engine != Engine::stepwise &&
+        recurrence::forward(plan.forward, cell, layer, gates, arena.rest(), host.stream))
+      return;
+    if (plan.forward.fused_input) input_part();
   }
+  stepwise::forward(cell, layer, gates, host, arena.rest());
 }
 
 template <class S>
@@ -126,18 +110,17 @@ void backward(const Plan& plan, Cell cell, const Backward<S>& layer, const Host&
   workspace::Arena arena(scratch);
   S* const dz = arena.take<S>(workspace::slot_count(cell, layer));
   void* const rest = arena.rest();
+  bool started = false;
+  if constexpr (kHasKernels<S>)
+    started = plan.backward.engine != Engine::stepwise &&
+              recurrence::backward(plan.backward, cell, layer, dz, rest, host.stream);
+  if (!started) stepwise::backward(cell, layer, dz, host, rest);
   if constexpr (kHasKernels<S>) {
-    if (runs_persistently(plan, cell, layer))
-      recurrence::backward(plan.backward, cell, layer, dz, rest, host.stream);
-    else
-      stepwise::backward(cell, layer, dz, host, rest);
     if (plan.tensor_cores) {
       if (layer.dx) gate_gemm::input_gradient(cell, layer, dz, host.stream);
       gate_gemm::weight_gradients(cell, layer, dz, rest, host.stream);
       return;
     }
-  } else {
-    stepwise::backward(cell, layer, dz, host, rest);
   }
   if (layer.dx) library::input_gradient(cell, layer, dz, host, rest);
   library::weight_gradients(cell, layer, dz, host, rest);

@@ -76,11 +76,14 @@ void multiply(void* context, const Product& p) {
   const Tensor a = view(p.a, p.type, p.batch, p.M, p.K, device);
   const Tensor b = view(p.b, p.type, p.batch, p.K, p.N, device);
   const Tensor c = view(p.c, p.type, p.batch, p.M, p.N, device);
-  if (p.accumulate) {
-    TORCH_ERROR_CODE_CHECK(torch_cuda().baddbmm_out(c.get(), c.get(), a.get(), b.get(), 1.0, 1.0));
-  } else {
-    TORCH_ERROR_CODE_CHECK(torch_cuda().bmm_out(c.get(), a.get(), b.get()));
-  }
+  const AOTITorchError error =
+      p.accumulate ? torch_cuda().baddbmm_out(c.get(), c.get(), a.get(), b.get(), 1.0, 1.0)
+                   : torch_cuda().bmm_out(c.get(), a.get(), b.get());
+  if (error == AOTI_TORCH_SUCCESS) return;
+  const std::string why = checks::torch_error("an error of which torch before 2.13 says no more");
+  if (why.find("out of memory") != std::string::npos)
+    checks::no_memory("the workspace of a matrix product", why);
+  checks::fail("product", "a matrix product of torch's", why);
 }
 
 Device read_device(int index) {
@@ -136,7 +139,8 @@ Backend::Backend(Cell cell, const Tensor& x, const Options& options)
       save_(options.save) {}
 
 Tensor Backend::scratch(size_t bytes) const {
-  return torch::stable::new_empty(x_, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+  const checks::Shape shape{static_cast<int64_t>(bytes)};
+  return allocated(shape, [&] { return torch::stable::new_empty(x_, shape, ScalarType::Byte); });
 }
 
 Host Backend::host() const { return {stream_.get(), const_cast<Stream*>(&stream_), multiply}; }

@@ -257,3 +257,48 @@ def test_memory_does_not_grow_with(call):
     finally:
         gc.enable()
     assert grown < 20  # each call makes tensors of 0.1 to 2 MB
+
+
+def no_memory(call) -> None:
+    """That nn.LSTM too finds no memory is what makes it a size that no machine has."""
+    with pytest.raises(torch.OutOfMemoryError, match=r"memory: expected room for .*, got \S"):
+        call()
+
+
+@every_cell
+def test_no_memory_is_torchs_own_error(cell):
+    ours, theirs = PAIRS[cell][0](4, 8, recurrent_dropout=0.5), PAIRS[cell][1](4, 8)
+    x = torch.zeros(1, 1, 4).expand(2**30, 256, 4)  # [T, B, I] in 16 bytes; y takes 8 TB
+    with pytest.raises(RuntimeError, match="memory"):
+        theirs(x)
+    no_memory(lambda: ours(x))
+    with torch.no_grad():
+        no_memory(lambda: ours(x))
+    weights = dict(ours.named_parameters())
+    loss = lambda w: torch.func.functional_call(ours, w, x)[0].sum()  # noqa: E731
+    no_memory(lambda: torch.func.grad(loss)(weights))
+    no_memory(lambda: ours.sample_masks(2**44))
+    no_memory(lambda: brnn.LockedDropout(0.5)(torch.zeros(1, 1, 1).expand(1, 2**46, 1)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_no_memory_in_backward():
+    """Some 130 MB for dx, where 50 are left; afterwards everything is as before."""
+    program = """
+import resource, torch, bayesrnn_cuda as brnn
+from pathlib import Path
+torch.set_num_threads(1)
+layer, x = brnn.BayesianLSTM(1024, 8), torch.zeros(500, 64, 1024, requires_grad=True)
+layer(x[:2])[0].sum().backward()
+y = layer(x)[0].sum()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 50 * 2**20, resource.RLIM_INFINITY))
+try:
+    y.backward()
+except torch.OutOfMemoryError as error:
+    print(str(error).split(", got")[0])
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+layer(x)[0].sum().backward()
+"""
+    said = in_process(program).stdout
+    assert said == "memory: expected room for a tensor of shape [500, 64, 1024]\n"

@@ -1,6 +1,7 @@
 // launch.cuh - how host code starts a kernel: one way for all of them, with its host twin.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -13,7 +14,7 @@ struct Grid {
   unsigned x, y, z;
   int threads;
   int shared_bytes;
-  int cluster;       // blocks along x that form a cluster; 1: none
+  int cluster;       // blocks along x that form a cluster; 0: no clusters
   bool cooperative;  // all blocks run at the same time, or the launch fails
 };
 
@@ -22,6 +23,10 @@ struct Grid {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // it has been told; the next call starts clean
+  // As checks::no_memory says it, of which the host makes torch.OutOfMemoryError.
+  if (error == cudaErrorMemoryAllocation)
+    throw std::runtime_error(std::string("memory: expected room for a ") + what + ", got " +
+                             cudaGetErrorString(error));
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
@@ -46,9 +51,11 @@ struct LaunchConfig {
 
   LaunchConfig(const void* kernel, const Grid& grid, void* stream) {
     if (grid.shared_bytes > 48 * 1024) allow_shared_memory(kernel);
-    if (grid.cluster > 8)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-            "cluster size of a kernel");
+    // A device without such clusters says so again where it is asked for room.
+    if (grid.cluster > 8 &&
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+            cudaSuccess)
+      cudaGetLastError();
     config.gridDim = dim3(grid.x, grid.y, grid.z);
     config.blockDim = dim3(grid.threads);
     config.dynamicSmemBytes = grid.shared_bytes;
@@ -58,7 +65,7 @@ struct LaunchConfig {
       attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
       attributes[config.numAttrs++].val.cooperative = 1;
     }
-    if (grid.cluster > 1) {
+    if (grid.cluster > 0) {
       attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
       attributes[config.numAttrs++].val.clusterDim = {unsigned(grid.cluster), 1, 1};
     }
@@ -72,17 +79,34 @@ void launch(void (*kernel)(Params), const Grid& grid, void* stream, const Params
   check(cudaLaunchKernelEx(&how.config, kernel, params), "kernel launch");
 }
 
-// How many clusters of such a grid the current device runs at the same time.
+// The same where the driver may refuse a grid that occupancy allowed: under MPS and in green
+// contexts fewer multiprocessors are there than the device has. Returns why; "": it is launched.
 template <class Params>
-int resident_clusters(void (*kernel)(Params), const Grid& grid) {
+std::string try_launch(void (*kernel)(Params), const Grid& grid, void* stream,
+                       const Params& params) {
+  const LaunchConfig how(reinterpret_cast<const void*>(kernel), grid, stream);
+  const cudaError_t error = cudaLaunchKernelEx(&how.config, kernel, params);
+  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidClusterSize ||
+      error == cudaErrorNotSupported) {
+    cudaGetLastError();
+    return cudaGetErrorString(error);
+  }
+  check(error, "kernel launch");
+  return "";
+}
+
+// How many clusters of such a grid the current device runs at the same time. Where the runtime
+// cannot tell, as of a size that the device does not have, 0, and `why` says what it said.
+template <class Params>
+int resident_clusters(void (*kernel)(Params), const Grid& grid, std::string& why) {
   const void* entry = reinterpret_cast<const void*>(kernel);
   const LaunchConfig how(entry, grid, nullptr);
   int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, entry, &how.config) != cudaSuccess) {
-    cudaGetLastError();  // a size that this device does not have
-    return 0;
-  }
-  return clusters;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, entry, &how.config);
+  if (error == cudaSuccess) return clusters;
+  cudaGetLastError();
+  why = cudaGetErrorString(error);
+  return 0;
 }
 
 // How many blocks of such a grid the current device runs at the same time.
@@ -105,8 +129,15 @@ inline void fill_bytes(void* to, int byte, size_t bytes, void* stream) {
 
 template <class Params>
 void launch(void (*kernel)(Params), const Grid& grid, void*, const Params& params) {
-  emu::launch(grid.x, grid.y, grid.z, grid.threads, grid.shared_bytes, grid.cluster,
+  emu::launch(grid.x, grid.y, grid.z, grid.threads, grid.shared_bytes, std::max(grid.cluster, 1),
               grid.cooperative, [&] { kernel(params); });
+}
+
+template <class Params>
+std::string try_launch(void (*kernel)(Params), const Grid& grid, void* stream,
+                       const Params& params) {
+  launch(kernel, grid, stream, params);
+  return "";
 }
 
 template <class Params>
@@ -115,7 +146,7 @@ int resident_blocks(void (*)(Params), const Grid&) {
 }
 
 template <class Params>
-int resident_clusters(void (*)(Params), const Grid& grid) {
+int resident_clusters(void (*)(Params), const Grid& grid, std::string&) {
   return emu::config.resident_blocks / grid.cluster;
 }
 

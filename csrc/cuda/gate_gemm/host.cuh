@@ -83,7 +83,7 @@ void launch_tiles(void (*kernel)(Params), int64_t blocks, int threads, int share
                   void* stream, const Params& params) {
   if (blocks > 0x7FFFFFFF) throw std::runtime_error("too many tiles for one launch");
   if (blocks == 0) return;
-  launch(kernel, Grid{unsigned(blocks), 1, 1, threads, shared_bytes, 1, false}, stream, params);
+  launch(kernel, Grid{unsigned(blocks), 1, 1, threads, shared_bytes, 0, false}, stream, params);
 }
 
 // ---- 1. input part

@@ -215,7 +215,7 @@ struct Operand {
   int shift;               // rows from a row to the one that it sees: 0 for x, -B or B for y
   const uint8_t* keep;     // [G, B, K] or [B, K], or nullptr
   int gate_rows;           // rows of keep from gate to gate: B or 0
-  const int64_t* lengths;  // [B] or nullptr
+  const int64_t* lengths;  // [B] or nullptr; see length_of
   int T, K, vector;
   bool reverse;
   Divider sequences;  // B
@@ -280,7 +280,7 @@ class Masked {
   };
   BRNN_DEVICE Row locate(int row) const {
     const int t = from_.sequences.divide(row), b = row - t * int(from_.sequences.divisor);
-    const int length = from_.lengths ? int(from_.lengths[b]) : from_.T;
+    const int length = int(length_of(from_.lengths, b, from_.T));
     const bool starts = from_.first && t == (from_.reverse ? length - 1 : 0);
     const int seen = starts ? b : row + from_.shift;
     return {t < length ? seen : -1, gate_ * from_.gate_rows + b, !kSameRows && starts};

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(1024) fences(const __grid_constant__ Params p)
 void roofline(const std::string& rate, void* memory, size_t bytes, int blocks, int threads,
               int repeats, int64_t* cycles, void* stream) {
   const Params params{static_cast<uint32_t*>(memory), int64_t(bytes / 4), repeats, cycles};
-  const Grid grid{unsigned(blocks), 1, 1, threads, 0, 1, false};
+  const Grid grid{unsigned(blocks), 1, 1, threads, 0, 0, false};
   if (rate == "l2_reads") return launch(l2_reads, grid, stream, params);
   if (rate == "tensor_cores") return launch(tensor_cores, grid, stream, params);
   if (rate == "fences" && bytes >= size_t(blocks) * 128)

@@ -21,7 +21,7 @@ template <class S>
 struct BackwardParams {
   int T, B, H;
   bool reverse;
-  const int64_t* lengths;  // [B] or nullptr: all T
+  const int64_t* lengths;  // [B] or nullptr: all T; see length_of
 
   const uint4* weights;  // packed transpose of weight_hh [G*H, H] (packed_weights.cuh)
   Mask mask_h;

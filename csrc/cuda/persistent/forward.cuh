@@ -24,7 +24,7 @@ template <class S>
 struct ForwardParams {
   int T, B, H;
   bool reverse;
-  const int64_t* lengths;  // [B] or nullptr: all T
+  const int64_t* lengths;  // [B] or nullptr: all T; see length_of
 
   const uint4* weights;  // packed weight_hh [G*H, H] (packed_weights.cuh)
   const S* bias_hh;      // [G*H] or nullptr; where the input part is not fused only that of GRU's n

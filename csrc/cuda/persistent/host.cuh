@@ -42,13 +42,17 @@ inline MaskForm mask_form(const Mask& mask, const Recurrence& plan) {
   return untied_form(plan.tiling, plan.fused_input);
 }
 
+// A kernel in words: "forward kernel for grid, lstm, 8 chunks, 4 k warps, 1 unit tiles".
+inline std::string describe(const char* direction, Cell cell, const Recurrence& plan) {
+  return std::string(direction) + " kernel for " + name(plan.engine) + ", " +
+         (cell == Cell::lstm ? "lstm" : "gru") + ", " + std::to_string(plan.tiling.chunks) +
+         " chunks, " + std::to_string(plan.tiling.k_warps) + " k warps, " +
+         std::to_string(plan.tiling.unit_tiles) + " unit tiles" +
+         (plan.tiling.looped ? ", looped" : "") + (plan.fused_input ? ", fused input" : "");
+}
+
 [[noreturn]] inline void no_kernel(const char* direction, Cell cell, const Recurrence& plan) {
-  throw std::runtime_error(
-      std::string("engine: no ") + direction + " kernel for " + name(plan.engine) + ", " +
-      (cell == Cell::lstm ? "lstm" : "gru") + ", " + std::to_string(plan.tiling.chunks) +
-      " chunks, " + std::to_string(plan.tiling.k_warps) + " k warps, " +
-      std::to_string(plan.tiling.unit_tiles) + " unit tiles" +
-      (plan.tiling.looped ? ", looped" : "") + (plan.fused_input ? ", fused input" : ""));
+  throw std::runtime_error("engine: no " + describe(direction, cell, plan));
 }
 
 template <class S>
@@ -78,15 +82,51 @@ inline Grid grid_of(const Recurrence& plan) {
           1,
           plan.threads,
           plan.shared_bytes,
-          plan.engine == Engine::cluster ? plan.blocks_x : 1,
+          plan.engine == Engine::cluster ? plan.blocks_x : 0,
           waits_across_blocks(plan.engine)};
 }
 
+// Blocks that wait for each other must run at the same time. What they need and what is there in
+// its place; no `needs`: nothing is missing.
+struct Shortage {
+  std::string needs, has;
+};
+
 template <class Params>
-bool fits(const Recurrence& plan, void (*entry)(Params)) {
-  if (plan.engine == Engine::cluster) return resident_clusters(entry, grid_of(plan)) > 0;
-  return !waits_across_blocks(plan.engine) ||
-         resident_blocks(entry, grid_of(plan)) >= plan.blocks_x * plan.blocks_y;
+Shortage shortage_of_room(const Recurrence& plan, void (*entry)(Params)) {
+  const auto blocks = [](int count) { return std::to_string(count) + " blocks at the same time"; };
+  if (plan.engine == Engine::cluster) {
+    std::string why;
+    if (resident_clusters(entry, grid_of(plan), why) > 0) return {};
+    return {"room for a cluster of " + blocks(plan.blocks_x),
+            why.empty() ? "room for none" : "'" + why + "' from the driver"};
+  }
+  if (!waits_across_blocks(plan.engine)) return {};
+  const int all = plan.blocks_x * plan.blocks_y, most = resident_blocks(entry, grid_of(plan));
+  return most < all ? Shortage{"room for " + blocks(all), "room for " + std::to_string(most)}
+                    : Shortage{};
+}
+
+// Starts the kernel with the parameters that `prepare` makes in scratch memory.
+template <class Params, class Prepare>
+Shortage try_start(const Recurrence& plan, void (*entry)(Params), void* stream,
+                   const Prepare& prepare) {
+  const Shortage room = shortage_of_room(plan, entry);
+  if (!room.needs.empty()) return room;
+  const std::string refusal = try_launch(entry, grid_of(plan), stream, prepare());
+  if (refusal.empty()) return {};
+  return {"a launch of " + std::to_string(plan.blocks_x) + " x " + std::to_string(plan.blocks_y) +
+              " blocks",
+          "'" + refusal + "' from the driver"};
+}
+
+// Whether it was started: what persistent.h promises.
+inline bool started(const Shortage& shortage, const char* direction, Cell cell,
+                    const Recurrence& plan) {
+  if (shortage.needs.empty()) return true;
+  if (!plan.named) return false;
+  throw std::runtime_error("engine: expected " + shortage.needs + " for '" + name(plan.engine) +
+                           "' (" + describe(direction, cell, plan) + "), got " + shortage.has);
 }
 
 inline int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
@@ -152,7 +192,7 @@ const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_co
                         chunks,
                         all_chunks};
   const unsigned blocks = unsigned((packed_count(p) + kPackThreads - 1) / kPackThreads);
-  launch(pack_weights_kernel<S>, Grid{blocks, 1, 1, kPackThreads, 0, 1, false}, stream, p);
+  launch(pack_weights_kernel<S>, Grid{blocks, 1, 1, kPackThreads, 0, 0, false}, stream, p);
   return p.packed;
 }
 
@@ -171,15 +211,6 @@ struct Workspace {
 };
 
 // ---- persistent.h
-
-template <class S>
-bool forward_fits(const Recurrence& plan, Cell cell, const Forward<S>& layer) {
-  return fits(plan, forward_kernel_of<S>(plan, cell, layer.mask_h));
-}
-template <class S>
-bool backward_fits(const Recurrence& plan, Cell cell, const Backward<S>&) {
-  return fits(plan, backward_kernel_of<S>(plan, cell));
-}
 
 template <class S>
 size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>& layer) {
@@ -236,17 +267,19 @@ BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& 
 }
 
 template <class S>
-void forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
+bool forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
              void* stream) {
-  const auto p = prepare(plan, cell, layer, gates, scratch, stream);
-  launch(forward_kernel_of<S>(plan, cell, layer.mask_h), grid_of(plan), stream, p);
+  const auto make = [&] { return prepare(plan, cell, layer, gates, scratch, stream); };
+  const auto entry = forward_kernel_of<S>(plan, cell, layer.mask_h);
+  return started(try_start(plan, entry, stream, make), "forward", cell, plan);
 }
 
 template <class S>
-void backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
+bool backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
               void* stream) {
-  const auto p = prepare(plan, cell, layer, dz, scratch, stream);
-  launch(backward_kernel_of<S>(plan, cell), grid_of(plan), stream, p);
+  const auto make = [&] { return prepare(plan, cell, layer, dz, scratch, stream); };
+  const auto entry = backward_kernel_of<S>(plan, cell);
+  return started(try_start(plan, entry, stream, make), "backward", cell, plan);
 }
 
 // ---- lists of kernels (instantiations/)

@@ -10,25 +10,23 @@
 
 namespace brnn::cuda::recurrence {
 
-// Whether the device at hand runs all blocks of such a recurrence at once. Blocks that wait for
-// each other must; a caller that is told no takes stepwise.
-template <class S>
-bool forward_fits(const Recurrence& plan, Cell cell, const Forward<S>& layer);
-template <class S>
-bool backward_fits(const Recurrence& plan, Cell cell, const Backward<S>& layer);
+// Both passes return whether they were started. Not where the blocks wait for each other and the
+// device at hand, or what the driver gives this process of it, does not run all of them at the same
+// time: then they have written nothing but scratch memory, and the caller takes stepwise. An engine
+// that was asked for by name raises std::runtime_error in its place.
 
 // gates [T, B, G*H]: holds the input part; activated gates after it where layer.gates is wanted.
 template <class S>
 size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>& layer);
 template <class S>
-void forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
+bool forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
              void* stream);
 
 // dz [T, B, slots*H]: gradients of all slots, rounded to S. Also writes dh0 and dc0 of the layer.
 template <class S>
 size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer);
 template <class S>
-void backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
+bool backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
               void* stream);
 
 }  // namespace brnn::cuda::recurrence

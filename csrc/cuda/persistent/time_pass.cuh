@@ -51,7 +51,7 @@ class TimePass {
     return unit(cell) < p_.H && sequence(n, cell) < p_.B;
   }
   BRNN_DEVICE int time(int s) const { return p_.reverse ? p_.T - 1 - s : s; }
-  BRNN_DEVICE int length(int b) const { return p_.lengths ? int(p_.lengths[b]) : p_.T; }
+  BRNN_DEVICE int length(int b) const { return int(length_of(p_.lengths, b, p_.T)); }
 
   // Steps of each of this thread's cells; none where there is no such cell.
   BRNN_DEVICE void load_lengths(int n) {

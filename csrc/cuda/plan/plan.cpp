@@ -246,6 +246,7 @@ Recurrence obey(const Sizes& s, Engine engine, const std::string& wanted) {
   if (!attempt.recurrence)
     throw std::runtime_error("engine: expected " + attempt.obstacle.needs + " for '" + wanted +
                              "', got '" + wanted + "' with " + attempt.obstacle.has);
+  attempt.recurrence->named = true;
   attempt.recurrence->reason = head(*attempt.recurrence, s.device) + "; asked for by name";
   return *attempt.recurrence;
 }

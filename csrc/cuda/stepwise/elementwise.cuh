@@ -114,7 +114,7 @@ struct Elements {
 template <class Params>
 void launch_elements(void (*kernel)(Params), const Host& host, const Params& p) {
   if (const int64_t blocks = p.elements.blocks())
-    launch(kernel, Grid{unsigned(blocks), 1, 1, kThreads, 0, 1, false}, host.stream, p);
+    launch(kernel, Grid{unsigned(blocks), 1, 1, kThreads, 0, 0, false}, host.stream, p);
 }
 
 // ---- sequences and masks
@@ -125,7 +125,7 @@ struct Moment {
 
   template <class S>
   BRNN_DEVICE Moment(const Layer<S>& layer, int64_t b, int64_t t) {
-    const int64_t length = layer.lengths ? layer.lengths[b] : layer.T;
+    const int64_t length = length_of(layer.lengths, b, layer.T);
     inside = t < length;
     starts = t == (layer.reverse ? length - 1 : 0);
     ends = t == (layer.reverse ? 0 : length - 1);

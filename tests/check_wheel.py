@@ -50,7 +50,8 @@ def test_runs_on_systems_as_old_as_those_that_torch_runs_on():
 
 def test_wheel_has_the_package_and_no_more():
     (wheel,) = DIST.glob("*.whl")
-    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    entries = zipfile.ZipFile(wheel).namelist()
+    names = {n for n in entries if ".dist-info/" not in n and not n.endswith("/")}  # no folders
     added = {"bayesrnn_cuda/_C.abi3.so", "bayesrnn_cuda/py.typed"}
     assert names == tree("bayesrnn_cuda", "*.py") | added
 

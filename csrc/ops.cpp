@@ -12,7 +12,6 @@
 #include "cuda/plan/plan.h"
 #include "layer_call.h"
 #ifdef BRNN_CUDA
-#include "cuda/roofline.h"
 #include "cuda/torch_host.h"
 #endif
 
@@ -190,19 +189,6 @@ std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_
   return cuda::describe(cuda::plan(problem, device_of(taken(gpu)), taken(engine)));
 }
 
-#ifdef BRNN_CUDA
-// Cycles that each block took, [blocks]: see cuda/roofline.h.
-Tensor cuda_roofline(StringHandle rate, Tensor memory, int64_t blocks, int64_t threads,
-                     int64_t repeats) {
-  const cuda::Stream stream(memory);
-  const Tensor cycles = torch::stable::new_empty(memory, {blocks}, ScalarType::Long);
-  cuda::roofline(taken(rate), memory.mutable_data_ptr(), memory.numel() * memory.element_size(),
-                 static_cast<int>(blocks), static_cast<int>(threads), static_cast<int>(repeats),
-                 static_cast<int64_t*>(cycles.mutable_data_ptr()), stream.get());
-  return cycles;
-}
-#endif
-
 // JSON for bayesrnn_cuda.info.
 std::string build_info() {
   return std::string("{\"cpu_instruction_set\": \"") + cpu::isa().name + "\"}";
@@ -255,8 +241,6 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
       "bool untied=True, bool save=True, str engine=\"auto\") -> str");
   m.def("known_gpus() -> str");
-  m.def(
-      "cuda_roofline(str rate, Tensor(a!) memory, int blocks, int threads, int repeats) -> Tensor");
   m.def("build_info() -> str");
   m.def("cuda_architectures() -> str");
 }
@@ -276,7 +260,6 @@ STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) {
   m.impl("lstm_backward", TORCH_BOX(&brnn::lstm_backward<brnn::cuda::Backend>));
   m.impl("gru", TORCH_BOX(&brnn::gru<brnn::cuda::Backend>));
   m.impl("gru_backward", TORCH_BOX(&brnn::gru_backward<brnn::cuda::Backend>));
-  m.impl("cuda_roofline", TORCH_BOX(&brnn::cuda_roofline));
 }
 #endif
 

@@ -1,7 +1,8 @@
-// roofline.cu - see cuda/roofline.h.
-#include "../device/intrinsics.cuh"
-#include "../device/launch.cuh"
-#include "../roofline.h"
+// roofline.cu - three rates that bound the persistent kernels and that no data sheet gives. It is
+// compiled by bench/roofline.py, with the kernels' own instructions and without torch.
+#include <cstring>
+
+#include "device/intrinsics.cuh"
 
 namespace brnn::cuda {
 namespace {
@@ -73,19 +74,28 @@ __global__ void __launch_bounds__(1024) fences(const __grid_constant__ Params p)
 }
 
 }  // namespace
-
-void roofline(const std::string& rate, void* memory, size_t bytes, int blocks, int threads,
-              int repeats, int64_t* cycles, void* stream) {
-  const Params params{static_cast<uint32_t*>(memory), int64_t(bytes / 4), repeats, cycles};
-  const Grid grid{unsigned(blocks), 1, 1, threads, 0, 0, false};
-  if (rate == "l2_reads") return launch(l2_reads, grid, stream, params);
-  if (rate == "tensor_cores") return launch(tensor_cores, grid, stream, params);
-  if (rate == "fences" && bytes >= size_t(blocks) * 128)
-    return launch(fences, grid, stream, params);
-  throw std::runtime_error(
-      "rate: expected l2_reads, tensor_cores or fences with 128 bytes a "
-      "block, got '" +
-      rate + "'");
-}
-
 }  // namespace brnn::cuda
+
+// Runs one of
+//   "l2_reads"      every block reads all of `memory` through L2, `repeats` times
+//   "tensor_cores"  every warp does `repeats` x 8 independent mma m16n8k16 in bfloat16
+//   "fences"        one thread a block: `repeats` times a store of 4 bytes and a fence, which takes
+//                   128 bytes of memory a block
+// on blocks x threads and writes the cycles that each block took to cycles [blocks]. Returns null,
+// or what is wrong.
+extern "C" const char* roofline(const char* rate, void* memory, int64_t bytes, int blocks,
+                                int threads, int repeats, int64_t* cycles, void* stream) {
+  using namespace brnn::cuda;
+  const Params params{static_cast<uint32_t*>(memory), bytes / 4, repeats, cycles};
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (!std::strcmp(rate, "l2_reads"))
+    l2_reads<<<blocks, threads, 0, on>>>(params);
+  else if (!std::strcmp(rate, "tensor_cores"))
+    tensor_cores<<<blocks, threads, 0, on>>>(params);
+  else if (!std::strcmp(rate, "fences"))
+    fences<<<blocks, threads, 0, on>>>(params);
+  else
+    return "rate: expected l2_reads, tensor_cores or fences";
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}

@@ -33,7 +33,7 @@ FAST := -m 'not slow'
 help:
 	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
 	@echo '  make lint    ruff, mypy and clang-format, as CI runs them'
-	@echo '  make docs    writes docs/api.md anew from the docstrings'
+	@echo '  make docs    builds the pages of docs/ and of the docstrings: site/index.html'
 	@echo '  make format  lets both rewrite the files'
 	@echo '  make clean   removes .venv, .venv2 and what was built'
 
@@ -103,8 +103,9 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
-docs: $(VENV)/ready
-	$(BIN)/python docs/make_api.py
+# A link or a name that leads nowhere is an error.
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --quiet --strict
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
@@ -148,9 +149,13 @@ $(VENV)/toolkit: $(VENV)/torch $(VENV)/settings pyproject.toml
 	  { echo 'make: no nvcc, and pip cannot install it; BAYESRNN_CUDA=0 builds without' >&2; exit 1; }
 	@touch $@
 
+$(VENV)/docs: $(VENV)/ready pyproject.toml
+	$(BIN)/pip install --quiet mkdocs==1.6.1 'mkdocstrings[python]==1.0.8' markdown-exec==1.12.6
+	@touch $@
+
 $(VENV)/lint: $(VENV)/torch pyproject.toml
 	$(BIN)/pip install --quiet ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV2) build dist bayesrnn_cuda/*.so *.egg-info
+	rm -rf $(VENV) $(VENV2) build dist site bayesrnn_cuda/*.so *.egg-info

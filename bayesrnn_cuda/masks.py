@@ -15,13 +15,19 @@ _SEEDS = torch.iinfo(torch.int64)
 class LayerMasks(NamedTuple):
     """The masks of one layer in one direction; `None` stands for no dropout.
 
-    There is no time dimension: the same mask serves every step, that is the method.
+    There is no time dimension: the same mask serves every step, that is the method. A named tuple.
+
+    Attributes:
+        keep_x: bool [G or 1, B, I]: what is kept of the input.
+        keep_h: bool [G or 1, B, H]: what is kept of h_{t-1}.
+        scale_x: 1 / (1 - p) of the input.
+        scale_h: 1 / (1 - p) of h_{t-1}.
     """
 
-    keep_x: Tensor | None = None  # bool [G or 1, B, I]: what is kept of the input
-    keep_h: Tensor | None = None  # bool [G or 1, B, H]: what is kept of h_{t-1}
-    scale_x: float = 1.0  # 1 / (1 - p) of the input
-    scale_h: float = 1.0  # 1 / (1 - p) of h_{t-1}
+    keep_x: Tensor | None = None
+    keep_h: Tensor | None = None
+    scale_x: float = 1.0
+    scale_h: float = 1.0
 
     def index_select(self, index: Tensor) -> "LayerMasks":
         """The masks of the sequences in `index` (int64 [B']), in that order."""

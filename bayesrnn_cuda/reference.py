@@ -15,12 +15,19 @@ from .masks import LayerMasks
 
 
 class LayerWeights(NamedTuple):
-    """The weights of one layer in one direction, in PyTorch's layout and gate order."""
+    """The weights of one layer in one direction, in PyTorch's layout and gate order: a named tuple.
 
-    weight_ih: Tensor  # [G*H, I]
-    weight_hh: Tensor  # [G*H, H]
-    bias_ih: Tensor | None = None  # [G*H]
-    bias_hh: Tensor | None = None  # [G*H]
+    Attributes:
+        weight_ih: [G*H, I].
+        weight_hh: [G*H, H].
+        bias_ih: [G*H], or None.
+        bias_hh: [G*H], or None.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
 
 
 def lstm(

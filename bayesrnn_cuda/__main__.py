@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .cli import add_info, add_plan
+from .cli import USER_ERROR, Parser, UserError, add_info, add_plan, number, whole_number
 from .experiments.commands import add_experiment
 from .experiments.language.generation import encode_prompt, generate, load_model
 from .experiments.language.model import LanguageModelConfig
@@ -20,8 +20,6 @@ from .experiments.language.text import readable
 from .experiments.report.comparison import compare
 from .experiments.training.command_line import (
     DIVERGED,
-    USER_ERROR,
-    Parser,
     about,
     command,
     open_run,
@@ -30,12 +28,9 @@ from .experiments.training.configuration import (
     COUNT,
     NATURAL,
     Range,
-    UserError,
     add_options,
     given_options,
-    number,
     resumable_flags,
-    whole_number,
 )
 from .experiments.training.distributed import Workers, run_stoppable
 from .experiments.training.trainer import TrainingDiverged

@@ -1,14 +1,55 @@
-"""The verbs that need no experiment: `plan` and `info`."""
+"""The parser of the command line, and the verbs that need no experiment: `plan` and `info`."""
 
 import argparse
+import difflib
+from typing import Any
 
 import torch
 
 import bayesrnn_cuda as brnn
 
-from .experiments.training.configuration import UserError, whole_number
-
+USER_ERROR = 2
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct: one line with what was expected and what was found."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line and takes no shortened options."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Ends the program with status 2."""
+        self.exit(USER_ERROR, f"bayesrnn: error: {message}\n")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        """A verb's parser is the one that knows the option that was meant."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            hint = f" (closest: {close[0]})" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed, unknown
+
+
+def whole_number(text: str) -> int:
+    """argparse type: a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
+
+
+def number(text: str) -> float:
+    """argparse type: a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from None
 
 
 def add_plan(verbs: argparse._SubParsersAction) -> None:

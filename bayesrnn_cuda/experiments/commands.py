@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cli import Parser, whole_number
 from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
 from .report.report import write_report
 from .run_queue import run_queue
 from .training.checkpoint import write_text
-from .training.command_line import Parser, command, open_run
+from .training.command_line import command, open_run
 from .training.configuration import (
     UserError,
     add_options,
@@ -21,18 +22,12 @@ from .training.configuration import (
     option_arguments,
     resumable_flags,
     resumed_config,
-    whole_number,
 )
 from .training.distributed import Workers, run_stoppable
 from .training.preset import Preset, Sweep, differences_line
 from .training.runs import RunFolder, deadline_after
 from .training.trainer import RunResult
 
-_PERPLEXITIES = {
-    "valid_perplexity_authors": "perplexity valid",
-    "test_perplexity": "test",
-    "test_perplexity_mc": "test with MC",
-}
 _SWEEP_FILE = "sweep.json"  # the sweep of a folder and the options given to it
 
 
@@ -179,10 +174,10 @@ def _listed(entry: Preset | Sweep) -> list[str]:
     if isinstance(entry, Sweep):
         lines.append(f"{margin}members: {', '.join(entry.members)}")
     numbers = {} if isinstance(entry, Sweep) else entry.expected
-    paper = [f"{_PERPLEXITIES[key]} {value}" for key, value in numbers.items()]
+    words = {key: heading for heading, key, _ in EXPERIMENTS[entry.experiment].paper}
+    paper = [f"{words[key]} {value}" for key, value in numbers.items()]
     if paper or entry.outcome:
-        words = ", ".join(paper)
-        lines.append(f"{margin}paper: {'; '.join(filter(None, (words, entry.outcome)))}")
+        lines.append(f"{margin}paper: {'; '.join(filter(None, (*paper, entry.outcome)))}")
     return lines
 
 

@@ -42,6 +42,8 @@ class Experiment:
         title: heading in the report.
         task: what it brings to the trainer, with the class of its configuration.
         data: what `--data` must name, for the message where it is missing.
+        test: key of the test's figure; that with MC dropout has `_mc` behind it.
+        paper: the figures that the paper has numbers for, with their words in its tables.
         curves: of its runs.
         columns: of the table of a group of its runs.
         uncertainty: of the table on MC dropout.
@@ -53,6 +55,8 @@ class Experiment:
     title: str
     task: type[Task]
     data: str
+    test: str
+    paper: tuple[Column, ...]
     curves: Curves
     columns: tuple[Column, ...]
     uncertainty: tuple[Column, ...]
@@ -72,6 +76,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="Language models",
         task=LanguageModelTask,
         data="the Penn Treebank's folder (ptb.train.txt ...) or another text's",
+        test="test_perplexity",
+        paper=(
+            Column("valid, as the authors count", "valid_perplexity_authors", ".2f"),
+            Column("test", "test_perplexity", ".2f"),
+            Column("test, MC", "test_perplexity_mc", ".2f"),
+        ),
         curves=Curves("valid_perplexity", "train_perplexity", "perplexity", "validation"),
         columns=(
             Column("valid", "valid_perplexity", ".2f"),
@@ -97,6 +107,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         title="Sentiment analysis",
         task=SentimentTask,
         data="the folder of the Cornell scale data (reviews.tsv)",
+        test="test_rmse",
+        paper=(),
         curves=Curves("test_rmse", "train_rmse", "error (RMSE of the rating, 0 to 1)", "test"),
         columns=(
             Column("train RMSE", "train_rmse", ".4f"),

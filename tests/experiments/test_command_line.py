@@ -102,7 +102,7 @@ def test_options_reach_the_configuration(capsys, text, tiny_arguments, tmp_path)
     ("arguments", "expected"),
     [
         (["trian"], "argument VERB: invalid choice: 'trian'"),
-        (["train", "--hiden", "3"], "unrecognized arguments: --hiden 3"),
+        (["train", "--hiden", "3"], "unrecognized arguments: --hiden 3 (closest: --hidden)"),
         (["train", "--hidd", "3"], "unrecognized arguments: --hidd 3"),
         (["train", "--hidden", "many"], "argument --hidden: expected a whole number, got 'many'"),
         (["train", "--lr", "fast"], "argument --lr: expected a number, got 'fast'"),

@@ -62,7 +62,7 @@ def test_list_has_every_name_and_the_papers_numbers(capsys):
     out = capsys.readouterr().out
     first = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert first == ["PRESET", *PRESETS, "SWEEP", *SWEEPS]
-    assert "perplexity valid 77.9, test 75.2, test with MC 73.4" in out
+    assert "paper: valid, as the authors count 77.9; test 75.2; test, MC 73.4" in out
     assert "main_new_dropout_SOTA_v3.lua" in out
     assert "members: 20, 50, 200, 400" in out
 

@@ -10,7 +10,7 @@ from ..training.checkpoint import load_checkpoint, read_config
 from ..training.configuration import UserError
 from ..training.evaluating import evaluating, seeded_generator
 from ..training.runs import RunFolder
-from .model import KIND, LanguageModel, LanguageModelConfig, restore_model
+from .model import LanguageModel, LanguageModelConfig, restore_model
 from .text import Vocabulary, prose_words
 
 
@@ -23,7 +23,7 @@ def load_model(
         CheckpointError: no checkpoint there, or a damaged or foreign one.
     """
     file = RunFolder(path).best if path.is_dir() else path
-    content = load_checkpoint(file, KIND)
+    content = load_checkpoint(file, LanguageModelConfig.kind())
     # The run may have named an engine of its machine; sampling takes what this one has.
     config = replace(read_config(content, LanguageModelConfig), engine="auto")
     model, vocabulary, config = restore_model({**content, "config": asdict(config)})

@@ -24,8 +24,6 @@ from ..training.configuration import (
 )
 from .text import Vocabulary
 
-KIND = "language model"
-
 _LEARNING_RATES = {"sgd": 1.0, "adam": 0.01}
 _TEXT, _MODEL, _DROPOUT, _EVALUATION = "text", "model", "dropout", "evaluation"
 

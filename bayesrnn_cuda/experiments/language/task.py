@@ -22,7 +22,6 @@ from .evaluation import (
     validation_perplexity,
 )
 from .model import (
-    KIND,
     LanguageModel,
     LanguageModelConfig,
     model_content,
@@ -45,7 +44,6 @@ class LanguageModelTask(Task):
             the lanes cannot be shared.
     """
 
-    kind = KIND
     config_class = LanguageModelConfig
     unit = "tokens"
     metric = "valid_perplexity"

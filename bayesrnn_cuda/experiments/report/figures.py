@@ -48,13 +48,13 @@ def curves_figure(title: str, runs: Labelled) -> "Figure":
 
 def approximation_figure(title: str, runs: Labelled) -> "Figure":
     """Test error by epoch with the dropout approximation, solid, and with MC dropout, dashed."""
-    axis = EXPERIMENTS[runs[0][1].experiment].curves.axis
-    figure, axes = _figure(title, "epoch", f"test {axis}")
+    experiment = EXPERIMENTS[runs[0][1].experiment]
+    figure, axes = _figure(title, "epoch", f"test {experiment.curves.axis}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for index, (label, run) in enumerate(runs):  # a run keeps its colour of the other figures
         if has_mc_curve(run):
-            _curve(axes, run, "test_rmse", index, label=label)
-            _curve(axes, run, "test_rmse_mc", index, dashed=True)
+            _curve(axes, run, experiment.test, index, label=label)
+            _curve(axes, run, f"{experiment.test}_mc", index, dashed=True)
     drawn = [item for item in runs if has_mc_curve(item[1])]
     _line_legend(axes, drawn, "dropout approximation", "MC dropout")
     return figure
@@ -63,14 +63,14 @@ def approximation_figure(title: str, runs: Labelled) -> "Figure":
 def sweep_figure(title: str, sweep: Sweep, runs: Labelled) -> "Figure":
     """Final test error against the value that the sweep varies, one colour a series."""
     field, series = sweep.field, sweep.series
-    axis = EXPERIMENTS[sweep.experiment].curves.axis
-    figure, axes = _figure(title, _AXES[field], f"final test {axis}")
+    experiment = EXPERIMENTS[sweep.experiment]
+    figure, axes = _figure(title, _AXES[field], f"final test {experiment.curves.axis}")
     names = sorted({run.config.get(series) for _, run in runs}) if series else [None]
     for index, name in enumerate(names):
         chosen = [run for _, run in runs if name is None or run.config.get(series) == name]
         chosen.sort(key=lambda run: run.config[field])
         label = f"{SYMBOLS[series]} = {short(name)}" if series else ""
-        for key, dashed in (("test_rmse", False), ("test_rmse_mc", True)):
+        for key, dashed in ((experiment.test, False), (f"{experiment.test}_mc", True)):
             points = [(run.config[field], run.figure(key)) for run in chosen]
             points = [point for point in points if point[1] is not None]
             if points:
@@ -112,7 +112,8 @@ def calibration_figure(title: str, runs: Labelled) -> "Figure":
 
 def has_mc_curve(run: Run) -> bool:
     """Whether MC dropout was evaluated after each epoch."""
-    return bool(run.history) and run.history[-1].get("test_rmse_mc") is not None
+    key = f"{EXPERIMENTS[run.experiment].test}_mc"
+    return bool(run.history) and run.history[-1].get(key) is not None
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..experiments import EXPERIMENTS, SWEEPS
+from ..experiments import EXPERIMENTS, SWEEPS, Experiment
 from ..training.checkpoint import write_text
 from ..training.plots import save_figure
 from ..training.preset import Preset, Sweep, short
@@ -55,7 +55,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     lines = ["# Experiments of the paper", "", *_introduction(runs)]
     for experiment in EXPERIMENTS.values():
         for title, presets in experiment.tables.items():
-            lines += _paper_table(title, presets, runs)
+            lines += _paper_table(title, experiment, presets, runs)
     drawn = True
     for group in _groups(runs):
         lines += _section(group)
@@ -88,20 +88,22 @@ def _introduction(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _paper_table(title: str, presets: Sequence[Preset], runs: Sequence[Run]) -> list[str]:
+def _paper_table(
+    title: str, experiment: Experiment, presets: Sequence[Preset], runs: Sequence[Run]
+) -> list[str]:
     """One row a run of these presets: the paper's number, ours, the difference."""
     rows = []
     matching = [(preset, _runs_of(preset, runs)) for preset in presets]
     if not any(found for _, found in matching):
         return []
     for preset, found in matching:
-        rows += [_paper_row(preset, run) for run in found or [None]]
+        rows += [_paper_row(experiment, preset, run) for run in found or [None]]
     notes: dict[str, list[str]] = {}
     for preset, found in matching:
         if found and preset.note:
             notes.setdefault(preset.note, []).append(preset.name)
     headings = ["model", "run"]
-    for name in ("valid, as the authors count", "test", "test, MC"):
+    for name, _, _ in experiment.paper:
         headings += [f"{name}: paper", "ours", "difference"]
     headings += ["valid, corrected", "valid, last epoch", "differs"]
     return [
@@ -114,16 +116,21 @@ def _paper_table(title: str, presets: Sequence[Preset], runs: Sequence[Run]) -> 
     ]
 
 
-def _paper_row(preset: Preset, run: Run | None) -> list[str]:
+def _paper_row(experiment: Experiment, preset: Preset, run: Run | None) -> list[str]:
     row = [preset.name, "-" if run is None else run.name + _star(run)]
-    for key in ("valid_perplexity_authors", "test_perplexity", "test_perplexity_mc"):
+    for _, key, form in experiment.paper:
         paper, ours = preset.expected.get(key), None if run is None else run.figure(key)
         difference = None if paper is None or ours is None else ours - paper
-        row += ["-" if paper is None else str(paper), _text(ours, ".2f"), _text(difference, "+.2f")]
+        row += [
+            "-" if paper is None else str(paper),
+            _text(ours, form),
+            _text(difference, f"+{form}"),
+        ]
     if run is None:
         return [*row, "-", "-", "not run"]
-    last = run.history[-1].get("valid_perplexity") if run.history else None
-    return [*row, _text(run.figure("valid_perplexity"), ".2f"), _text(last, ".2f"), run.status()]
+    key = experiment.task.metric
+    last = run.history[-1].get(key) if run.history else None
+    return [*row, _text(run.figure(key), ".2f"), _text(last, ".2f"), run.status()]
 
 
 def _runs_of(preset: Preset, runs: Sequence[Run]) -> list[Run]:

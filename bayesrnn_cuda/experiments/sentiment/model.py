@@ -26,8 +26,6 @@ from ..training.configuration import (
 )
 from .reviews import RESERVED, SPLITS
 
-KIND = "sentiment"
-
 _DATA, _MODEL, _DROPOUT, _EVALUATION = "data", "model", "dropout", "evaluation"
 # What a vocabulary needs beside words, and one word.
 _VOCABULARY = Range("a whole number from 5 to 2147483647", RESERVED + 2, 2**31 - 1)

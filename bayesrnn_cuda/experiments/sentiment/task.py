@@ -20,7 +20,7 @@ from .evaluation import (
     rank_correlation,
     root_mean_square,
 )
-from .model import KIND, SentimentConfig, SentimentModel, model_content, restore_model
+from .model import SentimentConfig, SentimentModel, model_content, restore_model
 from .reviews import Reviews, load_reviews
 
 
@@ -38,7 +38,6 @@ class SentimentTask(Task):
         UserError: the device or the engine is not there, or the batch cannot be shared.
     """
 
-    kind = KIND
     config_class = SentimentConfig
     unit = "pieces"
     metric = "test_rmse"

@@ -1,6 +1,5 @@
-"""What the verbs of the command line share: the parser, exit codes, how the program was called."""
+"""What the verbs that train share: how a run begins, how the program was called."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,18 +14,7 @@ from .runs import RunFolder
 from .task import Task
 from .trainer import Trainer, read_run
 
-USER_ERROR = 2
 DIVERGED = 1
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line and takes no shortened options."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
-
-    def error(self, message: str) -> None:
-        self.exit(USER_ERROR, f"bayesrnn: error: {message}\n")
 
 
 @contextmanager

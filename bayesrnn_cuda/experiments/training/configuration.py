@@ -12,11 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from bayesrnn_cuda.cli import UserError, number, whole_number
 from bayesrnn_cuda.engines import ENGINES
-
-
-class UserError(ValueError):
-    """A mistake that the user can correct: one line with what was expected and what was found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +85,11 @@ class RunConfig:
     """
 
     experiment: typing.ClassVar[str]
+
+    @classmethod
+    def kind(cls) -> str:
+        """What its checkpoints are of, in words: "language model"."""
+        return cls.experiment.replace("_", " ")
 
     epochs: int = option(
         12, "passes over the training data", group=TRAINING, within=COUNT, resumable=True
@@ -261,22 +263,6 @@ def resumed_config(config: Config, given: Mapping[str, Any]) -> Config:
                 f"argument {flag(field.name)}: expected {before} as in the run to resume, got {now}"
             )
     return dataclasses.replace(config, **given)
-
-
-def whole_number(text: str) -> int:
-    """argparse type: a whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
-
-
-def number(text: str) -> float:
-    """argparse type: a number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from None
 
 
 _PARSERS = {int: whole_number, float: number, str: str}

@@ -19,7 +19,6 @@ class Task(abc.ABC):
     Every process of a data-parallel run has its own: the same model, its share of every batch.
 
     Attributes:
-        kind: of its checkpoints, such as "language model"; config.json has it with underscores.
         config_class: class of `config`.
         unit: what throughput counts, such as "tokens".
         metric: key of the record that chooses the best epoch; lower is better.
@@ -34,7 +33,6 @@ class Task(abc.ABC):
         clip: largest norm of the whole gradient; None: any.
     """
 
-    kind: str
     config_class: type[RunConfig]
     unit: str
     metric: str

@@ -185,7 +185,7 @@ class Trainer:
                 "fingerprint": self.task.fingerprint(),
             }
             content = {**self.task.content(), "training": training}
-            save_checkpoint(self.folder.last, self.task.kind, content)
+            save_checkpoint(self.folder.last, self.config.kind(), content)
 
     def _load_own_state(self, own: dict[str, Any]) -> None:
         """Puts back what `save` took from this process."""
@@ -197,7 +197,7 @@ class Trainer:
 
     def _prepare_folder(self) -> None:
         self.folder.create()
-        experiment = {"experiment": self.task.kind.replace(" ", "_")}
+        experiment = {"experiment": self.config.experiment}
         self.folder.write_config({**experiment, **asdict(self.config)})
         self.folder.write_metrics(self.progress.history)
         if self.progress.history or self.progress.update:
@@ -215,7 +215,7 @@ class Trainer:
             raise self._diverged()
         progress.history.append(record)
         if self.workers.main and self._best_record() is record:
-            save_checkpoint(self.folder.best, self.task.kind, self.task.content())
+            save_checkpoint(self.folder.best, self.config.kind(), self.task.content())
         progress.epoch += 1
         progress.update, progress.seconds, self.loss = 0, 0.0, 0.0
         self.save()
@@ -357,7 +357,7 @@ class Trainer:
     def _best_parameters(self) -> Iterator[None]:
         """The parameters of best.pt in the model; afterwards those it had."""
         model = self.task.model
-        best = load_checkpoint(self.folder.best, self.task.kind)
+        best = load_checkpoint(self.folder.best, self.config.kind())
         last = {name: value.cpu().clone() for name, value in model.state_dict().items()}
         try:
             with _incomplete_checkpoint(self.folder.best):
@@ -378,9 +378,9 @@ def read_run(
     """
     folder = RunFolder(path)
     folder.check_resumable()
-    content = load_checkpoint(folder.last, task_class.kind)
+    content = load_checkpoint(folder.last, task_class.config_class.kind())
     if folder.best.exists():
-        load_checkpoint(folder.best, task_class.kind)
+        load_checkpoint(folder.best, task_class.config_class.kind())
     return content, resumed_config(read_config(content, task_class.config_class), given)
 
 

@@ -22,11 +22,12 @@ from bayesrnn_cuda.experiments.training.trainer import Trainer, TrainingDiverged
 class LineConfig(RunConfig):
     """A line through points."""
 
+    experiment: ClassVar = "straight_line"
+
 
 class LineTask(Task):
     """Fits y = 3 x, one point an update, in an order of each epoch's own."""
 
-    kind = "straight line"
     config_class = LineConfig
     unit = "points"
     metric = "error"

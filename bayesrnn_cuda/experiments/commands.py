@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cli import Parser, whole_number
+from ..cli import Parser, UserError, whole_number
 from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
 from .report.report import write_report
 from .run_queue import run_queue
 from .training.checkpoint import write_text
 from .training.command_line import command, open_run
 from .training.configuration import (
-    UserError,
     add_options,
     given_options,
     option_arguments,

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..cli import UserError
 from .language import presets as language
 from .language.task import LanguageModelTask
 from .sentiment import presets as sentiment
 from .sentiment.task import SentimentTask
-from .training.configuration import UserError
 from .training.preset import Preset, Sweep
 from .training.task import Task
 

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..cli import UserError
 from .experiments import find
-from .training.configuration import UserError, option_arguments
+from .training.configuration import (
+    option_arguments,
+)
 from .training.preset import Preset, Sweep
 from .training.runs import Interrupted, Interruption, RunFolder, deadline_after
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from review_files import write_review_folder
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.experiments import PRESETS, SWEEPS, find
 from bayesrnn_cuda.experiments.language.presets import TABLES
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask, learning_rate
 from bayesrnn_cuda.experiments.sentiment.task import SentimentTask
-from bayesrnn_cuda.experiments.training.configuration import UserError
 from bayesrnn_cuda.experiments.training.preset import Preset, Sweep, differences_line
 from bayesrnn_cuda.experiments.training.trainer import Trainer
 

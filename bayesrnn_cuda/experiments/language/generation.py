@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...cli import UserError
 from ..training.checkpoint import load_checkpoint, read_config
-from ..training.configuration import UserError
 from ..training.evaluating import evaluating, seeded_generator
 from ..training.runs import RunFolder
 from .model import LanguageModel, LanguageModelConfig, restore_model

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...cli import UserError
 from ..naive_dropout import State, detached, map_state
-from ..training.configuration import UserError
 from ..training.distributed import ALONE, Workers
 from ..training.evaluating import evaluating
 from ..training.runs import progress_bar

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..training.configuration import UserError
+from ...cli import UserError
 
 END = "<eos>"
 UNKNOWN = "<unk>"

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...cli import UserError
 from ..language.model import LanguageModelConfig
 from ..language.task import LanguageModelTask
 from ..language.text import load_corpus
 from ..training.checkpoint import write_text
-from ..training.configuration import UserError
 from ..training.distributed import ALONE, Workers
 from ..training.plots import comparison_figure, save_figure
 from ..training.runs import RunFolder, deadline_after

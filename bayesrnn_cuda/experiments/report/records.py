@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...cli import UserError
 from ..experiments import EXPERIMENTS, find
-from ..training.configuration import UserError
 from ..training.preset import Preset, differences_line
 from ..training.runs import RunFolder
 

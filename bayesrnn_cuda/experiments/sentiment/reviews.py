@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training.configuration import UserError
+from ...cli import UserError
 
 FILE = "reviews.tsv"
 HEADER = ("author", "id", "rating", "label3", "label4", "text")

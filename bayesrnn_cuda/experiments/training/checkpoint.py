@@ -9,7 +9,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .configuration import Config, UserError
+from ...cli import UserError
+from .configuration import (
+    Config,
+)
 
 FORMAT = "bayesrnn_cuda checkpoint"
 VERSION = 2

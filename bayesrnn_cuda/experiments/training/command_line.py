@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...cli import UserError
 from .checkpoint import CheckpointError
-from .configuration import RunConfig, UserError
+from .configuration import (
+    RunConfig,
+)
 from .distributed import Workers
 from .runs import RunFolder
 from .task import Task

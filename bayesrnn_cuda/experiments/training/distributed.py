@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from .configuration import RunConfig, UserError
+from ...cli import UserError
+from .configuration import (
+    RunConfig,
+)
 from .runs import Interrupted
 
 # All wait while the main process evaluates; the end of a process ends the others at once anyway.

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .configuration import RunConfig, UserError, flag
+from ...cli import UserError
+from .configuration import (
+    RunConfig,
+    flag,
+)
 
 # Say where and how a run is made, not what it computes.
 _INCIDENTAL = {"data", "seed", "device", "engine", "max_minutes", "tensorboard", "preset"}

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ...cli import UserError
 from .checkpoint import write_text
-from .configuration import UserError
 
 OUT_OF_TIME = 1000  # above every signal
 OUT_OF_TIME_STATUS = 3

@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .configuration import RunConfig, UserError
+from ...cli import UserError
+from .configuration import (
+    RunConfig,
+)
 from .distributed import ALONE, Workers
 
 Check = Callable[[], None]  # raises to stop at a clean point: a signal, or no time left

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.language.generation import encode_prompt, generate, load_model
 from bayesrnn_cuda.experiments.language.model import LanguageModel, LanguageModelConfig
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.language.text import END, UNKNOWN, Vocabulary
-from bayesrnn_cuda.experiments.training.configuration import UserError
 from bayesrnn_cuda.experiments.training.trainer import Trainer
 
 VOCABULARY = Vocabulary([END, UNKNOWN, "the", "dog", "cat", "sees"])

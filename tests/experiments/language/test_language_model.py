@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 import bayesrnn_cuda as brnn
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.language.model import (
     LanguageModel,
     LanguageModelConfig,
     ModelMasks,
 )
 from bayesrnn_cuda.experiments.naive_dropout import StepwiseDropoutRNN, detached
-from bayesrnn_cuda.experiments.training.configuration import UserError
 
 V, T, B = 11, 6, 3
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.language import text as module
 from bayesrnn_cuda.experiments.language.text import (
     END,
@@ -19,7 +20,6 @@ from bayesrnn_cuda.experiments.language.text import (
     sentence_words,
     windows,
 )
-from bayesrnn_cuda.experiments.training.configuration import UserError
 
 
 def test_vocabulary_numbers_words_by_frequency_then_alphabet():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.experiments import PRESETS, SWEEPS, find
 from bayesrnn_cuda.experiments.report.figures import (
     approximation_figure,
@@ -17,7 +18,6 @@ from bayesrnn_cuda.experiments.report.figures import (
 from bayesrnn_cuda.experiments.report.records import read_runs
 from bayesrnn_cuda.experiments.report.report import _groups, write_report
 from bayesrnn_cuda.experiments.training import runs as runs_module
-from bayesrnn_cuda.experiments.training.configuration import UserError
 
 LENGTHS = SWEEPS["sentiment-lstm-lengths"]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from review_files import HEADER, review_line, write_review_folder, write_reviews
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.sentiment.reviews import (
     Pieces,
     Review,
@@ -18,7 +19,6 @@ from bayesrnn_cuda.experiments.sentiment.reviews import (
     read_reviews,
     review_words,
 )
-from bayesrnn_cuda.experiments.training.configuration import UserError
 
 # Authors out of order; the shuffle puts author A's "b a" and so on as SHUFFLED says.
 LINES = [

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import bayesrnn_cuda as brnn
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.sentiment.model import (
     SentimentConfig,
     SentimentModel,
@@ -14,7 +15,6 @@ from bayesrnn_cuda.experiments.sentiment.model import (
     restore_model,
 )
 from bayesrnn_cuda.experiments.training.checkpoint import CheckpointError
-from bayesrnn_cuda.experiments.training.configuration import UserError
 
 V, T, B, E, H = 10, 6, 4, 5, 7
 KINDS = ("none", "naive", "bayesian")

@@ -10,6 +10,7 @@ import torch
 from review_files import write_review_folder
 from torch import nn
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.sentiment import evaluation as sentiment_evaluation
 from bayesrnn_cuda.experiments.sentiment.evaluation import (
     calibration,
@@ -24,7 +25,6 @@ from bayesrnn_cuda.experiments.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from bayesrnn_cuda.experiments.training.configuration import UserError
 from bayesrnn_cuda.experiments.training.distributed import Workers
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 from bayesrnn_cuda.experiments.training.trainer import Trainer, read_run

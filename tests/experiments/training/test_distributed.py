@@ -16,12 +16,12 @@ from language_runs import metrics, resume, start
 from processes import run_processes
 
 from bayesrnn_cuda.__main__ import main
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.language import task as language_task
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig, ModelMasks
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.language.text import lanes, load_corpus
 from bayesrnn_cuda.experiments.training.checkpoint import load_checkpoint
-from bayesrnn_cuda.experiments.training.configuration import UserError
 from bayesrnn_cuda.experiments.training.distributed import ALONE, Workers, joined_workers
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 from bayesrnn_cuda.experiments.training.trainer import Trainer, TrainingDiverged

@@ -10,12 +10,12 @@ import pytest
 import torch
 from language_runs import metrics, resume, start
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
 from bayesrnn_cuda.experiments.language.task import window_loss
 from bayesrnn_cuda.experiments.report.comparison import compare
 from bayesrnn_cuda.experiments.training import runs
 from bayesrnn_cuda.experiments.training.checkpoint import load_checkpoint
-from bayesrnn_cuda.experiments.training.configuration import UserError
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 
 KIND = LanguageModelConfig.kind()

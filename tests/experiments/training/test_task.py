@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.training.checkpoint import load_checkpoint
-from bayesrnn_cuda.experiments.training.configuration import RunConfig, UserError
+from bayesrnn_cuda.experiments.training.configuration import (
+    RunConfig,
+)
 from bayesrnn_cuda.experiments.training.distributed import ALONE
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 from bayesrnn_cuda.experiments.training.task import Task

@@ -9,13 +9,13 @@ import pytest
 import torch
 from language_runs import metrics, resume, start
 
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.language import task as language_task
 from bayesrnn_cuda.experiments.language.evaluation import ValidationPerplexity
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
 from bayesrnn_cuda.experiments.language.text import load_corpus
 from bayesrnn_cuda.experiments.training.checkpoint import CheckpointError, load_checkpoint
-from bayesrnn_cuda.experiments.training.configuration import UserError
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 from bayesrnn_cuda.experiments.training.trainer import TrainingDiverged, read_run
 

@@ -240,8 +240,9 @@ def _keep_word_types(tokens: Tensor, p: float) -> Tensor:
     """
     ordered, order = tokens.sort(dim=0)
     position = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
-    starts_run = torch.ones_like(ordered, dtype=torch.bool)
-    starts_run[1:] = ordered[1:] != ordered[:-1]
+    # One expression: Inductor cannot assign to a slice of a bool tensor.
+    changes = ordered[1:] != ordered[:-1]
+    starts_run = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), changes])
     run_start = torch.where(starts_run, position, 0).cummax(dim=0).values
     drawn = sample_keep(tokens.shape, p, device=tokens.device).gather(0, run_start)
     return torch.empty_like(drawn).scatter(0, order, drawn)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .experiments import find
-from .training.configuration import UserError, option_arguments
+from .training.configuration import option_arguments
 from .training.preset import Preset, Sweep
 from .training.runs import Interrupted, Interruption, RunFolder, deadline_after
 

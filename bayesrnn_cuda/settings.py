@@ -43,7 +43,11 @@ class LayerSettings(Settings):
     """The attributes of a recurrent layer, which are those of torch.nn.LSTM and ours."""
 
     mode: str  # torch's name of the cell
-    input_dropout: tuple[float, ...]  # one per layer
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    dropout: float
+    input_dropout: Any  # kept as one float per layer, set as the constructor takes it
 
     fixed = frozenset({
         "mode", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size"

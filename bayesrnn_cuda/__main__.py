@@ -34,6 +34,7 @@ from .experiments.training.configuration import (
 )
 from .experiments.training.distributed import Workers, run_stoppable
 from .experiments.training.trainer import TrainingDiverged
+from .streams import drop_output, open_streams
 
 _TEMPERATURE = Range("a number in [0.01, 100]", 0.01, 100)
 
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the output any more.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_streams()
     try:
         parser = _make_parser(arguments)
         parsed = parser.parse_args(arguments)
@@ -57,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # as in `bayesrnn experiment list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 128 + signal.SIGPIPE
     except (UserError, OSError) as error:
         _print_error(str(error))
+        drop_output()
         return USER_ERROR
     except TrainingDiverged as error:
         _print_error(str(error))

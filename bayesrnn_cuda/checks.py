@@ -1,62 +1,90 @@
 """Checks of arguments in Python, in one wording: "argument: expected ..., got ...".
 
-Shapes, dtypes and devices of a layer's tensors are checked in csrc/checks.h.
+What is of another Python type is a TypeError, what has a wrong value a ValueError. Shapes, dtypes
+and devices of a layer's tensors are checked in csrc/checks.h.
 """
 
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+class ArgumentError(ValueError, RuntimeError):
+    """A wrong shape, length, dtype or device of what a layer is called with.
+
+    Torch's layers raise RuntimeError for most of these and ValueError for the others: code that
+    expects either of them of torch.nn.LSTM catches this.
+    """
+
+
 def check_tensor(name: str, value: Any, *, optional: bool = False) -> None:
-    """ValueError unless `value` is a dense tensor, or None where that is an answer too."""
+    """TypeError unless `value` is a tensor, or None where that is an answer too; dense as well."""
     if value is None and optional:
         return
     if not isinstance(value, Tensor):
         expected = "a tensor or None" if optional else "a tensor"
-        raise ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_nested:
         found = "a nested one" if value.is_nested else f"layout {value.layout}"
-        raise ValueError(f"{name}: expected a dense tensor, got {found}")
+        raise ArgumentError(f"{name}: expected a dense tensor, got {found}")
 
 
 def check_keep(keep: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """ValueError unless `keep` is a mask of that shape on that device."""
+    """ArgumentError unless `keep` is a mask of that shape on that device."""
     check_tensor("keep", keep)
     if tuple(keep.shape) != shape:
-        raise ValueError(f"keep: expected shape {list(shape)}, got {list(keep.shape)}")
+        raise ArgumentError(f"keep: expected shape {list(shape)}, got {list(keep.shape)}")
     if keep.dtype != torch.bool:
-        raise ValueError(f"keep: expected dtype bool, got {str(keep.dtype).removeprefix('torch.')}")
+        raise ArgumentError(
+            f"keep: expected dtype bool, got {str(keep.dtype).removeprefix('torch.')}"
+        )
     if keep.device != device:
-        raise ValueError(f"keep: expected device {device}, got {keep.device}")
+        raise ArgumentError(f"keep: expected device {device}, got {keep.device}")
 
 
 def check_probability(name: str, p: float) -> float:
-    """`p` as a float; ValueError unless it lies in [0, 1]."""
-    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0.0 <= p <= 1.0:
-        raise ValueError(f"{name}: expected a probability of dropping in [0, 1], got {p!r}")
+    """`p` as a float; TypeError unless it is a real number, ValueError unless within [0, 1]."""
+    number = isinstance(p, numbers.Real) and not isinstance(p, bool)
+    if not number or not 0.0 <= p <= 1.0:
+        error = ValueError if number else TypeError
+        raise error(f"{name}: expected a probability of dropping in [0, 1], got {p!r}")
     return float(p)
 
 
+def check_probabilities(name: str, p: float | Sequence[float], count: int) -> tuple[float, ...]:
+    """One probability for each of `count` layers, of a sequence of them or of one for all."""
+    if not isinstance(p, Sequence) or isinstance(p, str):
+        return (check_probability(name, p),) * count
+    if len(p) != count:
+        raise ValueError(
+            f"{name}: expected a float or one per layer ({count}), got {len(p)} values"
+        )
+    return tuple(check_probability(name, each) for each in p)
+
+
 def check_number(name: str, value: float) -> None:
-    """ValueError unless `value` is a real number."""
+    """TypeError unless `value` is a real number."""
     if not isinstance(value, numbers.Real):
-        raise ValueError(f"{name}: expected a number, got {value!r}")
+        raise TypeError(f"{name}: expected a number, got {value!r}")
 
 
 def check_integer(name: str, value: int) -> int:
-    """`value` as an int; ValueError unless it is an integer."""
+    """`value` as an int; TypeError unless it is an integer."""
     if not _is_integer(value):
-        raise ValueError(f"{name}: expected an integer, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
     return operator.index(value)
 
 
 def check_size(name: str, value: int, least: int = 1) -> int:
-    """`value` as an int; ValueError unless it is an integer from `least` to 2**63 - 1."""
-    if not _is_integer(value) or value < least:
+    """`value` as an int; TypeError unless it is an integer, ValueError unless from `least` to
+    2**63 - 1."""
+    if not _is_integer(value):
+        raise TypeError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
     if value >= 2**63:
         raise ValueError(f"{name}: expected an integer below 2**63, got {value!r}")
@@ -69,14 +97,20 @@ def _is_integer(value: Any) -> bool:
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """`value` itself; ValueError unless it is a bool."""
-    # nn.LSTM has `dropout` where this package has `bidirectional`: do not take 0.5 for True.
+    """`value` itself; TypeError unless it is a bool."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
     return value
 
 
+def check_no_projections(name: str, value: int) -> int:
+    """0; ValueError for torch.nn.LSTM's projections, which no layer here has."""
+    if check_size(name, value, least=0) != 0:
+        raise ValueError(f"{name}: expected 0, no projections, got {value!r}")
+    return 0
+
+
 def check_module(module: nn.Module) -> None:
-    """ValueError unless `module` is an nn.Module."""
+    """TypeError unless `module` is an nn.Module."""
     if not isinstance(module, nn.Module):
-        raise ValueError(f"module: expected an nn.Module, got {type(module).__name__}")
+        raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")

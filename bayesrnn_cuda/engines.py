@@ -21,7 +21,9 @@ _ASSUMED_GPU = "H100"
 
 
 def check_name(engine: str) -> str:
-    """`engine` itself; ValueError unless it is one of ENGINES."""
+    """`engine` itself; TypeError unless a string, ValueError unless it is one of ENGINES."""
+    if not isinstance(engine, str):
+        raise TypeError(f"engine: expected a name, as 'auto', got {engine!r}")
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     return engine
@@ -57,9 +59,9 @@ def _cudnn_allows_tf32() -> bool:
 
 
 def check(cell: str, *tensors: Tensor | None) -> None:
-    """The checks of csrc/checks.h, for the reference engine. RuntimeError if one fails."""
+    """The checks of csrc/checks.h, for the reference engine. ArgumentError if one fails."""
     if not torch.compiler.is_compiling():
-        torch.ops.bayesrnn.check_layer(cell, *tensors)
+        ops.call(torch.ops.bayesrnn.check_layer, cell, *tensors)
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,15 @@ def plan(
         device: a torch.device, or the name of a GPU that need not be here, as "H100".
 
     Raises:
-        ValueError: unknown cell or device, a size below 1, or a dtype that is not torch's.
+        ValueError: unknown cell or device, or a size below 1.
+        TypeError: a size that is no integer, or a dtype that is not torch's.
     """
     if cell not in ("lstm", "gru"):
         raise ValueError(f"cell: expected lstm or gru, got {cell!r}")
     for name, size in (("T", T), ("B", B), ("I", I), ("H", H)):
         check_size(name, size)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype: expected a torch.dtype, got {dtype!r}")
+        raise TypeError(f"dtype: expected a torch.dtype, got {dtype!r}")
     device = _device(device)
     sizes = (cell, T, B, I, H, dtype, device)
     kind = "cuda" if isinstance(device, str) else device.type

@@ -49,9 +49,10 @@ def lstm(
         y [T, B, H], h_n [B, H], c_n [B, H] in the dtype of x.
 
     Raises:
-        ValueError: unknown engine, or an argument of another type.
-        RuntimeError: wrong rank, size, dtype or device, or a GPU that cannot run the engine that
-            was named; names argument, expected and actual.
+        ValueError: unknown engine, wrong rank, size, dtype or device, or a GPU that cannot run the
+            engine that was named; names argument, expected and actual. What torch.nn.LSTM raises
+            a RuntimeError for is one too.
+        TypeError: an argument of another type.
         torch.OutOfMemoryError: no memory for the results or for what the engine needs meanwhile.
     """
     states = {"x": x, "h0": h0, "c0": c0}
@@ -123,11 +124,11 @@ def _check(
     for name, state in states.items():
         check_tensor(name, state)
     if not isinstance(weights, LayerWeights):
-        raise ValueError(f"weights: expected LayerWeights, got {type(weights).__name__}")
+        raise TypeError(f"weights: expected LayerWeights, got {type(weights).__name__}")
     for name, weight in zip(LayerWeights._fields, weights, strict=True):
         check_tensor(name, weight, optional=name.startswith("bias"))
     if masks is not None and not isinstance(masks, LayerMasks):
-        raise ValueError(f"masks: expected LayerMasks or None, got {type(masks).__name__}")
+        raise TypeError(f"masks: expected LayerMasks or None, got {type(masks).__name__}")
     masks = masks or LayerMasks()
     check_tensor("keep_x", masks.keep_x, optional=True)
     check_tensor("keep_h", masks.keep_h, optional=True)

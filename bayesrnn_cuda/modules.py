@@ -1,6 +1,7 @@
 """Drop-in recurrent layers with variational dropout, and the dropout of words and outputs."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
 from .checks import (
+    ArgumentError,
     check_flag,
     check_integer,
     check_keep,
@@ -17,6 +19,7 @@ from .checks import (
 )
 from .masks import DropoutModule, LayerMasks, apply_mask, sample_keep
 from .recurrent import RecurrentLayer
+from .settings import Settings
 
 
 class BayesianLSTM(RecurrentLayer):
@@ -29,19 +32,27 @@ class BayesianLSTM(RecurrentLayer):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, bidirectional: as torch.nn.LSTM;
             parameter names and state_dict are the same too.
-        input_dropout: probability of dropping an input feature, a float or one per layer.
+        dropout: torch's, the probability of dropping what enters every layer but the first; here
+            with one mask for all time steps.
+        proj_size: only 0, since there are no projections.
+        input_dropout: probability of dropping an input feature, a float or one per layer. It takes
+            the place of `dropout`.
         recurrent_dropout: probability of dropping a feature of h_{t-1}.
         tie_gates: one mask for all gates instead of one per gate.
         engine: "auto", or a name from `bayesrnn_cuda.info()`.
-        dropout, proj_size: only 0, for code that names them: `input_dropout` takes the place of
-            dropout between layers, and there are no projections.
+
+    All of them are attributes too. Those that do not shape the parameters can be set at any time,
+    and are checked as here: `layer.recurrent_dropout = 0.1`.
 
     Raises:
-        ValueError: a size below 1, a probability outside [0, 1], an unknown engine.
+        ValueError: a size below 1, a probability outside [0, 1], an unknown engine, a proj_size, or
+            both dropout and input_dropout.
+        TypeError: an argument of another type.
     """
 
     gates = 4
     states = 2
+    mode = "LSTM"
     _torch = nn.LSTM
 
     def forward(
@@ -59,7 +70,9 @@ class BayesianLSTM(RecurrentLayer):
             masks: from `sample_masks`; if given, they are used in every mode.
 
         Raises:
-            ValueError, RuntimeError: wrong rank, size, dtype or device of an argument, by name.
+            ValueError: wrong rank, size, dtype or device of an argument, by name. It is a
+                RuntimeError too, as torch.nn.LSTM's.
+            TypeError: an argument of another type.
         """
         output, (h_n, c_n) = self._forward(input, hx, masks)
         return output, (h_n, c_n)
@@ -79,7 +92,9 @@ class BayesianGRU(RecurrentLayer):
 
     gates = 3
     states = 1
+    mode = "GRU"
     _torch = nn.GRU
+    settings: ClassVar = RecurrentLayer.settings | {"reset_after": check_flag}
 
     def __init__(
         self,
@@ -88,24 +103,24 @@ class BayesianGRU(RecurrentLayer):
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         *,
-        input_dropout: float | Sequence[float] = 0.0,
+        input_dropout: float | Sequence[float] | None = None,
         recurrent_dropout: float = 0.0,
         tie_gates: bool = False,
         reset_after: bool = True,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        dropout: float = 0.0,
-        proj_size: int = 0,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, bidirectional,
-            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, tie_gates=tie_gates,
-            engine=engine, device=device, dtype=dtype, dropout=dropout, proj_size=proj_size,
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
+            tie_gates=tie_gates, engine=engine, device=device, dtype=dtype,
         )  # fmt: skip
-        self.reset_after = check_flag("reset_after", reset_after)
+        self.reset_after = reset_after
 
     def to_torch(self) -> nn.RNNBase:
         """As `BayesianLSTM.to_torch`: the torch.nn.GRU that computes what this does in `eval()`."""
@@ -122,7 +137,7 @@ class BayesianGRU(RecurrentLayer):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
         if hx is not None and not isinstance(hx, Tensor):
-            raise ValueError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
+            raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
         output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
         return output, h_n
 
@@ -136,7 +151,7 @@ class BayesianGRU(RecurrentLayer):
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
 
-class BayesianEmbedding(DropoutModule):
+class BayesianEmbedding(Settings, DropoutModule):
     """torch.nn.Embedding that drops word types: a repeated word is dropped everywhere it stands
     in its sequence (paper, section 3.2). Kept vectors are scaled by 1 / (1 - dropout).
 
@@ -147,6 +162,14 @@ class BayesianEmbedding(DropoutModule):
         dropout: probability of dropping a word type.
         batch_first: tokens are [B, T] instead of [T, B].
     """
+
+    settings: ClassVar = {
+        "num_embeddings": check_size,
+        "embedding_dim": check_size,
+        "dropout": check_probability,
+        "batch_first": check_flag,
+    }
+    fixed = frozenset({"num_embeddings", "embedding_dim"})
 
     def __init__(
         self,
@@ -160,24 +183,25 @@ class BayesianEmbedding(DropoutModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_embeddings = check_size("num_embeddings", num_embeddings)
-        self.embedding_dim = check_size("embedding_dim", embedding_dim)
-        if padding_idx is not None:
-            padding_idx = check_integer("padding_idx", padding_idx)
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise ValueError(
-                f"padding_idx: expected a value within num_embeddings ({num_embeddings}), "
-                f"got {padding_idx}"
-            )
-        self.padding_idx = (
-            padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + num_embeddings
-        )
-        self.dropout = check_probability("dropout", dropout)
-        self.batch_first = check_flag("batch_first", batch_first)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = padding_idx
+        self.dropout = dropout
+        self.batch_first = batch_first
         self.weight = nn.Parameter(
             torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype)
         )
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "padding_idx" and value is not None:
+            value, count = check_integer(name, value), self.num_embeddings
+            if not -count <= value < count:
+                raise ValueError(
+                    f"{name}: expected a value within num_embeddings ({count}), got {value}"
+                )
+            value %= count
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """N(0, 1), the padding vector zero, as torch.nn.Embedding."""
@@ -203,15 +227,16 @@ class BayesianEmbedding(DropoutModule):
             keep: bool [B, num_embeddings] from `sample_mask`, used in every mode.
 
         Raises:
-            ValueError: tokens of another rank or dtype, or a mask of another shape.
+            ValueError: tokens of another rank or dtype, or a mask of another shape (a RuntimeError
+                too, as torch has it).
             IndexError: a token that is not in the vocabulary.
         """
         check_tensor("tokens", tokens)
         if tokens.dtype not in (torch.int64, torch.int32):
             dtype = str(tokens.dtype).removeprefix("torch.")
-            raise ValueError(f"tokens: expected dtype int64 or int32, got {dtype}")
+            raise ArgumentError(f"tokens: expected dtype int64 or int32, got {dtype}")
         if tokens.dim() not in (1, 2):
-            raise ValueError(f"tokens: expected 1 or 2 dimensions, got {tokens.dim()}")
+            raise ArgumentError(f"tokens: expected 1 or 2 dimensions, got {tokens.dim()}")
         vectors = nn.functional.embedding(tokens, self.weight, self.padding_idx)
         if keep is None and (self.dropout == 0.0 or not self.draws_masks):
             return vectors
@@ -240,14 +265,15 @@ def _keep_word_types(tokens: Tensor, p: float) -> Tensor:
     """
     ordered, order = tokens.sort(dim=0)
     position = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
-    starts_run = torch.ones_like(ordered, dtype=torch.bool)
-    starts_run[1:] = ordered[1:] != ordered[:-1]
+    # One expression: Inductor cannot assign to a slice of a bool tensor.
+    changes = ordered[1:] != ordered[:-1]
+    starts_run = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), changes])
     run_start = torch.where(starts_run, position, 0).cummax(dim=0).values
     drawn = sample_keep(tokens.shape, p, device=tokens.device).gather(0, run_start)
     return torch.empty_like(drawn).scatter(0, order, drawn)
 
 
-class LockedDropout(DropoutModule):
+class LockedDropout(Settings, DropoutModule):
     """Dropout with one mask per sequence, the same at every time step (paper, section 3).
 
     Args:
@@ -255,10 +281,12 @@ class LockedDropout(DropoutModule):
         batch_first: the input is [B, T, F] instead of [T, B, F].
     """
 
+    settings: ClassVar = {"p": check_probability, "batch_first": check_flag}
+
     def __init__(self, p: float = 0.5, *, batch_first: bool = False) -> None:
         super().__init__()
-        self.p = check_probability("p", p)
-        self.batch_first = check_flag("batch_first", batch_first)
+        self.p = p
+        self.batch_first = batch_first
 
     def sample_mask(
         self,
@@ -279,12 +307,12 @@ class LockedDropout(DropoutModule):
             keep: bool [B, F] from `sample_mask`, used in every mode.
 
         Raises:
-            ValueError: x of another rank, or a mask of another shape.
+            ValueError: x of another rank, or a mask of another shape (a RuntimeError too).
         """
         check_tensor("x", x)
         if x.dim() != 3:
             # [B, F] and [T, F] look alike; taking one for the other would share a mask silently.
-            raise ValueError(
+            raise ArgumentError(
                 "x: expected 3 dimensions, time and batch among them (one step [B, F]: use "
                 f"nn.Dropout; one sequence [T, F]: unsqueeze its batch), got {x.dim()}"
             )

@@ -5,11 +5,14 @@ lengths, direction and engine go in, new tensors come out, nothing is mutated.
 """
 
 import importlib.util
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .checks import ArgumentError
 
 _spec = importlib.util.find_spec("bayesrnn_cuda._C")
 if _spec is None or _spec.origin is None:
@@ -30,14 +33,22 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
         torch.OutOfMemoryError: there is no memory for a result or for what the op needs meanwhile.
             (Torch's stable ABI, through which the library throws, has no word for that.)
-        RuntimeError: any other fault of the arguments, by name.
+        ArgumentError: any other fault of the arguments, by name.
     """
     try:
         return op(*arguments)
     except RuntimeError as error:
-        if not str(error).startswith("memory: expected room for "):
+        kind = _error_of(str(error))
+        if kind is None:
             raise
-        raise torch.OutOfMemoryError(str(error)) from None
+        raise kind(str(error)) from None
+
+
+def _error_of(message: str) -> type[Exception] | None:
+    """What to raise for an error of the library, which can only throw a RuntimeError."""
+    if message.startswith("memory: expected room for "):
+        return torch.OutOfMemoryError
+    return ArgumentError if re.match(r"\w+: expected .+, got ", message) else None
 
 
 _OPTIONAL = ("bias_ih", "bias_hh", "keep_x", "keep_h", "lengths", "dy", "dh_n", "dc_n")

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import autograd, engines, functional
-from .checks import check_flag, check_probability, check_size, check_tensor
+from . import autograd, functional
+from .checks import ArgumentError, check_size, check_tensor
 from .masks import DropoutModule, LayerMasks, sample_layer_masks
 from .reference import LayerWeights
+from .settings import LayerSettings
 
 _Layer = TypeVar("_Layer", bound="RecurrentLayer")
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-class RecurrentLayer(DropoutModule):
+class RecurrentLayer(LayerSettings, DropoutModule):
     """Base of BayesianLSTM and BayesianGRU, whose cells are in `_run_layer`."""
 
     gates: int  # G
     states: int  # tensors in hx: 2 for LSTM, 1 for GRU
-    proj_size = 0  # as torch.nn.LSTM without projections
     _torch: type[nn.LSTM] | type[nn.GRU]  # what it stands for
     weight_ih_l0: nn.Parameter
 
@@ -33,43 +33,30 @@ class RecurrentLayer(DropoutModule):
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         *,
-        input_dropout: float | Sequence[float] = 0.0,
+        input_dropout: float | Sequence[float] | None = None,
         recurrent_dropout: float = 0.0,
         tie_gates: bool = False,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        dropout: float = 0.0,
-        proj_size: int = 0,
     ) -> None:
         super().__init__()
-        if dropout != 0:
-            raise ValueError(
-                "dropout: expected 0, since input_dropout=(0, p, ...) takes its place between "
-                f"layers, got {dropout!r}"
-            )
-        if proj_size != 0:
-            raise ValueError(f"proj_size: expected 0, no projections, got {proj_size!r}")
-        self.input_size = check_size("input_size", input_size)
-        self.hidden_size = check_size("hidden_size", hidden_size)
-        self.num_layers = check_size("num_layers", num_layers)
-        self.bias = check_flag("bias", bias)
-        self.batch_first = check_flag("batch_first", batch_first)
-        self.bidirectional = check_flag("bidirectional", bidirectional)
-        if isinstance(input_dropout, Sequence) and not isinstance(input_dropout, str):
-            if len(input_dropout) != num_layers:
-                raise ValueError(
-                    f"input_dropout: expected a float or one per layer ({num_layers}), "
-                    f"got {len(input_dropout)} values"
-                )
-        else:
-            input_dropout = [input_dropout] * num_layers
-        self.input_dropout = tuple(check_probability("input_dropout", p) for p in input_dropout)
-        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
-        self.tie_gates = check_flag("tie_gates", tie_gates)
-        self.engine = engines.check_name(engine)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.input_dropout = 0.0 if input_dropout is None else input_dropout
+        self._set_dropout(dropout, replaced=input_dropout is not None)
+        self.recurrent_dropout = recurrent_dropout
+        self.tie_gates = tie_gates
+        self.engine = engine
 
         rows = self.gates * hidden_size
         for layer, suffix in self._directions():
@@ -108,40 +95,40 @@ class RecurrentLayer(DropoutModule):
 
         Args:
             module: torch.nn.LSTM for BayesianLSTM, torch.nn.GRU for BayesianGRU.
-            input_dropout: as the constructor has it. None: `module.dropout` before every layer but
-                the first, where torch has it too (with new masks at each time step there).
+            input_dropout: as the constructor has it. None: `module.dropout` is the layer's
+                (whose masks torch draws anew at each time step).
             recurrent_dropout, tie_gates, engine: as the constructor has them.
 
         Raises:
-            ValueError: a module of another class or with projections, or a bad argument.
+            TypeError: a module of another class.
+            ValueError: a module with projections, or a bad argument.
         """
         if not isinstance(module, cls._torch):
-            raise ValueError(
+            raise TypeError(
                 f"module: expected torch.nn.{cls._torch.__name__}, got {type(module).__name__}"
             )
-        if input_dropout is None:
-            input_dropout = (0.0,) + (module.dropout,) * (module.num_layers - 1)
+        dropout = module.dropout if input_dropout is None else 0.0
         like = module.all_weights[0][0]
         layer = cls(
             module.input_size, module.hidden_size, module.num_layers, module.bias,
-            module.batch_first, module.bidirectional, input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout, tie_gates=tie_gates, engine=engine,
-            device="meta", dtype=like.dtype, proj_size=module.proj_size,
+            module.batch_first, dropout, module.bidirectional, module.proj_size,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, tie_gates=tie_gates,
+            engine=engine, device="meta", dtype=like.dtype,
         )  # fmt: skip
         return _fill(layer, module, like.device)
 
     def to_torch(self) -> nn.RNNBase:
         """The torch.nn.LSTM or torch.nn.GRU that computes what this layer does in `eval()`.
 
-        Weights are copied; layout, dtype, device, mode and frozen parameters are taken over.
-        Dropout is not: torch has no such masks.
+        Weights are copied; layout, `dropout`, dtype, device, mode and frozen parameters are taken
+        over. `input_dropout` and `recurrent_dropout` are not: torch has no such masks.
 
         Raises:
             ValueError: a GRU with reset_after=False, which torch does not have.
         """
         module = self._torch(
             self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first,
-            0.0, self.bidirectional, device="meta", dtype=self.weight_ih_l0.dtype,
+            self.dropout, self.bidirectional, device="meta", dtype=self.weight_ih_l0.dtype,
         )  # fmt: skip
         return _fill(module, self, self.weight_ih_l0.device)
 
@@ -222,7 +209,7 @@ class RecurrentLayer(DropoutModule):
         lengths = None
         if isinstance(input, PackedSequence):
             if torch.compiler.is_exporting() or autograd.in_func_grad():  # torch cannot unpack it
-                raise ValueError(
+                raise ArgumentError(
                     "input: expected a tensor within torch.export and torch.func, "
                     "got PackedSequence"
                 )
@@ -233,12 +220,14 @@ class RecurrentLayer(DropoutModule):
             check_tensor("input", x)
         dtype = weights[0].weight_ih.dtype
         if x.dtype != dtype and not functional.autocast_enabled(x):
-            raise ValueError(f"input: expected {dtype}, the dtype of the parameters, got {x.dtype}")
+            raise ArgumentError(
+                f"input: expected {dtype}, the dtype of the parameters, got {x.dtype}"
+            )
         unbatched = x.dim() == 2
         if x.dim() not in (2, 3):
-            raise ValueError(f"input: expected 2 (unbatched) or 3 dimensions, got {x.dim()}")
+            raise ArgumentError(f"input: expected 2 (unbatched) or 3 dimensions, got {x.dim()}")
         if x.shape[-1] != self.input_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"input: expected last dimension {self.input_size} (input_size), got {x.shape[-1]}"
             )
         if unbatched:
@@ -246,7 +235,7 @@ class RecurrentLayer(DropoutModule):
         elif self.batch_first and lengths is None:
             x = x.transpose(0, 1)
         if x.shape[0] == 0:
-            raise ValueError("input: expected a sequence of at least 1 step, got 0")
+            raise ArgumentError("input: expected a sequence of at least 1 step, got 0")
         hx = self._initial_state(x, hx, unbatched)
         masks = self._masks_for(x, masks)
 
@@ -265,14 +254,15 @@ class RecurrentLayer(DropoutModule):
             return (x.new_zeros(shape),) * self.states
         if not isinstance(hx, tuple | list) or len(hx) != self.states:
             got = f"{len(hx)} values" if isinstance(hx, tuple | list) else type(hx).__name__
-            raise ValueError(f"hx: expected a tuple (h_0, c_0), got {got}")
+            error = ArgumentError if isinstance(hx, tuple | list) else TypeError
+            raise error(f"hx: expected a tuple (h_0, c_0), got {got}")
         expected = (shape[0], shape[2]) if unbatched else shape
         for name, state in zip(("h_0", "c_0"), hx, strict=False):
             if not isinstance(state, Tensor):
-                raise ValueError(f"hx: expected a tensor {name}, got {type(state).__name__}")
+                raise TypeError(f"hx: expected a tensor {name}, got {type(state).__name__}")
             check_tensor(name, state)
             if tuple(state.shape) != expected:
-                raise ValueError(
+                raise ArgumentError(
                     f"hx: expected {name} of shape {list(expected)}, got {list(state.shape)}"
                 )
         return tuple(state.unsqueeze(1) for state in hx) if unbatched else tuple(hx)
@@ -284,12 +274,12 @@ class RecurrentLayer(DropoutModule):
             expected = f"masks: expected {count} LayerMasks, one per layer and direction"
             # a LayerMasks is itself a tuple, of four
             if isinstance(masks, LayerMasks) or not isinstance(masks, list | tuple):
-                raise ValueError(f"{expected}, got {type(masks).__name__}")
+                raise TypeError(f"{expected}, got {type(masks).__name__}")
             if len(masks) != count:
-                raise ValueError(f"{expected}, got {len(masks)}")
+                raise ArgumentError(f"{expected}, got {len(masks)}")
             for entry in masks:
                 if not isinstance(entry, LayerMasks):
-                    raise ValueError(f"{expected}, got {type(entry).__name__} among them")
+                    raise TypeError(f"{expected}, got {type(entry).__name__} among them")
             return masks
         if self.draws_masks:
             return self._draw_masks(x.shape[1], x.device)
@@ -323,20 +313,6 @@ class RecurrentLayer(DropoutModule):
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights need no common buffer. Here so that nn.LSTM's users find it."""
-
-    def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {
-            "num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False,
-            "input_dropout": (0.0,) * self.num_layers, "recurrent_dropout": 0.0,
-            "tie_gates": False, "engine": "auto",
-        }  # fmt: skip
-        parts += [
-            f"{name}={getattr(self, name)!r}"
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
-        return ", ".join(parts)
 
 
 def _fill(target: _Module, source: nn.Module, device: torch.device) -> _Module:

@@ -1,7 +1,6 @@
 """Members of sweeps as processes side by side, each at one thread and the lowest priority."""
 
 import ctypes
-import fcntl
 import json
 import os
 import shutil
@@ -9,17 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from ..cli import UserError
 from .experiments import find
-from .training.configuration import (
-    option_arguments,
-)
+from .training.configuration import option_arguments
 from .training.preset import Preset, Sweep
 from .training.runs import Interrupted, Interruption, RunFolder, deadline_after
 
@@ -81,14 +76,14 @@ def run_queue(names: Sequence[str], out: Path, options: Mapping[str, Any], jobs:
         0, or FAILED if some member failed, after the others have finished.
 
     Raises:
-        UserError: a mistake in the options, or another queue has the folder.
+        UserError: a mistake in the options, or another process is at work in the folder.
         Interrupted: by a signal or max_minutes; the members have been saved.
     """
     options = dict(options)
     deadline = deadline_after(options.pop("max_minutes", None))
     members = _members(names, out, options)
     RunFolder(out).create()
-    with _locked(out) as lock, Interruption() as interruption:
+    with RunFolder(out).locked() as lock, Interruption() as interruption:
         interruption.deadline = deadline
         return _Queue(members, options, jobs, lock).run(interruption)
 
@@ -112,29 +107,11 @@ def _members(names: Sequence[str], out: Path, options: Mapping[str, Any]) -> lis
     return members
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[TextIO]:
-    """The lock of the folder, which ends with the last process that has it open."""
-    with (out / "queue.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"argument --out: expected a folder without a running queue, got '{out}' with that "
-                f"of process {lock.read().strip()} or its members"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield lock
-
-
 class _Queue:
     """The members that wait, run, and have ended."""
 
     def __init__(
-        self, members: Sequence[Member], options: Mapping[str, Any], jobs: int, lock: TextIO
+        self, members: Sequence[Member], options: Mapping[str, Any], jobs: int, lock: int
     ) -> None:
         self.members, self.options, self.jobs, self.lock = members, options, jobs, lock
         finished = {m.name for m in members if RunFolder(m.path).finished(options)}
@@ -189,7 +166,7 @@ class _Queue:
                 stdout=output,
                 stderr=output,
                 env=os.environ | _THREADS,
-                pass_fds=[self.lock.fileno()],
+                pass_fds=[self.lock],  # so that it lasts as long as they do
                 preexec_fn=_Preparation(),
             )
         self.running.append(member)

@@ -1,6 +1,5 @@
 """`bayesrnn experiment run NAME [NAME ...] --jobs N`: a queue that goes on where it was stopped."""
 
-import fcntl
 import json
 import os
 import signal
@@ -15,6 +14,8 @@ from review_files import write_review_folder
 from bayesrnn_cuda.__main__ import main
 from bayesrnn_cuda.experiments import run_queue
 from bayesrnn_cuda.experiments.experiments import SWEEPS
+from bayesrnn_cuda.experiments.training.configuration import UserError
+from bayesrnn_cuda.experiments.training.runs import RunFolder
 
 NAMES = ["sentiment-lstm-lengths/20", "sentiment-lstm-p-e-50"]
 MEMBERS = [NAMES[0], *(f"{NAMES[1]}/{label}" for label in SWEEPS[NAMES[1]].members)]
@@ -58,13 +59,12 @@ def wait_for(what) -> None:
         time.sleep(0.02)
 
 
-def is_free(lock: Path) -> bool:
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+def is_free(folder: Path) -> bool:
+    try:
+        with RunFolder(folder).locked():
+            return True
+    except UserError:
+        return False
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_stopped_queue_goes_on_exactly(capfd, monkeypatch, alone, options, tmp_p
     os.kill(process.pid, number)
     process.wait(timeout=120)
     # What kill -9 leaves behind saves itself, and then the folder is free.
-    wait_for(lambda: is_free(tmp_path / "queue.lock"))
+    wait_for(lambda: is_free(tmp_path))
     assert not (tmp_path / PAIR[1]).exists()
     assert len(metrics(tmp_path / PAIR[0])) < 3
     if number == signal.SIGINT:
@@ -147,14 +147,11 @@ def test_failed_member_stops_no_other_and_is_named(capsys, stub):
 
 def test_second_queue_is_refused(capsys, stub):
     stub.mkdir()
-    with (stub / "queue.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("123\n")
-        lock.flush()
+    with RunFolder(stub).locked():
         assert queue(*NAMES, *OPTIONS) == 2
         assert capsys.readouterr().err == (
-            "bayesrnn: error: argument --out: expected a folder without a running queue, got "
-            "'runs' with that of process 123 or its members\n"
+            "bayesrnn: error: argument --out: expected a folder that no other process is at work "
+            "in, got 'runs'\n"
         )
     assert queue(NAMES[0], *OPTIONS) == 0
 

@@ -330,7 +330,7 @@ def test_x_on_another_device_than_the_rest(engine):
 def test_masks_that_are_no_layermasks(cell, engine):
     inputs = sample(CASES[cell], torch.float32)
     states = [inputs.h0] if cell == "gru" else [inputs.h0, inputs.c0]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(TypeError) as error:
         getattr(functional, cell)(
             inputs.x, *states, inputs.weights, tuple(inputs.masks), engine=engine
         )

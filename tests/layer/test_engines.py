@@ -244,6 +244,7 @@ def test_every_public_name_is_documented(name):
 def test_signatures_start_as_those_of_torch(cell):
     """Names and order of the positional arguments, as help() and editors show them."""
     names = list(inspect.signature(cell).parameters)
-    assert names[:6] == [
-        "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional",
+    assert names[:8] == [
+        "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
+        "bidirectional", "proj_size",
     ]  # fmt: skip

@@ -74,10 +74,15 @@ def test_locked_dropout_in_eval_and_under_mc_dropout():
 
 
 def test_locked_dropout_errors_and_repr():
-    for p in (-0.1, 1.1, math.nan, "0.5"):
-        with pytest.raises(ValueError, match=r"p: expected a probability .* in \[0, 1\], got"):
+    for p, error in (
+        (-0.1, ValueError),
+        (1.1, ValueError),
+        (math.nan, ValueError),
+        ("0", TypeError),
+    ):
+        with pytest.raises(error, match=r"p: expected a probability .* in \[0, 1\], got"):
             brnn.LockedDropout(p)
-    with pytest.raises(ValueError, match=r"batch_first: expected True or False, got 2"):
+    with pytest.raises(TypeError, match=r"batch_first: expected True or False, got 2"):
         brnn.LockedDropout(0.5, batch_first=2)
     module = brnn.LockedDropout(0.5)
     # [T, F] and [B, F] look alike: taking one for the other would share a mask, or not, silently

@@ -279,7 +279,8 @@ def masks_for(batch_size=B, input_size=I, layers=1, cell="lstm"):
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_masks_that_do_not_fit(engine, masks, message):
     module = brnn.BayesianLSTM(I, H, engine=engine)
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    of_type = message.endswith(("Tensor", "str"))
+    with pytest.raises(TypeError if of_type else ValueError, match=message):
         module(torch.zeros(T, B, I), masks=masks)
 
 
@@ -287,7 +288,7 @@ def test_one_layermasks_in_place_of_a_list_of_four():
     """A LayerMasks has four fields: it must not pass for the list of a module with four layers."""
     module = brnn.BayesianLSTM(I, I, num_layers=4)
     (masks,) = brnn.BayesianLSTM(I, I, input_dropout=0.5).sample_masks(B)
-    with pytest.raises(ValueError, match=r"masks: expected 4 LayerMasks"):
+    with pytest.raises(TypeError, match=r"masks: expected 4 LayerMasks"):
         module(torch.zeros(T, B, I), masks=masks)
 
 

@@ -167,7 +167,7 @@ def test_repr_shows_what_is_not_default():
     lstm = brnn.BayesianLSTM(I, H)
     assert repr(lstm) == "BayesianLSTM(4, 6)"
     gru = brnn.BayesianGRU(
-        I, H, 2, False, True, True,
+        I, H, 2, False, True, 0.0, True,
         input_dropout=(0.1, 0.2), recurrent_dropout=0.3, tie_gates=True, reset_after=False,
         engine="reference",
     )  # fmt: skip

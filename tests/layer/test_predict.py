@@ -181,7 +181,7 @@ def test_bad_inputs():
         brnn.mc_predict(tagger())
     with pytest.raises(ValueError, match=r"inputs: expected one size in dimension 0, got \[3, 2\]"):
         brnn.mc_predict(Function(lambda a, b: a), torch.zeros(3), torch.zeros(2))
-    with pytest.raises(ValueError, match=r"module: expected an nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"module: expected an nn.Module, got function"):
         brnn.mc_predict(lambda x: x, torch.zeros(3))
 
 

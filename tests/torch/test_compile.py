@@ -72,13 +72,6 @@ def test_compile_module(kind, train):
     assert_same(*eager_and_compiled(f, "aot_eager", *arguments, seed=5))
 
 
-def test_compile_module_with_inductor():
-    f, arguments = layer(brnn.BayesianLSTM, train=True, layers=1, bidirectional=False)
-    # eager's random numbers; no trial builds to find the instruction set, which take 20 seconds
-    with torch._inductor.config.patch({"fallback_random": True, "cpp.vec_isa_ok": False}):
-        assert_same(*eager_and_compiled(f, "inductor", *arguments, seed=5))
-
-
 # ---- What is compiled again, and what is not
 
 
@@ -104,6 +97,27 @@ def counted(module):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     return torch.compile(module, backend=counter, fullgraph=True), counter
+
+
+@pytest.mark.parametrize(
+    ("kind", "dynamic"),
+    [(brnn.BayesianLSTM, None), (brnn.BayesianLSTM, True), (brnn.BayesianGRU, None)],
+)
+def test_default_backend(kind, dynamic):
+    """Inductor writes other code for batches that fill its vectors than for others, and for sizes
+    that are open: everything that draws masks compiles in each, to the eager values."""
+    torch._dynamo.reset()
+    model = Model(kind)
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    for batch in (32, 20, 16):
+        both = []
+        x = tokens(6, batch)
+        for call in (model, compiled):
+            torch.manual_seed(5)
+            with torch._inductor.config.patch(fallback_random=True):  # the eager random numbers
+                y = call(x)
+            both.append((y, *torch.autograd.grad(y.square().sum(), model.parameters())))
+        assert_same(*both)
 
 
 @every_kind

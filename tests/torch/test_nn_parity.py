@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
+import bayesrnn_cuda as brnn
+
 both = (False, True)
 LENGTHS = [5, 4, 4, 2, 1, 1]
 
@@ -145,6 +147,18 @@ def bad_shapes(batch_first, layers, directions):
     yield "h_0", x, (1, *hidden)
 
 
+def errors_of(modules, *arguments):
+    """The messages of our and torch's error; code that expects torch's catches ours."""
+    errors = []
+    for module in modules:
+        with pytest.raises((RuntimeError, ValueError)) as error:
+            module(*arguments)
+        errors.append(error.value)
+    assert isinstance(errors[0], type(errors[1])), errors
+    assert isinstance(errors[0], ValueError), errors
+    return [str(error) for error in errors]
+
+
 @every_cell
 @pytest.mark.parametrize("batch_first", both)
 @pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
@@ -155,12 +169,8 @@ def test_wrong_shapes(cell, batch_first, layers, directions):
     for named, x, hidden in bad_shapes(batch_first, layers, directions):
         state = torch.zeros(hidden, dtype=torch.float64)
         arguments = torch.zeros(x, dtype=torch.float64), (state,) * 2 if cell == "lstm" else state
-        messages = []
-        for module in modules:
-            with pytest.raises((RuntimeError, ValueError)) as error:
-                module(*arguments)
-            messages.append(str(error.value))
-        assert f"{named}" in messages[0] and ": expected" in messages[0], (messages, x, hidden)
+        ours, _ = errors_of(modules, *arguments)
+        assert f"{named}" in ours and ": expected" in ours, (ours, x, hidden)
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
@@ -169,11 +179,40 @@ def test_each_state_of_lstm_is_checked(wrong, dim):
     modules = make_pair("lstm", num_layers=2)
     hx = [torch.zeros(2, B, H, dtype=torch.float64) for _ in range(2)]
     hx[wrong] = torch.cat([hx[wrong], hx[wrong]], dim)
-    for module in modules:
-        with pytest.raises((RuntimeError, ValueError)) as error:
-            module(torch.zeros(T, B, I, dtype=torch.float64), tuple(hx))
-        if module is modules[0]:
-            assert str(error.value).startswith(f"hx: expected {('h_0', 'c_0')[wrong]} of shape")
+    ours, _ = errors_of(modules, torch.zeros(T, B, I, dtype=torch.float64), tuple(hx))
+    assert ours.startswith(f"hx: expected {('h_0', 'c_0')[wrong]} of shape")
+
+
+@every_cell
+@pytest.mark.parametrize("shape", [(0, B, I), (0, I), (I,), (1, T, B, I)], ids=str)
+def test_no_steps_and_wrong_ranks(cell, shape):
+    ours, _ = errors_of(make_pair(cell), torch.zeros(shape, dtype=torch.float64))
+    assert ours.startswith("input: expected")
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_another_dtype(cell, dtype):
+    ours, _ = errors_of(make_pair(cell), torch.zeros(T, B, I, dtype=dtype))
+    assert ours.startswith("input: expected torch.float64")
+    x, hx = torch.zeros(T, B, I, dtype=torch.float64), states(cell, 1, B, H)
+    hx = tuple(s.to(dtype) for s in hx) if cell == "lstm" else hx.to(dtype)
+    ours, _ = errors_of(make_pair(cell), x, hx)
+    assert ours.startswith("h0: expected dtype float64")
+
+
+@every_cell
+def test_errors_of_the_functions_are_those_of_the_modules(cell):
+    """Ours alone: what the library finds wrong is found in a tensor of one layer."""
+    weights = PAIRS[cell][0](I, H).layer_weights("l0")
+    run, given = getattr(brnn.functional, cell), [torch.zeros(B, H)] * (2 if cell == "lstm" else 1)
+    for engine in ("cpu", "reference"):
+        for x in (torch.zeros(0, B, I), torch.zeros(T, B, I + 1), torch.zeros(T, B + 1, I)):
+            with pytest.raises(ValueError, match=r"(x|h0|weight_ih): expected") as error:
+                run(x, *given, weights, engine=engine)
+            assert isinstance(error.value, RuntimeError)
+        with pytest.raises(TypeError, match="x: expected a tensor, got list"):
+            run([], *given, weights, engine=engine)
 
 
 @every_cell
@@ -181,9 +220,9 @@ def test_each_state_of_lstm_is_checked(wrong, dim):
 def test_another_device(cell, what):
     if cell == "gru" and what == "second state":
         return
-    modules = make_pair(cell)
+    errors = []
     x, hx = torch.zeros(T, B, I, dtype=torch.float64), states(cell, 1, B, H)
-    for module in modules:
+    for module in make_pair(cell):
         there = {"device": "meta"}
         if what == "input":
             arguments = x.to(**there), hx
@@ -196,8 +235,9 @@ def test_another_device(cell, what):
             arguments = x, hx
         with pytest.raises((RuntimeError, ValueError)) as error:
             module(*arguments)
-        if module is modules[0]:
-            assert "device" in str(error.value)
+        errors.append(error.value)
+    assert "device" in str(errors[0])
+    assert isinstance(errors[0], ValueError) and isinstance(errors[0], type(errors[1]))
 
 
 @every_cell

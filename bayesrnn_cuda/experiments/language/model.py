@@ -40,6 +40,7 @@ class LanguageModelConfig(RunConfig):
         "documentation)",
         group=_TEXT,
         metavar="DIR",
+        resumable=True,  # it may have moved; `Task.fingerprint` says whether it is the same
     )
     min_count: int | None = option(
         None,

@@ -46,6 +46,7 @@ class SentimentConfig(RunConfig):
         "folder with reviews.tsv, the Cornell scale data, or that file",
         group=_DATA,
         metavar="DIR",
+        resumable=True,  # it may have moved; `Task.fingerprint` says whether it is the same
     )
     split: str = option(
         "authors",

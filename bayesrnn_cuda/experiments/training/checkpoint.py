@@ -1,6 +1,8 @@
 """Checkpoints: written whole or not at all, read back without running code from the file."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,18 +25,68 @@ class CheckpointError(UserError):
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Replaces `path` by what `write` writes; a crash leaves the old content or the new."""
+    """Replaces `path` by what `write` writes; a crash leaves the old content or the new.
+
+    Raises:
+        OSError: the disk is full, or whatever else speaks against it. It names `path`.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        with temporary.open("wb", buffering=0) as raw:
+            watched = _WatchedFile(raw)
+            try:
+                with io.BufferedWriter(watched) as file:
+                    write(file)
+            except Exception:
+                if watched.error is None:
+                    raise
+            # The error itself, of which torch.save makes one that does not say what was wrong.
+            if watched.error is not None:
+                raise watched.error
+            os.fsync(raw.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
     _sync_folder(path.parent)
+
+
+class _WatchedFile(io.RawIOBase):
+    """A file to write that keeps the error by which a write failed; from then on it takes all."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def write(self, data: Any) -> int | None:
+        if self.error is not None:
+            return len(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            return len(data)
+
+
+def _remove(temporary: Path) -> None:
+    """Removes it; where even that cannot be, the error that led here is the one to tell."""
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Learning curves as PNG files."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,17 +44,39 @@ def comparison_figure(histories: Mapping[str, History]) -> "Figure":
 
 
 def save_figure(path: Path, draw: Any, *arguments: Any) -> bool:
-    """Writes `draw(*arguments)` as PNG and returns True; without matplotlib prints a note."""
+    """Writes `draw(*arguments)` as PNG and returns True; where that fails, prints a note.
+
+    A plot costs no result: whatever goes wrong, the work that it shows is done and goes on.
+    """
     try:
-        figure = draw(*arguments)
+        canvas = _canvas_class()(draw(*arguments))
+        write_atomically(path, lambda file: canvas.print_figure(file, format="png", dpi=150))
     except ImportError:
         note_once(
             f"{path} was not drawn: matplotlib is missing, pip install 'bayesrnn_cuda[train]' "
             "brings it"
         )
         return False
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    except Exception as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        )
+        note_once(f"{path} was not drawn: {' '.join(str(reason).split())[:200]}")
+        return False
     return True
+
+
+def _canvas_class() -> type:
+    """The canvas that draws into memory and needs no display."""
+    # matplotlib reads the backend's name where it is imported, and refuses one that is not there:
+    # every Jupyter sets its own for all programs that are started from it.
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    return FigureCanvasAgg
 
 
 def _axes(quantity: str) -> tuple[Any, Any]:

@@ -1,12 +1,15 @@
 """What every kind of run shares: its folder, how it shows its progress, how it is interrupted."""
 
+import fcntl
 import functools
 import json
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +20,7 @@ from .checkpoint import write_text
 OUT_OF_TIME = 1000  # above every signal
 OUT_OF_TIME_STATUS = 3
 # May differ from those of a finished run, which is finished all the same.
-_HOW = {"device", "engine", "max_minutes", "tensorboard"}
+_HOW = {"data", "device", "engine", "max_minutes", "tensorboard"}
 _GRACE = 1.0  # seconds; a repeated signal within is the same one, from terminal and make both
 
 
@@ -67,6 +70,29 @@ class RunFolder:
                 "add --resume to continue its run"
             )
 
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Holds the folder, which must be there, against other processes; gives its descriptor.
+
+        The lock ends with the last process that has the descriptor open, however that ends, and
+        leaves no file behind.
+
+        Raises:
+            UserError: another process has it.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    "argument --out: expected a folder that no other process is at work in, got "
+                    f"'{self.path}'"
+                ) from None
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
     def check_resumable(self) -> None:
         """Raises UserError unless the folder holds a run that can go on."""
         if not self.exists():
@@ -113,24 +139,32 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Makes SIGINT and SIGTERM wait for the next `check()`; a second one later on does not.
+    """Makes SIGINT, SIGTERM and SIGHUP wait for the next `check()`; a second one does not.
+
+    SIGHUP says that the terminal was closed. Under nohup it is ignored, and stays so.
 
     Attributes:
         deadline: when the time is up, by time.monotonic(); None: never.
     """
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.deadline: float | None = None
         self._number = 0
         self._time = 0.0
         self._previous: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> "Interruption":
         # Python allows signal handlers in the main thread alone.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+            self._terminals = [number for number in (1, 2) if os.isatty(number)]
+            self._previous = {
+                number: signal.signal(number, self._note)
+                for number in self.signals
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            }
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -152,7 +186,18 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._number and time.monotonic() - self._time > _GRACE:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            self._leave_terminal()
         self._number, self._time = number, time.monotonic()
+
+    def _leave_terminal(self) -> None:
+        """Lets what is printed go nowhere where the terminal is gone: an error of the progress bar
+        would end the run before it is saved."""
+        for number in self._terminals:
+            if not os.isatty(number):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, number)
+                os.close(null)
 
 
 def deadline_after(minutes: float | None) -> float | None:

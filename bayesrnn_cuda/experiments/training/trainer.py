@@ -60,6 +60,7 @@ class Trainer:
         self.task, self.config, self.workers = task, task.config, task.workers
         self.folder = RunFolder(path)
         self.progress = progress
+        self.resumed = False
         self.loss = 0.0  # sum over this epoch's updates, of this process
         self.device = task.device
         self.optimizer = task.optimizer()
@@ -92,7 +93,7 @@ class Trainer:
         """
         with _incomplete_checkpoint(path):
             training = content["training"]
-            progress, fingerprint = Progress(**training["progress"]), training["fingerprint"]
+            progress, fingerprint = _progress(content), training["fingerprint"]
             size = len(training["workers"])
         if fingerprint != task.fingerprint():
             raise UserError(
@@ -105,6 +106,7 @@ class Trainer:
                 f"run to resume, got {task.workers.size}"
             )
         trainer = cls(task, path, progress)
+        trainer.resumed = True
         with _incomplete_checkpoint(path):
             trainer.optimizer.load_state_dict(training["optimizer"])
             task.start_epoch(progress.epoch)
@@ -123,9 +125,8 @@ class Trainer:
         """
         deadline = deadline_after(self.config.max_minutes) if deadline is None else deadline
         self.workers.barrier()  # all have seen the folder as it was
-        if self.workers.main:
-            self._prepare_folder()
-        with Interruption() as self.interruption, self._open_writer() as writer:
+        with self._folder(), Interruption() as self.interruption, self._open_writer() as writer:
+            room = True  # for a plot
             try:
                 self.save()
                 while not self.finished():
@@ -135,8 +136,11 @@ class Trainer:
             except Interrupted as stop:
                 self.save()
                 raise Interrupted(stop.number, self._where()) from None
+            except OSError:
+                room = False
+                raise
             finally:
-                if self.progress.history and self.workers.main:
+                if room and self.progress.history and self.workers.main:
                     drawn = self.progress.history, self.task.curves, self.task.axis
                     save_figure(self.folder.curves, run_figure, *drawn)
 
@@ -199,8 +203,26 @@ class Trainer:
             torch.cuda.set_rng_state(own["cuda_generator"], self.device)
         self.task.load_state(own["task"])
 
-    def _prepare_folder(self) -> None:
+    @contextmanager
+    def _folder(self) -> Iterator[None]:
+        """The folder of the run, made and held by the main process, as it was when it was read."""
+        if not self.workers.main:
+            yield
+            return
         self.folder.create()
+        with self.folder.locked():
+            if not self.resumed:
+                self.folder.check_new()
+            elif _progress(load_checkpoint(self.folder.last, self.config.kind())) != self.progress:
+                raise UserError(
+                    f"argument --resume: expected '{self.folder.path}' as it was a moment ago, got "
+                    "it trained on by another process"
+                )
+            self._write_head()
+            yield
+
+    def _write_head(self) -> None:
+        """What the folder has before the first update."""
         experiment = {"experiment": self.config.experiment}
         self.folder.write_config({**experiment, **asdict(self.config)})
         self.folder.write_metrics(self.progress.history)
@@ -386,6 +408,11 @@ def read_run(
     if folder.best.exists():
         load_checkpoint(folder.best, task_class.config_class.kind())
     return content, resumed_config(read_config(content, task_class.config_class), given)
+
+
+def _progress(content: Mapping[str, Any]) -> Progress:
+    """Where the run of a checkpoint stands."""
+    return Progress(**content["training"]["progress"])
 
 
 def _figures(record: Mapping[str, float]) -> str:

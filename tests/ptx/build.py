@@ -63,7 +63,7 @@ def rules(arch: str) -> str:
     include = f"-I{CSRC} -isystem {cuda / 'include'}"
     lines = [
         "rule nvcc",
-        f"  command = {nvcc} $options -I{CSRC} -MMD -MF $out.d -c $in -o $out 2> $out.ptxas "
+        f"  command = {nvcc} -I{CSRC} -MMD -MF $out.d -c $in -o $out 2> $out.ptxas "
         "|| (cat $out.ptxas >&2; exit 1)",
         *("  depfile = $out.d", "  deps = gcc"),
         "rule cxx",
@@ -77,7 +77,6 @@ def rules(arch: str) -> str:
     for unit, target in zip(UNITS, objects, strict=True):
         lines.append(f"build {target} | {target}.ptxas: nvcc {unit}")
     lines.append(f"build test_kernels.o | test_kernels.o.ptxas: nvcc {HERE / 'test_kernels.cu'}")
-    lines.append("  options = -DBRNN_TEST_KERNELS")
     for source in HOST_SOURCES:
         objects.append(f"host_{source.stem}.o")
         lines.append(f"build {objects[-1]}: cxx {source}")

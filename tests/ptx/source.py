@@ -65,24 +65,23 @@ class Places:
         m = re.match(r"\.loc\s+(\d+) (\d+) (\d+)(?:,.*inlined_at (\d+) (\d+) (\d+))?", text)
         place = m.groups()[:3]
         self.callers[place] = m.groups()[3:] if m[4] else None
-        chain = []
+        if place[1] == "0":  # made by the compiler: belongs to what is around it
+            return
+        chain: dict[tuple, str] = {}
         at: tuple | None = place
-        while at and len(chain) < 20:
-            name = f"{self.files.get(at[0], '?')}:{at[1]}"
-            if name not in chain:
-                chain.append(name)
+        while at and at not in chain:
+            chain[at] = f"{self.files.get(at[0], '?')}:{at[1]}"
             at = self.callers.get(at)
-        if place[1] != "0":  # line 0: made by the compiler, belongs to what is around it
-            self.now = " < ".join(chain)
+        self.now = " < ".join(dict.fromkeys(chain.values()))
 
 
 def short_name(path: str) -> str:
-    parts = Path(path).parts
-    for root in ("csrc", "tests"):
+    """From csrc or from the root of the repository."""
+    parts = Path(path).resolve().parts
+    for root, kept in (("csrc", 0), ("tests", 1)):
         if root in parts:
-            resolved = Path(path).resolve().parts
-            return "/".join(resolved[len(resolved) - resolved[::-1].index(root) :])
-    return Path(path).name
+            return "/".join(parts[len(parts) - parts[::-1].index(root) - kept :])
+    return parts[-1]
 
 
 def parts(text: str) -> dict[str, tuple[int, int]]:

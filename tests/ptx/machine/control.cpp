@@ -67,7 +67,7 @@ void exit_lanes(Warp& w, uint32_t lanes) {
 
 namespace {
 
-constexpr int64_t kMostLoops = 10'000;
+constexpr int64_t kMostLoops = 1'000;
 
 Step branch(Warp& w, const Operation& o, uint32_t mask) {
   const uint32_t target = uint32_t(o.number);

@@ -16,7 +16,12 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from ninja import BIN_DIR
+
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT))
+from building import cuda_toolkit  # noqa: E402
+
 HERE = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "ptx"
@@ -37,17 +42,17 @@ CXX_FLAGS = (
 
 @functools.cache
 def setup() -> dict:
-    """The names of setup.py, which knows how to find CUDA."""
+    """The names of setup.py, which knows how kernels are compiled."""
     with mock.patch("setuptools.setup"), mock.patch.object(sys, "argv", ["setup.py"]):
         return runpy.run_path(str(ROOT / "setup.py"))
 
 
 @functools.cache
 def cuda_home() -> Path | None:
-    """The toolkit that setup.py would use, also where it is told to leave CUDA out."""
+    """The toolkit that a build would use, also where it is told to leave CUDA out."""
     environment = {k: v for k, v in os.environ.items() if k != "BAYESRNN_CUDA"}
     with mock.patch.dict(os.environ, environment, clear=True):
-        return setup()["cuda_home"]()
+        return cuda_toolkit.cuda_home()
 
 
 def nvcc_flags(arch: str) -> list[str]:
@@ -95,7 +100,7 @@ def build(arch: str, *targets: str) -> Path:
         file = folder / "build.ninja"
         if not file.exists() or file.read_text() != text:
             file.write_text(text)
-        ninja = Path(setup()["BIN_DIR"]) / "ninja"
+        ninja = Path(BIN_DIR) / "ninja"
         command = [str(ninja) if ninja.exists() else "ninja", "-C", str(folder), "-j", PARALLEL]
         result = subprocess.run([*command, *targets], capture_output=True, text=True)
     if result.returncode:

@@ -2,8 +2,8 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#include "cuda/device.cuh"
+#include "cuda/device/intrinsics.cuh"
 #else
-#include "cuda/engine.h"
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
+#include "cuda/run_layer.h"
 #endif

@@ -45,7 +45,7 @@ EXCHANGE, TILES = f"{PERSISTENT}/exchange.cuh", f"{GEMM}/tiles.cuh"
 
 def never(predicate: str, source: str) -> Callable[[Kernel], int]:
     """Comparisons `predicate` are false, their opposites true."""
-    opposite = {"eq": "ne", "lt": "ge"}[predicate]
+    opposite = {"eq": "ne", "le": "gt"}[predicate]
 
     def edit(k: Kernel) -> int:
         false = k.change(rf"setp\.{predicate}\.\w+ (%p\d+), .*", r"mov.pred \1, 0", source)
@@ -76,15 +76,17 @@ def one_slot(which: int) -> Callable[[Kernel], int]:
 
 SHARED_COMMIT = at(EXCHANGE, "      __syncthreads();")
 FLAG_COMMIT = at(EXCHANGE, "named_barrier(barrier_, Tile::makers);")
+READY_MASK = at(f"{PERSISTENT}/word_masks.cuh", "return word & ")
+FLAG_WAIT = at(EXCHANGE, "while (load_acquire(theirs_ + n * tiles_)")
 SUMS = at(f"{PERSISTENT}/time_pass.cuh", "% Tile::sum_buffers * kBuffer")
 
 BUGS = {
     # ---- the recurrence
     "missing mask": Bug(
         FORWARD,
-        change(r"and\.b32 (%r\d+), (%r\d+), %r\d+", r"mov.b32 \1, \2",
-               at(f"{PERSISTENT}/word_masks.cuh", "apply(uint32_t word, int gate, int i)")[:-2] + r"|"
-               + rf"{PERSISTENT}/word_masks.cuh:(7[6-9]|8\d)\b"),
+        change(r"and\.b32 (%r\d+), (%r\d+), %r\d+", r"mov.b32 \1, \2", READY_MASK), LSTM, "grid"),
+    "mask of another unit": Bug(
+        FORWARD, change(r"and\.b32 (%r\d+), (%r\d+), (%r\d+)", r"and.b32 \1, \3, \3", READY_MASK),
         LSTM, "grid"),
     "no barrier before the sum over warps": Bug(
         FORWARD, drop(r"bar\.sync", at(f"{PERSISTENT}/tile.cuh", "    __syncthreads();")), LSTM, "grid"),
@@ -109,8 +111,9 @@ BUGS = {
     "no acquire": Bug(
         FORWARD, change(r"ld\.acquire\.gpu\.global", "ld.relaxed.gpu.global"), WIDE, "grid_flags"),
     "flags not awaited": Bug(
-        FORWARD, never("lt", at(EXCHANGE, "while (load_acquire(theirs_ + n * tiles_)")), WIDE,
-        "grid_flags"),
+        FORWARD, never("le", FLAG_WAIT), WIDE, "grid_flags"),
+    "flags of the step before": Bug(
+        FORWARD, both(change(r"setp\.le\.u32", "setp.lt.u32", FLAG_WAIT)), WIDE, "grid_flags"),
     "one slot, flags": Bug(FORWARD, one_slot(0), WIDE, "grid_flags"),
     "no block barrier": Bug(FORWARD, drop(r"bar\.sync", SHARED_COMMIT), LSTM, "block"),
     "one slot, block": Bug(FORWARD, one_slot(1), LSTM, "block"),
@@ -148,14 +151,13 @@ BUGS = {
     "matrices not transposed": Bug(
         "gate_gemm", change(r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans",
                             "ldmatrix.sync.aligned.m8n8.x4"), PRODUCTS, "stepwise"),
-    "a split too few": Bug(
-        "sum_splits", change(r"setp\.lt\.s32 (%p\d+), (%r\d+), (%r\d+)", r"mov.pred \1, 0"),
+    "partial sums left out": Bug(
+        "sum_partials", change(r"add\.f32 (%f\d+), (%f\d+), .*", r"mov.f32 \1, \2"),
         Case("lstm", T=30, B=36, I=24, H=16, masks="untied"), "stepwise"),
     # ---- packed weights
     "rows past the end of a weight": Bug(
-        "pack_weights", never("ge", "x") if False else
-        both(change(r"setp\.ge\.s32 (%p\d+), .*", r"mov.pred \1, 0",
-                    at(f"{PERSISTENT}/packed_weights.cuh", "if (unit < p.H && k < p.K"))),
+        "pack_weights", change(r"setp\.ge\.s32 (%p\d+), .*", r"mov.pred \1, 0",
+                               at(f"{PERSISTENT}/packed_weights.cuh", "if (unit < p.H && k < p.K")),
         LSTM, "grid"),
     "16 bytes at 8": Bug(
         "pack_weights", change(r"and\.b32 (%r\d+), (%r\d+), 7", r"and.b32 \1, \2, 3",

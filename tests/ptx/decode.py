@@ -1,7 +1,7 @@
 """Turns the statements of a kernel into operations of the machine, one for each instruction.
 
-An operation is a name, which the machine knows or not (machine/*.cpp), and places of registers. What
-it does not know is an error: an instruction is executed by an exact rule or not at all.
+An operation is a name, which the machine knows or not (machine/*.cpp), and places of registers.
+What it does not know is an error: an instruction is executed by an exact rule or not at all.
 """
 
 import array
@@ -17,9 +17,9 @@ BITS = {"pred": 1, "b16": 16, "b32": 32, "b64": 64, "f32": 32, "f64": 64}
 BITS |= {f"{k}{b}": b for k in "usb" for b in (8, 16, 32, 64)}
 # In the order in which the machine writes them.
 SPECIAL = (
-    "%tid.x %laneid %ntid.x %ctaid.x %ctaid.y %ctaid.z %nctaid.x %nctaid.y %nctaid.z "
-    "%cluster_ctarank"
-).split()
+    *("%tid.x", "%laneid", "%ntid.x", "%ctaid.x", "%ctaid.y", "%ctaid.z"),
+    *("%nctaid.x", "%nctaid.y", "%nctaid.z", "%cluster_ctarank"),
+)
 NONE = -(2**31)
 PLACES = 14
 SHARED_BASE = 1024  # machine.h: kSharedBase
@@ -149,7 +149,7 @@ class Decoder:
         if name in ("shl", "shr"):
             types[2] = "u32"
         elif name in ("mul", "mad") and kinds[0] == "wide":
-            types[0] = types[3:] and f"{t[0]}{2 * BITS[t]}" or f"{t[0]}{2 * BITS[t]}"
+            types[0] = (types[3:] and f"{t[0]}{2 * BITS[t]}") or f"{t[0]}{2 * BITS[t]}"
             types[3:] = types[:1] * len(types[3:])
         elif name == "setp":
             types[0] = "pred"
@@ -288,13 +288,17 @@ class Decoder:
 
     def decode_vote(self, line: int, full: str, kinds: list[str], operands: list[str]) -> None:
         predicate = operands[1].removeprefix("!")
-        self.add(full, line, self.target(operands[0], kinds[-1]), self.source(predicate, "pred"),
-                 self.source(operands[2], "b32"), number=0 if predicate == operands[1] else 2**32 - 1)  # fmt: skip
+        self.add(
+            full, line, self.target(operands[0], kinds[-1]), self.source(predicate, "pred"),
+            self.source(operands[2], "b32"), number=0 if predicate == operands[1] else 2**32 - 1,
+        )  # fmt: skip
 
     def decode_mma(self, line: int, full: str, kinds: list[str], operands: list[str]) -> None:
         d, a, b, c = (vector(o) for o in operands)
-        self.add(full, line, *(self.target(x, "f32") for x in d),
-                 *(self.source(x, "b32") for x in a + b), *(self.source(x, "f32") for x in c))  # fmt: skip
+        self.add(
+            full, line, *(self.target(x, "f32") for x in d),
+            *(self.source(x, "b32") for x in a + b), *(self.source(x, "f32") for x in c),
+        )  # fmt: skip
 
     def decode_ldmatrix(self, line: int, full: str, kinds: list[str], operands: list[str]) -> None:
         base, offset, narrow = self.address(operands[1], "shared")
@@ -426,5 +430,7 @@ def decode(kernel: Kernel, names: dict[str, int]) -> Program:
         if s.source != before:
             sources.append((s.line, s.source))
             before = s.source
-    return Program(kernel.name, code.tobytes(), len(operations), bytes(decoder.constants),
-                   register_bytes, *kernel.params.values(), kernel.most_threads, sources)  # fmt: skip
+    return Program(
+        kernel.name, code.tobytes(), len(operations), bytes(decoder.constants), register_bytes,
+        *kernel.params.values(), kernel.most_threads, sources,
+    )  # fmt: skip

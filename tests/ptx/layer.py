@@ -19,12 +19,20 @@ from torch import Tensor
 from bayesrnn_cuda.masks import LayerMasks
 
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32", "float64")
-DTYPES = dict(zip(PRECISIONS, (torch.bfloat16, torch.float16, torch.float32) + (torch.float32, torch.float64), strict=True))  # fmt: skip
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "tf32": torch.float32,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 NUMBERS = ("cell", "precision", "T", "B", "I", "H", "reverse", "gate_stride_x", "gate_stride_h")
 POINTERS = (
-    "lengths keep_x keep_h x h0 c0 weight_ih weight_hh bias_ih bias_hh y h_n c_n gates saved "
-    "dy dh_n dc_n dx dh0 dc0 dweight_ih dweight_hh dbias_ih dbias_hh"
-).split()
+    *("lengths", "keep_x", "keep_h", "x", "h0", "c0"),
+    *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "y", "h_n", "c_n", "gates", "saved"),
+    *("dy", "dh_n", "dc_n", "dx", "dh0", "dc0"),
+    *("dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh"),
+)
 
 
 class Call(ctypes.Structure):  # machine/driver.cpp
@@ -146,9 +154,11 @@ def read_fields(case: Case, inputs: Inputs, memory: Memory) -> dict:
     x = memory.copy("x", inputs.x)
     poison_outside(x, inputs.lengths)
     states = {"h0": inputs.h0, "c0": inputs.c0}
-    lengths = None if inputs.lengths is None else memory.copy("lengths", inputs.lengths.contiguous())
+    lengths = (
+        None if inputs.lengths is None else memory.copy("lengths", inputs.lengths.contiguous())
+    )
     return {
-        "lengths": lengths, "x": x,
+        "lengths": memory.copy("lengths", lengths), "x": x,
         "keep_x": keep("keep_x", masks.keep_x), "gate_stride_x": stride(masks.keep_x),
         "keep_h": keep("keep_h", masks.keep_h), "gate_stride_h": stride(masks.keep_h),
         "scale_x": float(masks.scale_x), "scale_h": float(masks.scale_h),
@@ -156,10 +166,8 @@ def read_fields(case: Case, inputs: Inputs, memory: Memory) -> dict:
     }  # fmt: skip
 
 
-def call(
-    machine: Machine, case: Case, precision: str, how: How, fields: dict, made: Run, *,
-    save: bool, backward: bool,
-) -> None:  # fmt: skip
+def call_of(case: Case, precision: str, fields: dict, *, save: bool = True) -> Call:
+    """The argument of a call: numbers, and tensors by address."""
     sizes = {k: getattr(case, k) for k in ("T", "B", "I", "H", "reverse")}
     plain = {k: v for k, v in fields.items() if not isinstance(v, Tensor) and k not in POINTERS}
     c = Call(cell=cases.CELLS.index(case.cell), precision=PRECISIONS.index(precision), save=save,
@@ -167,12 +175,45 @@ def call(
     for name in POINTERS:
         value = fields.get(name)
         setattr(c, name, value.data_ptr() if isinstance(value, Tensor) else None)
+    return c
+
+
+def call(
+    machine: Machine, case: Case, precision: str, how: How, fields: dict, made: Run, *,
+    save: bool, backward: bool,
+) -> None:  # fmt: skip
+    c = call_of(case, precision, fields, save=save)
     library = machine.library
     library.set_loader(machine.loader)
     code = library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), int(backward))
     made.kernels += machine.launched()
     machine.check(code)
     made.plans.append(json.loads(library.last_plan().decode()))
+
+
+def products(
+    machine: Machine, case: Case, precision: str, fields: dict, dz: Tensor | None = None
+) -> None:
+    """The products over all time steps alone: the input part, or the gradients from dz."""
+    c = call_of(case, precision, fields)
+    machine.library.set_loader(machine.loader)
+    address = ctypes.c_void_p(None if dz is None else dz.data_ptr())
+    machine.check(machine.library.run_products(ctypes.byref(c), dz is not None, address))
+
+
+def dry(machine: Machine, case: Case, precision: str, engine: str, *, backward: bool) -> list[str]:
+    """The kernels of a pass on a machine whose device is dry: no memory is touched."""
+    untied = case.masks == "untied"
+    strides = {f"gate_stride_{k}": untied * case.B * n for k, n in (("x", case.I), ("h", case.H))}
+    c = call_of(case, precision, {"scale_x": 1.0, "scale_h": 1.0} | strides)
+    for name in POINTERS:
+        is_mask = name.startswith("keep") and case.masks == "none"
+        setattr(c, name, None if name == "lengths" or is_mask else 4096)
+    machine.library.set_loader(machine.loader)
+    code = machine.library.run_layer(ctypes.byref(c), ctypes.byref(How(engine).of(False)), backward)
+    kernels = machine.launched()
+    machine.check(code)
+    return kernels
 
 
 def outside(T: int, lengths: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The machine (machine/) from Python: kernels of one architecture, on a named device.
 
-    machine = Machine("90a")
-    machine.configure(schedule="random", seed=3, yields=0.1)
-    machine.run_kernel("name", params, grid=(2, 1, 1), threads=64)  # raises ReportError
+machine = Machine("90a")
+machine.configure(schedule="random", seed=3, yields=0.1)
+machine.run_kernel("name", params, grid=(2, 1, 1), threads=64)  # raises ReportError
 """
 
 import ctypes
@@ -56,6 +56,7 @@ class Machine:
             self.registers |= build.registers_of(self.folder / o)
         self.edit: Callable[[source.Kernel], object] | None = None
         self.failure: Exception | None = None
+        self.dry = False
         self.loader = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_char_p)(self.load)
         self.device()
         self.configure()
@@ -82,6 +83,15 @@ class Machine:
             places = source.Places(text)
             found |= {name: (text, part, places) for name, part in source.parts(text).items()}
         return found
+
+    def outline(self, name: str) -> decode.Program:
+        """A kernel without its instructions: what a launch is checked against."""
+        text, (start, _), _ = self.kernels[name]
+        kernel = source.Kernel(name)
+        source.head(kernel, iter(enumerate(text[start : start + 4000].splitlines())))
+        return decode.Program(
+            name, b"", 0, b"", 0, *kernel.params.values(), kernel.most_threads, []
+        )
 
     def program(self, name: str) -> decode.Program:
         if self.edit is None:
@@ -111,7 +121,7 @@ class Machine:
 
     def load(self, name: bytes) -> bool:
         try:
-            self.define(self.program(name.decode()))
+            self.define(self.outline(name.decode()) if self.dry else self.program(name.decode()))
         except Exception as error:  # told by check(): an exception cannot pass through C++
             self.failure = error
             return False
@@ -154,6 +164,9 @@ class Machine:
         name = name or DEVICES[self.arch]
         if self.library.set_device(name.encode(), refuses_cooperation, nothing_fits, dry):
             raise ValueError(f"device: expected one of {list(DEVICES.values())}, got {name}")
+        if dry != self.dry:  # of kernels that never run, no instruction is decoded
+            self.library.forget_kernels()
+        self.dry = dry
 
     # ---- memory and launches
 

@@ -68,8 +68,8 @@ def change(instruction: str, new: str | Callable, source: str = "") -> Callable[
 
 def one_slot(which: int) -> Callable[[Kernel], int]:
     """Slots do not take turns: `which` of the exchanges that have two."""
-    lines = [f"void {name}() {{ {slot} ^= 1; }}"
-             for name, slot in (("next_output", "slot_"), ("next_input", "input_slot_"))]  # fmt: skip
+    turns = {"next_output": "slot_", "next_input": "input_slot_"}
+    lines = [f"void {name}() {{ {slot} ^= 1; }}" for name, slot in turns.items()]
     source = "|".join(at(EXCHANGE, line, which) for line in lines)
     return change(r"(xor|not)\.(b32|pred|b16) (%\w+), (%\w+).*", r"mov.\2 \3, \4", source)
 
@@ -89,9 +89,11 @@ BUGS = {
         FORWARD, change(r"and\.b32 (%r\d+), (%r\d+), (%r\d+)", r"and.b32 \1, \3, \3", READY_MASK),
         LSTM, "grid"),
     "no barrier before the sum over warps": Bug(
-        FORWARD, drop(r"bar\.sync", at(f"{PERSISTENT}/tile.cuh", "    __syncthreads();")), LSTM, "grid"),
+        FORWARD, drop(r"bar\.sync", at(f"{PERSISTENT}/tile.cuh", "    __syncthreads();")), LSTM,
+        "grid"),
     "one buffer of sums": Bug(
-        FORWARD, change(r"(and|xor)\.b32 (%r\d+), (%r\d+), .*", r"mov.u32 \2, 0", SUMS), LSTM, "grid"),
+        FORWARD, change(r"(and|xor)\.b32 (%r\d+), (%r\d+), .*", r"mov.u32 \2, 0", SUMS), LSTM,
+        "grid"),
     "data not awaited": Bug(
         FORWARD, never("eq", at(EXCHANGE, "return (xy > zw ? xy : zw) == ~0u;")), LSTM, "grid"),
     "data in one slot, not refilled": Bug(
@@ -101,11 +103,13 @@ BUGS = {
     "data published by plain stores": Bug(
         FORWARD, change(r"st\.relaxed\.gpu\.global", "st.global"), LSTM, "grid"),
     "data published in halves": Bug(
-        FORWARD, change(r"st\.relaxed\.gpu\.global\.u32", "st.relaxed.gpu.global.u16"), LSTM, "grid"),
+        FORWARD, change(r"st\.relaxed\.gpu\.global\.u32", "st.relaxed.gpu.global.u16"), LSTM,
+        "grid"),
     "no barrier before the release": Bug(
         FORWARD, drop(r"bar\.sync", FLAG_COMMIT), WIDE, "grid_flags"),
     "barrier of half the makers": Bug(
-        FORWARD, change(r"bar\.sync (\S+?), ?\S+", r"bar.sync \1, 64", FLAG_COMMIT), WIDE, "grid_flags"),
+        FORWARD, change(r"bar\.sync (\S+?), ?\S+", r"bar.sync \1, 64", FLAG_COMMIT), WIDE,
+        "grid_flags"),
     "no release": Bug(
         FORWARD, change(r"st\.release\.gpu\.global", "st.relaxed.gpu.global"), WIDE, "grid_flags"),
     "no acquire": Bug(
@@ -119,11 +123,13 @@ BUGS = {
     "one slot, block": Bug(FORWARD, one_slot(1), LSTM, "block"),
     "block barrier in a cluster": Bug(
         FORWARD, both(
-            change(r"barrier\.cluster\.arrive.*", "bar.sync 0", at(EXCHANGE, "      cluster_arrive();")),
+            change(r"barrier\.cluster\.arrive.*", "bar.sync 0",
+                   at(EXCHANGE, "      cluster_arrive();")),
             drop(r"barrier\.cluster\.wait", at(EXCHANGE, "if (Cluster) cluster_wait();"))),
         WIDE, "cluster"),
     "cluster not started": Bug(
-        FORWARD, drop(r"barrier\.cluster", at(EXCHANGE, "if (Cluster) cluster_arrive(), cluster_wait();")),
+        FORWARD, drop(r"barrier\.cluster",
+                      at(EXCHANGE, "if (Cluster) cluster_arrive(), cluster_wait();")),
         WIDE, "cluster"),
     "one slot, cluster": Bug(FORWARD, one_slot(1), WIDE, "cluster"),
     "shuffle left out": Bug(
@@ -146,7 +152,8 @@ BUGS = {
         "gate_gemm", change(r"cvt\.rn\.bf16x2\.f32 (\S+?), ?(\S+?), ?(\S+)",
                             r"cvt.rn.bf16x2.f32 \1, \3, \2"), PRODUCTS, "stepwise"),
     "operands of prmt change places": Bug(
-        "gate_gemm", change(r"prmt\.b32 (\S+?), ?(\S+?), ?(\S+?), ?(\S+)", r"prmt.b32 \1, \3, \2, \4"),
+        "gate_gemm", change(r"prmt\.b32 (\S+?), ?(\S+?), ?(\S+?), ?(\S+)",
+                            r"prmt.b32 \1, \3, \2, \4"),
         PRODUCTS, "stepwise"),
     "matrices not transposed": Bug(
         "gate_gemm", change(r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans",
@@ -161,17 +168,19 @@ BUGS = {
         LSTM, "grid"),
     "16 bytes at 8": Bug(
         "pack_weights", change(r"and\.b32 (%r\d+), (%r\d+), 7", r"and.b32 \1, \2, 3",
-                               at(f"{PERSISTENT}/packed_weights.cuh", "p.K % (4 * Number<S>::per_word)")),
+                               at(f"{PERSISTENT}/packed_weights.cuh",
+                                  "p.K % (4 * Number<S>::per_word)")),
         Case("lstm", T=2, B=3, I=8, H=52), "grid"),
 }  # fmt: skip
 
 SETTINGS = [
-    s | {"delays": 0.0 if s["schedule"] == "round_robin" else 0.6} for s in machine.schedules(seeds=4)
+    s | {"delays": 0.0 if s["schedule"] == "round_robin" else 0.6}
+    for s in machine.schedules(seeds=4)
 ]
 
 
 def findings(engines, bug: Bug, races: bool) -> tuple[str, int]:
-    """What the first schedule shows that shows something, and how many instructions were changed."""
+    """What the first schedule shows that shows something, and how many instructions changed."""
     changed = [0]
 
     def edit(kernel: Kernel) -> None:

@@ -173,7 +173,7 @@ def test_missing_wait_for_a_copy(kernels):
 
 
 def test_missing_barrier_after_a_copy(kernels):
-    with pytest.raises(ReportError, match="data race|while the asynchronous copy") as caught:
+    with pytest.raises(ReportError, match=r"data race|while the asynchronous copy") as caught:
         copied(kernels, "copies_without_barrier")
     assert line("BUG copy") in str(caught.value)
 
@@ -346,7 +346,9 @@ def test_both_sides_of_a_race_are_named(kernels):
 def test_deadlock_tells_who_waits_where(kernels):
     report = report_of(kernels, "divergent_barriers")
     for first in (0, 32):
-        assert re.search(rf"\n  32 threads: bar.sync at .* \(first: block 0 thread {first}\)", report)
+        assert re.search(
+            rf"\n  32 threads: bar.sync at .* \(first: block 0 thread {first}\)", report
+        )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -396,6 +398,6 @@ def test_shared_memory_is_nan_until_written(kernels):
 
 def test_an_unknown_instruction_is_an_error(kernels):
     kernels.plant(lambda k: k.change(r"add\.s32", "add.sat.s32"))
-    with pytest.raises(Exception, match="unknown: add.sat.s32"):
+    with pytest.raises(Exception, match=r"unknown: add\.sat\.s32"):
         copied(kernels, "copies")
     kernels.plant(None)

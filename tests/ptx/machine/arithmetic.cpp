@@ -113,21 +113,17 @@ Step select(Warp& w, const Operation& o, uint32_t mask) {
   return Step::next;
 }
 
-#define BINARY(name, T, expression) \
-  { name, apply<[](T a, T b) { return T(expression); }, T, T, T> }
-#define UNARY(name, T, expression) \
-  { name, apply<[](T a) { return T(expression); }, T, T> }
+#define BINARY(name, T, expression) {name, apply<[](T a, T b) { return T(expression); }, T, T, T>}
+#define UNARY(name, T, expression) {name, apply<[](T a) { return T(expression); }, T, T>}
 #define TERNARY(name, T, expression) \
-  { name, apply<[](T a, T b, T c) { return T(expression); }, T, T, T, T> }
+  {name, apply<[](T a, T b, T c) { return T(expression); }, T, T, T, T>}
 #define SHIFT(name, function, T) \
-  { name, apply<[](T a, uint32_t n) { return function(a, n); }, T, T, uint32_t> }
-#define WIDE(name, D, T) \
-  { name, apply<[](T a, T b) { return D(D(a) * D(b)); }, D, T, T> }
-#define COMPARE(name, T, expression) \
-  { name, compare<[](T a, T b) { return (expression); }, T> }
-#define ORDERED(type, T)                                                                      \
-  COMPARE("setp.lt." type, T, a < b), COMPARE("setp.le." type, T, a <= b),                    \
-      COMPARE("setp.gt." type, T, a > b), COMPARE("setp.ge." type, T, a >= b),                \
+  {name, apply<[](T a, uint32_t n) { return function(a, n); }, T, T, uint32_t>}
+#define WIDE(name, D, T) {name, apply<[](T a, T b) { return D(D(a) * D(b)); }, D, T, T>}
+#define COMPARE(name, T, expression) {name, compare<[](T a, T b) { return (expression); }, T>}
+#define ORDERED(type, T)                                                       \
+  COMPARE("setp.lt." type, T, a < b), COMPARE("setp.le." type, T, a <= b),     \
+      COMPARE("setp.gt." type, T, a > b), COMPARE("setp.ge." type, T, a >= b), \
       COMPARE("setp.eq." type, T, a == b)
 #define INTEGERS(type, T, U)                                                                  \
   BINARY("add." type, U, a + b), BINARY("sub." type, U, a - b), UNARY("neg." type, U, 0 - a), \
@@ -135,50 +131,57 @@ Step select(Warp& w, const Operation& o, uint32_t mask) {
       BINARY("min." type, T, a < b ? a : b), BINARY("max." type, T, a > b ? a : b),           \
       {"div." type, divide<false, T>}, {"rem." type, divide<true, T>}, ORDERED(type, T),      \
       COMPARE("setp.ne." type, T, a != b), SHIFT("shr." type, shr, T)
-#define BITS(type, U)                                                                         \
-  BINARY("and." type, U, a& b), BINARY("or." type, U, a | b), BINARY("xor." type, U, a ^ b),  \
-      UNARY("not." type, U, ~a), SHIFT("shl." type, shl, U), SHIFT("shr." type, shr, U),      \
+#define BITS(type, U)                                                                        \
+  BINARY("and." type, U, a& b), BINARY("or." type, U, a | b), BINARY("xor." type, U, a ^ b), \
+      UNARY("not." type, U, ~a), SHIFT("shl." type, shl, U), SHIFT("shr." type, shr, U),     \
       COMPARE("setp.eq." type, U, a == b), COMPARE("setp.ne." type, U, a != b)
-#define FLOATS(type, T)                                                                       \
-  BINARY("add." type, T, a + b), BINARY("add.rn." type, T, a + b),                            \
-      BINARY("sub." type, T, a - b), BINARY("sub.rn." type, T, a - b),                        \
-      BINARY("mul." type, T, a* b), BINARY("mul.rn." type, T, a* b),                          \
-      TERNARY("fma.rn." type, T, std::fma(a, b, c)), UNARY("neg." type, T, -a),               \
-      UNARY("abs." type, T, std::fabs(a)), UNARY("rcp.rn." type, T, T(1) / a),                \
-      BINARY("copysign." type, T, std::copysign(b, a)), ORDERED(type, T),                     \
-      COMPARE("setp.ne." type, T, a < b || a > b), COMPARE("setp.neu." type, T, !(a == b)),   \
-      COMPARE("setp.equ." type, T, !(a < b || a > b)),                                        \
-      COMPARE("setp.ltu." type, T, !(a >= b)), COMPARE("setp.leu." type, T, !(a > b)),        \
-      COMPARE("setp.gtu." type, T, !(a <= b)), COMPARE("setp.geu." type, T, !(a < b)),        \
-      COMPARE("setp.nan." type, T, a != a || b != b),                                         \
+#define FLOATS(type, T)                                                                           \
+  BINARY("add." type, T, a + b), BINARY("add.rn." type, T, a + b), BINARY("sub." type, T, a - b), \
+      BINARY("sub.rn." type, T, a - b), BINARY("mul." type, T, a* b),                             \
+      BINARY("mul.rn." type, T, a* b), TERNARY("fma.rn." type, T, std::fma(a, b, c)),             \
+      UNARY("neg." type, T, -a), UNARY("abs." type, T, std::fabs(a)),                             \
+      UNARY("rcp.rn." type, T, T(1) / a), BINARY("copysign." type, T, std::copysign(b, a)),       \
+      ORDERED(type, T), COMPARE("setp.ne." type, T, a<b || a> b),                                 \
+      COMPARE("setp.neu." type, T, !(a == b)), COMPARE("setp.equ." type, T, !(a < b || a > b)),   \
+      COMPARE("setp.ltu." type, T, !(a >= b)), COMPARE("setp.leu." type, T, !(a > b)),            \
+      COMPARE("setp.gtu." type, T, !(a <= b)), COMPARE("setp.geu." type, T, !(a < b)),            \
+      COMPARE("setp.nan." type, T, a != a || b != b),                                             \
       COMPARE("setp.num." type, T, !(a != a || b != b))
 
 }  // namespace
 
 std::vector<Entry> arithmetic_operations() {
   return {
-      INTEGERS("s16", int16_t, uint16_t), INTEGERS("u16", uint16_t, uint16_t),
-      INTEGERS("s32", int32_t, uint32_t), INTEGERS("u32", uint32_t, uint32_t),
-      INTEGERS("s64", int64_t, uint64_t), INTEGERS("u64", uint64_t, uint64_t),
-      BITS("b16", uint16_t), BITS("b32", uint32_t), BITS("b64", uint64_t),
-      FLOATS("f32", float), FLOATS("f64", double),
-      WIDE("mul.wide.s16", int32_t, int16_t), WIDE("mul.wide.u16", uint32_t, uint16_t),
-      WIDE("mul.wide.s32", int64_t, int32_t), WIDE("mul.wide.u32", uint64_t, uint32_t),
-      {"mad.wide.s32", apply<[](int32_t a, int32_t b, uint64_t c) {
-         return uint64_t(int64_t(a) * int64_t(b)) + c;
-       }, uint64_t, int32_t, int32_t, uint64_t>},
-      {"mad.wide.u32", apply<[](uint32_t a, uint32_t b, uint64_t c) {
-         return uint64_t(a) * b + c;
-       }, uint64_t, uint32_t, uint32_t, uint64_t>},
+      INTEGERS("s16", int16_t, uint16_t),
+      INTEGERS("u16", uint16_t, uint16_t),
+      INTEGERS("s32", int32_t, uint32_t),
+      INTEGERS("u32", uint32_t, uint32_t),
+      INTEGERS("s64", int64_t, uint64_t),
+      INTEGERS("u64", uint64_t, uint64_t),
+      BITS("b16", uint16_t),
+      BITS("b32", uint32_t),
+      BITS("b64", uint64_t),
+      FLOATS("f32", float),
+      FLOATS("f64", double),
+      WIDE("mul.wide.s16", int32_t, int16_t),
+      WIDE("mul.wide.u16", uint32_t, uint16_t),
+      WIDE("mul.wide.s32", int64_t, int32_t),
+      WIDE("mul.wide.u32", uint64_t, uint32_t),
+      {"mad.wide.s32",
+       apply<[](int32_t a, int32_t b, uint64_t c) { return uint64_t(int64_t(a) * int64_t(b)) + c; },
+             uint64_t, int32_t, int32_t, uint64_t>},
+      {"mad.wide.u32", apply<[](uint32_t a, uint32_t b, uint64_t c) { return uint64_t(a) * b + c; },
+                             uint64_t, uint32_t, uint32_t, uint64_t>},
       BINARY("mul.hi.s32", int32_t, int64_t(a) * b >> 32),
       BINARY("mul.hi.u32", uint32_t, uint64_t(a) * b >> 32),
       TERNARY("prmt.b32", uint32_t, prmt(a, b, c)),
-      {"bfi.b32", apply<[](uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-         return bfi(a, b, c, d);
-       }, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>},
+      {"bfi.b32",
+       apply<[](uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return bfi(a, b, c, d); },
+             uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>},
       {"lop3.b32", apply<[](uint32_t a, uint32_t b, uint32_t c, uint32_t table) {
          return lop3(a, b, c, table);
-       }, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>},
+       },
+                         uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>},
       UNARY("ex2.approx.ftz.f32", float, flushed(std::exp2(flushed(a)))),
       UNARY("rcp.approx.ftz.f32", float, flushed(1.f / flushed(a))),
       UNARY("rcp.approx.ftz.f64", double, rcp_approx_ftz(a)),
@@ -186,8 +189,11 @@ std::vector<Entry> arithmetic_operations() {
       {"and.pred", logic<[](uint32_t a, uint32_t b) { return a & b; }>},
       {"or.pred", logic<[](uint32_t a, uint32_t b) { return a | b; }>},
       {"xor.pred", logic<[](uint32_t a, uint32_t b) { return a ^ b; }>},
-      {"not.pred", not_predicate}, {"mov.pred", move_predicate},
-      {"selp.16", select<uint16_t>}, {"selp.32", select<uint32_t>}, {"selp.64", select<uint64_t>},
+      {"not.pred", not_predicate},
+      {"mov.pred", move_predicate},
+      {"selp.16", select<uint16_t>},
+      {"selp.32", select<uint32_t>},
+      {"selp.64", select<uint64_t>},
   };
 }
 

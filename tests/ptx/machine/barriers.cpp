@@ -14,8 +14,9 @@ int agreed(Warp& w, const Operation& o, int32_t place, const char* what) {
   const int32_t* const values = w.from<int32_t>(place);
   for (int i = 1; i < kWarp; ++i)
     if (values[i] != values[0])
-      fail(w, i, o, format("divergence: barrier with %s %d and, in the same warp, %d", what,
-                           values[i], values[0]));
+      fail(w, i, o,
+           format("divergence: barrier with %s %d and, in the same warp, %d", what, values[i],
+                  values[0]));
   return values[0];
 }
 
@@ -30,12 +31,13 @@ Step arrive_at(Warp& w, const Operation& o, uint32_t) {
     fail(w, 0, o, format("misuse: barrier of %d threads in a block of %d", threads, all));
   Barrier& b = block.barriers[uint32_t(id)];
   if (b.arrived && b.expected != threads)
-    fail(w, 0, o, format("divergence: barrier %d of %d threads, others expect %d", id, threads,
-                         b.expected));
+    fail(w, 0, o,
+         format("divergence: barrier %d of %d threads, others expect %d", id, threads, b.expected));
   const Kernel& kernel = *w.launch->kernel;
   if (b.arrived && given < 0 && kernel.where(b.line) != kernel.where(o.line))
-    fail(w, 0, o, format("divergence: barrier of the block, others are in that of PTX line %d, %s",
-                         b.line, kernel.where(b.line).c_str()));
+    fail(w, 0, o,
+         format("divergence: barrier of the block, others are in that of PTX line %d, %s", b.line,
+                kernel.where(b.line).c_str()));
   b.expected = threads, b.line = o.line;
   buffers_to_block(w, kAll);
   if (options.races) add_to(b.clock, w, kAll);

@@ -5,7 +5,8 @@
 namespace ptx {
 
 uint32_t Clock::seen(int block, int thread) const {
-  const auto at = std::ranges::lower_bound(blocks, block, {}, [](const auto& b) { return b.first; });
+  const auto at =
+      std::ranges::lower_bound(blocks, block, {}, [](const auto& b) { return b.first; });
   return at != blocks.end() && at->first == block ? (*at->second)[size_t(thread)] : 0;
 }
 

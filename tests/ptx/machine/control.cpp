@@ -40,7 +40,8 @@ bool gives_way(Warp& w, bool poll) {
 void exit_lanes(Warp& w, uint32_t lanes) {
   const Operation& o = w.operation();
   if (w.in_cluster_barrier & lanes)
-    fail(w, std::countr_zero(lanes), o, "misuse: exits between arrive and wait of a cluster barrier");
+    fail(w, std::countr_zero(lanes), o,
+         "misuse: exits between arrive and wait of a cluster barrier");
   Block& block = *w.block;
   Cluster& cluster = *block.cluster;
   for (uint32_t left = lanes & w.buffered; left; left &= left - 1)

@@ -37,15 +37,25 @@ Step unpack(Warp& w, const Operation& o, uint32_t mask) {
 
 std::vector<Entry> conversion_operations() {
   return {
-      MOVE("16", uint16_t), MOVE("32", uint32_t), MOVE("64", uint64_t),
-      {"pack.32", pack<uint32_t, uint16_t>}, {"pack.64", pack<uint64_t, uint32_t>},
-      {"unpack.32", unpack<uint32_t, uint16_t>}, {"unpack.64", unpack<uint64_t, uint32_t>},
-      CONVERT("s64", int64_t, "s32", int32_t), CONVERT("u64", uint64_t, "u32", uint32_t),
-      CONVERT("s64", int64_t, "s16", int16_t), CONVERT("u64", uint64_t, "u16", uint16_t),
-      CONVERT("s32", int32_t, "s16", int16_t), CONVERT("u32", uint32_t, "u16", uint16_t),
-      CONVERT("s32", int32_t, "s64", int64_t), CONVERT("u32", uint32_t, "u64", uint64_t),
-      CONVERT("u16", uint16_t, "u32", uint32_t), CONVERT("u16", uint16_t, "u64", uint64_t),
-      CONVERT("s16", int16_t, "s32", int32_t), CONVERT("s16", int16_t, "u32", uint32_t),
+      MOVE("16", uint16_t),
+      MOVE("32", uint32_t),
+      MOVE("64", uint64_t),
+      {"pack.32", pack<uint32_t, uint16_t>},
+      {"pack.64", pack<uint64_t, uint32_t>},
+      {"unpack.32", unpack<uint32_t, uint16_t>},
+      {"unpack.64", unpack<uint64_t, uint32_t>},
+      CONVERT("s64", int64_t, "s32", int32_t),
+      CONVERT("u64", uint64_t, "u32", uint32_t),
+      CONVERT("s64", int64_t, "s16", int16_t),
+      CONVERT("u64", uint64_t, "u16", uint16_t),
+      CONVERT("s32", int32_t, "s16", int16_t),
+      CONVERT("u32", uint32_t, "u16", uint16_t),
+      CONVERT("s32", int32_t, "s64", int64_t),
+      CONVERT("u32", uint32_t, "u64", uint64_t),
+      CONVERT("u16", uint16_t, "u32", uint32_t),
+      CONVERT("u16", uint16_t, "u64", uint64_t),
+      CONVERT("s16", int16_t, "s32", int32_t),
+      CONVERT("s16", int16_t, "u32", uint32_t),
       // Types that are narrower than their registers, whose widths follow.
       {"cvt.s64.s32/64/64", convert<int64_t, int32_t, int64_t, uint64_t>},
       {"cvt.u64.u32/64/64", convert<uint64_t, uint32_t, uint64_t, uint64_t>},
@@ -58,20 +68,24 @@ std::vector<Entry> conversion_operations() {
       {"cvt.u16.u8/16/32", convert<uint16_t, uint8_t, uint16_t, uint32_t>},
       {"cvt.u32.u16/32/32", convert<uint32_t, uint16_t, uint32_t, uint32_t>},
       {"cvt.s32.s16/32/32", convert<int32_t, int16_t, int32_t, uint32_t>},
-      FLOAT("cvt.rn.f32.f64", float, double, a), FLOAT("cvt.f64.f32", double, float, a),
+      FLOAT("cvt.rn.f32.f64", float, double, a),
+      FLOAT("cvt.f64.f32", double, float, a),
       FLOAT("cvt.f32.f16", float, uint16_t, from_float16(a)),
       FLOAT("cvt.rna.tf32.f32", uint32_t, float, to_tf32(a)),
       FLOAT("cvt.rni.f32.f32", float, float, std::nearbyint(a)),
       FLOAT("cvt.sat.f32.f32", float, float, a > 0.f ? a < 1.f ? a : 1.f : 0.f),  // NaN: 0
-      FLOAT("cvt.rn.f32.s32", float, int32_t, a), FLOAT("cvt.rn.f32.u32", float, uint32_t, a),
+      FLOAT("cvt.rn.f32.s32", float, int32_t, a),
+      FLOAT("cvt.rn.f32.u32", float, uint32_t, a),
       FLOAT("cvt.rn.f64.s32", double, int32_t, a),
       // The first operand becomes the upper half.
       {"cvt.rn.bf16x2.f32", apply<[](float high, float low) {
          return uint32_t(to_bfloat16(high)) << 16 | to_bfloat16(low);
-       }, uint32_t, float, float>},
+       },
+                                  uint32_t, float, float>},
       {"cvt.rn.f16x2.f32", apply<[](float high, float low) {
          return uint32_t(to_float16(high)) << 16 | to_float16(low);
-       }, uint32_t, float, float>},
+       },
+                                 uint32_t, float, float>},
   };
 }
 

@@ -74,7 +74,8 @@ void copies_arrive(Warp& w) {
 }
 
 std::vector<Entry> copy_operations() {
-  return {{"cp.async", copy}, {"cp.async.commit_group", commit}, {"cp.async.wait_group", wait_group}};
+  return {
+      {"cp.async", copy}, {"cp.async.commit_group", commit}, {"cp.async.wait_group", wait_group}};
 }
 
 }  // namespace ptx

@@ -77,8 +77,9 @@ cudaError_t check_grid(const Kernel& k, const Function& f, const GridSize& g) {
     return refuse(cudaErrorInvalidConfiguration, "size of the grid");
   if (int64_t(g.shared_bytes) > f.most_shared)
     return refuse(cudaErrorInvalidValue, "dynamic shared memory beyond its attribute");
-  if (g.cluster > 1 && int(g.cluster) > (f.large_clusters ? d.most_cluster
-                                                          : std::min(d.most_cluster, kPortableCluster)))
+  if (g.cluster > 1 &&
+      int(g.cluster) >
+          (f.large_clusters ? d.most_cluster : std::min(d.most_cluster, kPortableCluster)))
     return refuse(cudaErrorInvalidClusterSize, "size of the cluster");
   if (g.x % g.cluster) return refuse(cudaErrorInvalidClusterSize, "a grid that is not of clusters");
   if (k.param_bytes > kMostParams) return refuse(cudaErrorInvalidValue, "parameters beyond 4 KB");
@@ -220,7 +221,8 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* entry,
   if (!named) return refuse(cudaErrorInvalidClusterSize, "cluster size not specified");
   const int blocks = blocks_on_multiprocessor(k, int(g.threads), g.shared_bytes);
   const int groups = runtime().device.multiprocessors / kGroupMultiprocessors;
-  *clusters = runtime().nothing_fits ? 0 : groups * (kGroupMultiprocessors * blocks / int(g.cluster));
+  *clusters =
+      runtime().nothing_fits ? 0 : groups * (kGroupMultiprocessors * blocks / int(g.cluster));
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {

@@ -14,9 +14,9 @@ namespace ptx {
 struct DeviceLimits {
   const char* name;
   int major, minor, multiprocessors;
-  int shared_optin;      // of a block; a multiprocessor has 1 KB more
-  int threads, blocks;   // of a multiprocessor
-  int most_cluster;      // blocks, 0: no clusters
+  int shared_optin;     // of a block; a multiprocessor has 1 KB more
+  int threads, blocks;  // of a multiprocessor
+  int most_cluster;     // blocks, 0: no clusters
 };
 const DeviceLimits* device_limits(const std::string& name);
 

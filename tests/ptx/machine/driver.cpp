@@ -82,7 +82,7 @@ void read_layer(const Call& c, Layer<S>& l) {
 Plan plan_of(const Call& c, const How& how, Pass pass) {
   ptx::DeviceLimits& limits = ptx::runtime().device;
   if (how.multiprocessors) limits.multiprocessors = int(how.multiprocessors);
-  const Device device{limits.name,         limits.major, limits.minor, limits.multiprocessors,
+  const Device device{limits.name,         limits.major,  limits.minor, limits.multiprocessors,
                       limits.shared_optin, kRegisterFile, true};
   const bool untied = c.keep_h && c.gate_stride_h;
   Plan p = plan({Cell(c.cell), c.T, c.B, c.I, c.H, Precision(c.precision), untied, bool(c.save)},
@@ -118,20 +118,16 @@ std::string planned;
 const Host kHost{nullptr, nullptr, multiply};
 
 template <class S>
-void forward_as(const Call& c, const How& how) {
+Forward<S> forward_of(const Call& c) {
   Forward<S> l{};
   read_layer(c, l);
   l.bias_ih = static_cast<S*>(c.bias_ih), l.bias_hh = static_cast<S*>(c.bias_hh);
   l.y = static_cast<S*>(c.y), l.h_n = static_cast<S*>(c.h_n), l.c_n = static_cast<S*>(c.c_n);
   l.gates = static_cast<S*>(c.gates), l.saved = static_cast<S*>(c.saved);
-  const Plan plan = plan_of(c, how, Pass::forward);
-  planned = describe(plan);
-  const Scratch scratch(forward_scratch_bytes(plan, Cell(c.cell), l));
-  forward(plan, Cell(c.cell), l, kHost, scratch.memory);
+  return l;
 }
-
 template <class S>
-void backward_as(const Call& c, const How& how) {
+Backward<S> backward_of(const Call& c) {
   Backward<S> l{};
   read_layer(c, l);
   l.y = static_cast<S*>(c.y), l.gates = static_cast<S*>(c.gates);
@@ -140,6 +136,20 @@ void backward_as(const Call& c, const How& how) {
   l.dx = static_cast<S*>(c.dx), l.dh0 = static_cast<S*>(c.dh0), l.dc0 = static_cast<S*>(c.dc0);
   l.dweight_ih = static_cast<S*>(c.dweight_ih), l.dweight_hh = static_cast<S*>(c.dweight_hh);
   l.dbias_ih = static_cast<S*>(c.dbias_ih), l.dbias_hh = static_cast<S*>(c.dbias_hh);
+  return l;
+}
+
+template <class S>
+void forward_as(const Call& c, const How& how) {
+  const Forward<S> l = forward_of<S>(c);
+  const Plan plan = plan_of(c, how, Pass::forward);
+  planned = describe(plan);
+  const Scratch scratch(forward_scratch_bytes(plan, Cell(c.cell), l));
+  forward(plan, Cell(c.cell), l, kHost, scratch.memory);
+}
+template <class S>
+void backward_as(const Call& c, const How& how) {
+  const Backward<S> l = backward_of<S>(c);
   const Plan plan = plan_of(c, how, Pass::backward);
   planned = describe(plan);
   const Scratch scratch(backward_scratch_bytes(plan, Cell(c.cell), l));
@@ -147,15 +157,33 @@ void backward_as(const Call& c, const How& how) {
 }
 
 void run_call(const Call& c, const How& how, bool backward) {
-  const auto call = [&]<class S>(S) {
-    backward ? backward_as<S>(c, how) : forward_as<S>(c, how);
-  };
+  const auto call = [&]<class S>(S) { backward ? backward_as<S>(c, how) : forward_as<S>(c, how); };
   switch (Precision(c.precision)) {
     case Precision::bfloat16: return call(bfloat16{});
     case Precision::float16: return call(float16{});
     case Precision::tf32:
     case Precision::float32: return call(float{});
     case Precision::float64: return call(double{});
+  }
+}
+
+// The products over all time steps alone: the input part, or the gradients from dz.
+template <class S>
+void products_as(const Call& c, bool gradients, const void* dz) {
+  const Cell cell = Cell(c.cell);
+  if (!gradients)
+    return gate_gemm::input_part(cell, forward_of<S>(c), static_cast<S*>(c.gates), nullptr);
+  const Backward<S> l = backward_of<S>(c);
+  gate_gemm::input_gradient(cell, l, static_cast<const S*>(dz), nullptr);
+  const Scratch scratch(gate_gemm::weight_gradients_scratch_bytes(cell, l));
+  gate_gemm::weight_gradients(cell, l, static_cast<const S*>(dz), scratch.memory, nullptr);
+}
+void run_products_of(const Call& c, bool gradients, const void* dz) {
+  switch (Precision(c.precision)) {
+    case Precision::bfloat16: return products_as<bfloat16>(c, gradients, dz);
+    case Precision::float16: return products_as<float16>(c, gradients, dz);
+    case Precision::tf32: return products_as<float>(c, gradients, dz);
+    default: throw std::invalid_argument("precision: expected one with tensor cores");
   }
 }
 
@@ -244,7 +272,8 @@ int set_device(const char* name, int refuses_cooperation, int nothing_fits, int 
 }
 void configure(uint64_t seed, int schedule, double yields, double delays, double late_copies,
                int races, int64_t most_steps) {
-  ptx::options = {seed, ptx::Schedule(schedule), yields, delays, late_copies, races != 0, most_steps};
+  ptx::options = {seed,      ptx::Schedule(schedule), yields, delays, late_copies, races != 0,
+                  most_steps};
 }
 void add_memory(const void* begin, size_t bytes, const char* name) {
   ptx::add_memory(begin, bytes, name);
@@ -253,6 +282,9 @@ void clear_memory() { ptx::clear_memory(); }
 
 int run_layer(const Call* c, const How* how, int backward) {
   return guarded([&] { run_call(*c, *how, backward); });
+}
+int run_products(const Call* c, int gradients, const void* dz) {
+  return guarded([&] { run_products_of(*c, gradients, dz); });
 }
 int run_kernel(const char* name, const void* params, const ptx::GridSize* grid) {
   return guarded([&] {

@@ -39,8 +39,7 @@ void unready(Warp& w) {
 void write_special(Warp& w) {
   const GridSize& g = w.launch->grid;
   const Block& b = *w.block;
-  const uint32_t uniform[] = {g.threads, b.index[0], b.index[1], b.index[2], g.x,
-                              g.y,       g.z,        b.rank};
+  const uint32_t uniform[] = {g.threads, b.index[0], b.index[1], b.index[2], g.x, g.y, g.z, b.rank};
   uint32_t* to = w.to<uint32_t>(0);
   for (uint32_t i = 0; i < kWarp; ++i) to[i] = uint32_t(w.index) * kWarp + i, to[kWarp + i] = i;
   to += 2 * kWarp;
@@ -84,7 +83,8 @@ class Grid {
         if (w.block->cluster->live == 0) end_cluster(*w.block->cluster);
       }
       if (l_.steps > options.most_steps)
-        throw Report{report(l_, "endless: the launch has used up its steps", starts_.size() - next_)};
+        throw Report{
+            report(l_, "endless: the launch has used up its steps", starts_.size() - next_)};
     }
     if (!l_.clusters.empty())
       throw Report{report(l_, "deadlock: no thread can run", starts_.size() - next_)};
@@ -128,7 +128,8 @@ class Grid {
   }
 
   void fill() {
-    while (next_ < starts_.size() && l_.clusters.size() < resident_) start_cluster(starts_[next_++]);
+    while (next_ < starts_.size() && l_.clusters.size() < resident_)
+      start_cluster(starts_[next_++]);
   }
 
   void start_cluster(const std::array<uint32_t, 3>& at) {

@@ -1,5 +1,6 @@
-// lanes.cpp - instructions in which lanes of a warp meet. PTX ISA 9.0, sections 9.7.9.6 (shfl.sync),
-// 9.7.13.5 (vote.sync), 9.7.13.3 (bar.warp.sync), 9.7.14.5 (mma, its fragments, ldmatrix).
+// lanes.cpp - instructions in which lanes of a warp meet. PTX ISA 9.0, sections 9.7.9.6
+// (shfl.sync), 9.7.13.5 (vote.sync), 9.7.13.3 (bar.warp.sync), 9.7.14.5 (mma, its fragments,
+// ldmatrix).
 #include <cstring>
 
 #include "apply.h"
@@ -34,8 +35,8 @@ Step meet(Warp& w, const Operation& o, uint32_t mask, const uint32_t* members, H
     const int lane = std::countr_zero(left);
     w.member[lane] = members ? members[lane] : kAll;
     if (!(w.member[lane] >> lane & 1))
-      fail(w, lane, o, format("misuse: %s with a mask %#x without its own lane", o.name,
-                              w.member[lane]));
+      fail(w, lane, o,
+           format("misuse: %s with a mask %#x without its own lane", o.name, w.member[lane]));
   }
   check_exits(w);
   for (uint32_t left = mask; left; left &= left - 1) {

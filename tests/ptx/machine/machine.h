@@ -1,5 +1,6 @@
-// machine.h - a machine that executes PTX: warps of 32 lanes in lockstep where they agree, each lane
-// with a place of its own where they do not. One thread of the host, an order that a seed repeats.
+// machine.h - a machine that executes PTX: warps of 32 lanes in lockstep where they agree, each
+// lane with a place of its own where they do not. One thread of the host, an order that a seed
+// repeats.
 #pragma once
 
 #include <bit>
@@ -16,13 +17,13 @@
 namespace ptx {
 
 constexpr int kWarp = 32;
-constexpr uint32_t kAll = ~0u;         // every lane
+constexpr uint32_t kAll = ~0u;          // every lane
 constexpr uint32_t kSharedBase = 1024;  // of dynamic shared memory in the shared window
 constexpr size_t kSlot = 256 * 1024;    // of the generic window, for the shared memory of a block
 
 enum class Space : uint8_t { generic, global, shared, param };
-// As PTX names them. l2: ld.global.cg, as weak as a plain load; relaxed_part: a further element of a
-// relaxed vector.
+// As PTX names them. l2: ld.global.cg, as weak as a plain load; relaxed_part: a further element of
+// a relaxed vector.
 enum class Order : uint8_t { weak, l2, relaxed, relaxed_part, acquire, release, is_volatile };
 inline bool is_strong(Order order) { return order >= Order::relaxed; }
 
@@ -31,10 +32,10 @@ enum class Schedule { round_robin, random, block_ahead };
 struct Options {
   uint64_t seed = 1;
   Schedule schedule = Schedule::round_robin;
-  double yields = 0.02;      // probability of a switch at a memory access
-  double delays = 0;         // probability that a weak or relaxed store waits in a buffer
-  double late_copies = 1;    // probability that an asynchronous copy waits for its wait
-  bool races = true;         // watch every access
+  double yields = 0.02;              // probability of a switch at a memory access
+  double delays = 0;                 // probability that a weak or relaxed store waits in a buffer
+  double late_copies = 1;            // probability that an asynchronous copy waits for its wait
+  bool races = true;                 // watch every access
   int64_t most_steps = 100'000'000;  // of a launch: switches between warps
 };
 extern Options options;
@@ -71,8 +72,8 @@ struct Operation {
   Space space;
   Order order;
   uint8_t bytes, count, width;  // of an element in memory, elements, of a register
-  bool narrow;                   // the address lies in a 32-bit register
-  bool aligned;                  // all lanes of the warp execute it together
+  bool narrow;                  // the address lies in a 32-bit register
+  bool aligned;                 // all lanes of the warp execute it together
   const char* name;
 };
 
@@ -234,7 +235,8 @@ inline void each(uint32_t mask, F f) {
 std::string format(const char* text, ...) __attribute__((format(printf, 1, 2)));
 std::string thread_name(const Warp& w, int lane);
 
-// Whether others run before an access: at random, and always before a poll, which may wait for them.
+// Whether others run before an access: at random, and always before a poll, which may wait for
+// them.
 bool gives_way(Warp& w, bool poll);
 // Lanes that must meet: once all have come, `work` is done for all of them together. `members`:
 // who must come, by lane; nullptr: the whole warp.

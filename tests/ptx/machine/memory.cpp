@@ -1,11 +1,11 @@
 // memory.cpp - what memory there is, loads and stores, and how late a store is seen. PTX ISA 9.0,
 // chapter 8 (memory consistency model) and sections 9.7.9.8 to 9.7.9.11.
-#include "machine.h"
-
 #include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
+
+#include "machine.h"
 
 namespace ptx {
 namespace {
@@ -208,24 +208,24 @@ Place find(Warp& w, int lane, const Operation& o, uint64_t address, int bytes) {
   if (o.space == Space::param) {
     const int64_t at = int64_t(address);
     if (at < 0 || at + bytes > w.launch->kernel->param_bytes)
-      fail(w, lane, o, format("out of bounds: %d bytes at %lld of the parameters", bytes,
-                              (long long)at));
+      fail(w, lane, o,
+           format("out of bounds: %d bytes at %lld of the parameters", bytes, (long long)at));
     return {const_cast<uint8_t*>(w.launch->params) + at};
   }
   if (o.space == Space::shared) {
     uint8_t* const memory = shared_at(w, lane, o, address, bytes);
     return {memory, w.block->slot, uint32_t(address)};
   }
-  if (o.space == Space::generic && in_window(address)) return peer_place(w, lane, o, address, bytes);
+  if (o.space == Space::generic && in_window(address))
+    return peer_place(w, lane, o, address, bytes);
   check_global(w, lane, o, address, bytes);
   return {reinterpret_cast<uint8_t*>(address)};
 }
 
 uint64_t address_of(Warp& w, const Operation& o, int lane) {
   const int32_t place = o.at[0];
-  return o.narrow
-             ? uint32_t(w.from<uint32_t>(place)[lane] + uint32_t(o.number))
-             : w.from<uint64_t>(place)[lane] + uint64_t(o.number);
+  return o.narrow ? uint32_t(w.from<uint32_t>(place)[lane] + uint32_t(o.number))
+                  : w.from<uint64_t>(place)[lane] + uint64_t(o.number);
 }
 
 // What this thread sees at an address of global memory.
@@ -260,8 +260,8 @@ void release(Warp& w, int lane, uint64_t address) {
   w.launch->releases[address] = join.take();
 }
 
-// Places: the address, then one for each element. A relaxed vector may be torn between its elements:
-// decode.py makes each an instruction of its own.
+// Places: the address, then one for each element. A relaxed vector may be torn between its
+// elements: decode.py makes each an instruction of its own.
 template <bool Signed>
 Step load(Warp& w, const Operation& o, uint32_t mask) {
   const bool poll = is_strong(o.order) && o.order != Order::relaxed_part;

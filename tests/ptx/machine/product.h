@@ -4,6 +4,7 @@
 #if defined(__CUDACC__)
 #include "cuda/device/intrinsics.cuh"
 #else
+#include "cuda/gate_gemm/gate_gemm.h"
 #include "cuda/plan/plan.h"
 #include "cuda/run_layer.h"
 #endif

@@ -67,8 +67,7 @@ struct Watch {
             race(offset, "read", read.block, thread, read.line);
         }
     cell.reads.clear();
-    cell.write = {w.block->id,   w.epoch, w.thread(lane),
-                  o.line, strong,         how == Access::copy};
+    cell.write = {w.block->id, w.epoch, w.thread(lane), o.line, strong, how == Access::copy};
   }
 
   void note_read(ShadowCell& cell) const {
@@ -122,8 +121,10 @@ void watch_arrival(Warp& w, int lane, const Operation& o, uint64_t offset, int b
   ShadowLine& line = w.block->shadow[(offset - kSharedBase) / 16];
   const Watch watch{w, lane, o, offset, w.block->slot, Access::write, false};
   const auto end = [&](ShadowCell& cell) {
-    if (cell.write.copying) cell.write.copying = false, cell.write.epoch = w.epoch;
-    else watch.look(cell, 0);
+    if (cell.write.copying)
+      cell.write.copying = false, cell.write.epoch = w.epoch;
+    else
+      watch.look(cell, 0);
   };
   if (!line.parts) return end(line.whole);
   for (uint64_t i = offset % 16 / 2; i < (offset % 16 + uint64_t(bytes)) / 2; ++i)

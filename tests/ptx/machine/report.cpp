@@ -49,14 +49,14 @@ std::string report(const Launch& l, const char* what, size_t not_started) {
           if (w->exited >> lane & 1) continue;
           const Operation& o =
               kernel.operations[w->pc[lane] - (w->held >> lane & 1)];  // held: after the barrier
-          auto& [count, first] = groups[format("%s at PTX line %d, %s", o.name, o.line,
-                                               kernel.where(o.line).c_str())];
+          auto& [count, first] =
+              groups[format("%s at PTX line %d, %s", o.name, o.line, kernel.where(o.line).c_str())];
           if (!count++) first = thread_name(*w, lane);
         }
   std::string text = what;
   for (const auto& [where, group] : groups)
-    text += format("\n  %d threads: %s (first: %s)", group.first, where.c_str(),
-                   group.second.c_str());
+    text +=
+        format("\n  %d threads: %s (first: %s)", group.first, where.c_str(), group.second.c_str());
   if (not_started && !l.grid.cooperative)
     text += format("\n  %zu %s have not started: the launch is not cooperative", not_started,
                    l.grid.cluster > 1 ? "clusters" : "blocks");

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import build
 import decode
+import registers
 import source
 import torch
 
@@ -115,7 +116,7 @@ class Machine:
 
     @functools.cache  # noqa: B019 - as long as the machine
     def key(self, text: str) -> str:
-        own = [Path(m.__file__).read_text() for m in (source, decode)]
+        own = [Path(m.__file__).read_text() for m in (source, decode, registers)]
         files = text[text.rfind("\n}\n") :]  # .file stands after the last kernel
         return "".join([*own, *self.names, files])
 

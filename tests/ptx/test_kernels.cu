@@ -386,9 +386,9 @@ BUG(misaligned_row) {
   p.out[threadIdx.x] = words[0];
 }
 BUG(row_not_shared) {
+  SHARED;
   uint32_t words[4];
-  load_matrices(words, reinterpret_cast<const char*>(shared_memory<uint32_t>()) +
-                           4096);  // BUG row_not_shared
+  load_matrices(words, shared + 1024);  // BUG row_not_shared
   p.out[threadIdx.x] = words[0];
 }
 BUG(no_such_barrier) {

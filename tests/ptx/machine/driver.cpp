@@ -272,7 +272,7 @@ int set_device(const char* name, int refuses_cooperation, int nothing_fits, int 
 }
 void configure(uint64_t seed, int schedule, double yields, double delays, double late_copies,
                int races, int64_t most_steps) {
-  ptx::options = {seed,      ptx::Schedule(schedule), yields, delays, late_copies, races != 0,
+  ptx::options = {seed,      ptx::Schedule(schedule), yields, delays, late_copies, races != 0, 0,
                   most_steps};
 }
 void add_memory(const void* begin, size_t bytes, const char* name) {

@@ -59,7 +59,8 @@ class Grid {
     resident_ = starts_.size();
     if (!g.cooperative) {  // nobody promises more than one cluster at a time
       size_t most = std::clamp<size_t>(2048 / (g.threads * g.cluster), 1, kMostAtOnce);
-      if (options.schedule != Schedule::round_robin) most = 1 + l_.random.below(uint32_t(most));
+      if (options.schedule != Schedule::round_robin)
+        most = l_.random.chance(0.25) ? 1 : 1 + l_.random.below(uint32_t(most));
       resident_ = std::min(resident_, most);
     }
     reserve_window(resident_ * g.cluster);
@@ -193,7 +194,6 @@ class Grid {
 }  // namespace
 
 void run_grid(const Kernel& kernel, const void* params, const GridSize& grid) {
-  static int64_t launches = 0;
   if (grid.threads % kWarp)
     throw Report{format("launch: %u threads, a multiple of 32 expected", grid.threads)};
   // 8-byte aligned like the constant bank.
@@ -201,7 +201,7 @@ void run_grid(const Kernel& kernel, const void* params, const GridSize& grid) {
   std::memcpy(copy.data(), params, size_t(kernel.param_bytes));
   Launch l;
   l.kernel = &kernel, l.params = reinterpret_cast<const uint8_t*>(copy.data()), l.grid = grid;
-  l.random.state = options.seed * 0x1234567 + uint64_t(options.seed ? ++launches : 0);
+  l.random.state = options.seed * 0x1234567 + ++options.launches;
   Grid(l).run();
 }
 

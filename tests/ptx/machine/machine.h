@@ -36,6 +36,7 @@ struct Options {
   double delays = 0;                 // probability that a weak or relaxed store waits in a buffer
   double late_copies = 1;            // probability that an asynchronous copy waits for its wait
   bool races = true;                 // watch every access
+  uint64_t launches = 0;             // since these were set: each has an order of its own
   int64_t most_steps = 100'000'000;  // of a launch: switches between warps
 };
 extern Options options;

@@ -27,8 +27,7 @@ CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "ptx"
 PARALLEL = "2"
 ARCHITECTURES = ("80", "90a", "100", "120")
-# roofline.cu is a benchmark of its own, launched by torch's host code alone.
-UNITS = sorted(p for p in (CSRC / "cuda/instantiations").glob("*.cu") if p.stem != "roofline")
+UNITS = sorted((CSRC / "cuda/instantiations").glob("*.cu"))
 HOST_SOURCES = [
     *sorted((HERE / "machine").glob("*.cpp")),
     *sorted(p for p in (CSRC / "cuda").rglob("*.cpp") if p.stem != "torch_host"),

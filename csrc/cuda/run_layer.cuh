@@ -64,8 +64,7 @@ size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& laye
   if (!layer.gates) arena.take<S>(gate_count(cell, layer));
   size_t rest = stepwise::forward_scratch_bytes(cell, layer);
   if constexpr (kHasLibrary<S>) {
-    if (by_library<S>(plan))
-      rest = largest(rest, library::input_part_scratch_bytes(cell, layer));
+    if (by_library<S>(plan)) rest = largest(rest, library::input_part_scratch_bytes(cell, layer));
   }
   if constexpr (kHasKernels<S>) {
     if (plan.forward.engine != Engine::stepwise)

@@ -24,7 +24,7 @@ BIN     := $(VENV)/bin
 WHEEL_TESTS := check_wheel.py layer/test_modules.py
 SOURCES := setup.py pyproject.toml $(shell find building csrc -type f -not -name '*.pyc' 2>/dev/null)
 # The tests that execute the kernels take about as long as all the others.
-KERNEL_TESTS := $(wildcard tests/ptx tests/emulator)
+KERNEL_TESTS := tests/ptx
 FAST := -m 'not slow'
 
 .PHONY: help train test test-all test-package test-kernels fuzz kernels bench gpu wheel \

@@ -48,13 +48,24 @@ size_t slot_count(Cell cell, const Layer<S>& layer) {
 template <class S>
 constexpr bool kHasKernels = sizeof(S) <= 4;
 
+// Part 1 of bfloat16 and float16 is always gate_gemm's: every GPU that the kernels are compiled for
+// has tensor cores for them.
+template <class S>
+constexpr bool kHasLibrary = sizeof(S) > 2;
+template <class S>
+bool by_library(const Plan& plan) {
+  return kHasLibrary<S> && !plan.tensor_cores;
+}
+
 template <class S>
 size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& layer) {
   using namespace workspace;
   Arena arena(nullptr);
   if (!layer.gates) arena.take<S>(gate_count(cell, layer));
   size_t rest = stepwise::forward_scratch_bytes(cell, layer);
-  if (!plan.tensor_cores) rest = largest(rest, library::input_part_scratch_bytes(cell, layer));
+  if constexpr (kHasLibrary<S>) {
+    if (by_library<S>(plan)) rest = largest(rest, library::input_part_scratch_bytes(cell, layer));
+  }
   if constexpr (kHasKernels<S>) {
     if (plan.forward.engine != Engine::stepwise)
       rest = largest(rest, recurrence::forward_scratch_bytes(plan.forward, cell, layer));
@@ -71,9 +82,9 @@ void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& h
   S* const gates = layer.gates ? layer.gates : arena.take<S>(workspace::gate_count(cell, layer));
   const auto input_part = [&] {
     if constexpr (kHasKernels<S>) {
-      if (plan.tensor_cores) return gate_gemm::input_part(cell, layer, gates, host.stream);
+      if (!by_library<S>(plan)) return gate_gemm::input_part(cell, layer, gates, host.stream);
     }
-    library::input_part(cell, layer, gates, host, arena.rest());
+    if constexpr (kHasLibrary<S>) library::input_part(cell, layer, gates, host, arena.rest());
   };
   if (!plan.forward.fused_input) input_part();
   if constexpr (kHasKernels<S>) {
@@ -91,12 +102,14 @@ size_t backward_scratch_bytes(const Plan& plan, Cell cell, const Backward<S>& la
   Arena arena(nullptr);
   arena.take<S>(slot_count(cell, layer));
   size_t rest = stepwise::backward_scratch_bytes(cell, layer);
-  if (!plan.tensor_cores) {
-    rest = largest(rest, library::input_gradient_scratch_bytes(cell, layer));
-    rest = largest(rest, library::weight_gradients_scratch_bytes(cell, layer));
+  if constexpr (kHasLibrary<S>) {
+    if (by_library<S>(plan)) {
+      rest = largest(rest, library::input_gradient_scratch_bytes(cell, layer));
+      rest = largest(rest, library::weight_gradients_scratch_bytes(cell, layer));
+    }
   }
   if constexpr (kHasKernels<S>) {
-    if (plan.tensor_cores)
+    if (!by_library<S>(plan))
       rest = largest(rest, gate_gemm::weight_gradients_scratch_bytes(cell, layer));
     if (plan.backward.engine != Engine::stepwise)
       rest = largest(rest, recurrence::backward_scratch_bytes(plan.backward, cell, layer));
@@ -116,14 +129,16 @@ void backward(const Plan& plan, Cell cell, const Backward<S>& layer, const Host&
               recurrence::backward(plan.backward, cell, layer, dz, rest, host.stream);
   if (!started) stepwise::backward(cell, layer, dz, host, rest);
   if constexpr (kHasKernels<S>) {
-    if (plan.tensor_cores) {
+    if (!by_library<S>(plan)) {
       if (layer.dx) gate_gemm::input_gradient(cell, layer, dz, host.stream);
       gate_gemm::weight_gradients(cell, layer, dz, rest, host.stream);
       return;
     }
   }
-  if (layer.dx) library::input_gradient(cell, layer, dz, host, rest);
-  library::weight_gradients(cell, layer, dz, host, rest);
+  if constexpr (kHasLibrary<S>) {
+    if (layer.dx) library::input_gradient(cell, layer, dz, host, rest);
+    library::weight_gradients(cell, layer, dz, host, rest);
+  }
 }
 
 }  // namespace brnn::cuda

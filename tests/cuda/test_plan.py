@@ -6,8 +6,8 @@ import random
 import re
 from dataclasses import dataclass
 
+import binding
 import pytest
-from emulator import build
 
 SIXTEEN_BIT = ["bfloat16", "float16"]
 TENSOR_CORES = [*SIXTEEN_BIT, "tf32"]
@@ -17,7 +17,7 @@ GPUS = ["A100", "H100", "H100 PCIe", "H200", "B200", "RTX 4090", "RTX 5090"]
 
 @pytest.fixture(scope="module")
 def planner():
-    return build.module("bind_plan")
+    return binding.module("bind_plan")
 
 
 @dataclass(frozen=True)

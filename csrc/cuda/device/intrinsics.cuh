@@ -1,18 +1,12 @@
-// intrinsics.cuh - every device primitive that the kernels use, each with a host twin for the
-// emulator (tests/emulator), which compiles the same kernels with g++ and executes them on a CPU.
-//
-// Kernels also use these CUDA names, which the emulator provides: threadIdx, blockIdx, blockDim,
-// gridDim, dim3, uint2, uint4, float2, float4, __syncthreads, __syncwarp, __shfl_xor_sync,
-// __shfl_sync, __any_sync, __global__, __launch_bounds__, __grid_constant__. Nothing else.
+// intrinsics.cuh - every device primitive that the kernels use: its PTX and nothing else.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 
 #include "../../cells.h"
 #include "../../layer.h"
-
-#if defined(__CUDACC__)
-#include <cuda_runtime.h>
 
 #define BRNN_DEVICE __device__ __forceinline__
 
@@ -147,8 +141,6 @@ BRNN_DEVICE T load_l2(const T* from) {
   else
     return __ldcg(from);
 }
-// In the retry path of a loop that waits for data: tells the emulator to let others run.
-BRNN_DEVICE void spin() {}
 
 // ---- synchronisation
 
@@ -211,129 +203,6 @@ template <int Pending>
 BRNN_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
-
-}  // namespace brnn::cuda
-
-#else
-#include "emulator.h"  // tests/emulator
-
-#define BRNN_DEVICE inline
-
-namespace brnn::cuda {
-
-// The twins: the same names and meanings, each a line or a call of the emulator. `at` tells its
-// reports who called.
-using emu::Site;
-
-template <class T>
-BRNN_DEVICE T* shared_memory() {
-  return static_cast<T*>(emu::shared_memory());
-}
-
-BRNN_DEVICE void mma(bfloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                     Site at = Site::current()) {
-  emu::mma(emu::Number::bfloat16, c, a, b0, b1, at);
-}
-BRNN_DEVICE void mma(float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                     Site at = Site::current()) {
-  emu::mma(emu::Number::float16, c, a, b0, b1, at);
-}
-BRNN_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                     Site at = Site::current()) {
-  emu::mma(emu::Number::tf32, c, a, b0, b1, at);
-}
-BRNN_DEVICE void load_matrices(uint32_t (&words)[4], const void* row, Site at = Site::current()) {
-  emu::load_matrices(words, row, false, at);
-}
-BRNN_DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void* row,
-                                          Site at = Site::current()) {
-  emu::load_matrices(words, row, true, at);
-}
-
-BRNN_DEVICE uint32_t bfloat16_bits(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return value != value ? 0x7FFFu : (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-}
-BRNN_DEVICE uint32_t float16_bits(float value) {
-  return value != value ? 0x7FFFu : emu::float_to_half(value);
-}
-BRNN_DEVICE uint32_t pack(bfloat16, float low, float high) {
-  return bfloat16_bits(low) | bfloat16_bits(high) << 16;
-}
-BRNN_DEVICE uint32_t pack(float16, float low, float high) {
-  return float16_bits(low) | float16_bits(high) << 16;
-}
-BRNN_DEVICE uint32_t to_tf32(float value) {  // to nearest, ties away from zero
-  return value != value ? 0x7FFFFFFFu : (std::bit_cast<uint32_t>(value) + 0x1000u) & ~0x1FFFu;
-}
-BRNN_DEVICE float to_float(bfloat16 value) {
-  return std::bit_cast<float>(uint32_t(value.bits) << 16);
-}
-BRNN_DEVICE float to_float(float16 value) { return emu::half_to_float(value.bits); }
-BRNN_DEVICE float to_float(float value) { return value; }
-BRNN_DEVICE float bits_to_float(uint32_t bits) { return std::bit_cast<float>(bits); }
-BRNN_DEVICE uint32_t float_to_bits(float value) { return std::bit_cast<uint32_t>(value); }
-
-BRNN_DEVICE uint32_t permute_bytes(uint32_t bytes, uint32_t digits) {
-  uint32_t word = 0;
-  for (int i = 0; i < 4; ++i) word |= (bytes >> (digits >> i * 4 & 3) * 8 & 0xFF) << i * 8;
-  return word;
-}
-
-// ftz: numbers below 2^-126 are zero on the way in and on the way out.
-BRNN_DEVICE float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
-BRNN_DEVICE float exp2_approx(float x) { return flushed(std::exp2(flushed(x))); }
-BRNN_DEVICE float reciprocal_approx(float x) { return flushed(1.f / flushed(x)); }
-
-BRNN_DEVICE void opaque(uint32_t&) {}
-BRNN_DEVICE void opaque(int&) {}
-
-BRNN_DEVICE uint32_t load_acquire(const uint32_t* from, Site at = Site::current()) {
-  return emu::load_acquire(from, at);
-}
-BRNN_DEVICE void store_release(uint32_t* to, uint32_t value, Site at = Site::current()) {
-  emu::store_release(to, value, at);
-}
-BRNN_DEVICE uint4 load_relaxed(const uint4* from, Site at = Site::current()) {
-  return emu::load_relaxed(from, at);
-}
-BRNN_DEVICE void store_relaxed(uint32_t* to, uint32_t value, Site at = Site::current()) {
-  emu::store_relaxed(to, value, at);
-}
-template <class T>
-BRNN_DEVICE T load_l2(const T* from) {
-  return *from;
-}
-BRNN_DEVICE void spin(Site at = Site::current()) { emu::spin(at); }
-
-BRNN_DEVICE void named_barrier(int id, int threads, Site at = Site::current()) {
-  emu::named_barrier(id, threads, at);
-}
-BRNN_DEVICE uint32_t cluster_rank() { return emu::cluster_rank(); }
-template <class T>
-BRNN_DEVICE T* cluster_map(T* mine, uint32_t rank, Site at = Site::current()) {
-  return static_cast<T*>(emu::cluster_map(mine, rank, at));
-}
-BRNN_DEVICE void cluster_arrive(Site at = Site::current()) { emu::cluster_arrive(at); }
-BRNN_DEVICE void cluster_wait(Site at = Site::current()) { emu::cluster_wait(at); }
-
-BRNN_DEVICE void copy_async(void* to, const void* from, bool inside, Site at = Site::current()) {
-  emu::copy_async(to, from, 16, inside, at);
-}
-BRNN_DEVICE void copy_async_word(void* to, const void* from, bool inside,
-                                 Site at = Site::current()) {
-  emu::copy_async(to, from, 4, inside, at);
-}
-BRNN_DEVICE void copy_async_commit() { emu::copy_async_commit(); }
-template <int Pending>
-BRNN_DEVICE void copy_async_wait(Site at = Site::current()) {
-  emu::copy_async_wait(Pending, at);
-}
-
-}  // namespace brnn::cuda
-#endif
-
-namespace brnn::cuda {
 
 // Numbers of one word and the rounding that a value takes when it becomes one.
 BRNN_DEVICE uint32_t pack(float, float value, float) { return to_tf32(value); }

@@ -1,7 +1,6 @@
-// launch.cuh - how host code starts a kernel: one way for all of them, with its host twin.
+// launch.cuh - how host code starts a kernel: one way for all of them.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -17,8 +16,6 @@ struct Grid {
   int cluster;       // blocks along x that form a cluster; 0: no clusters
   bool cooperative;  // all blocks run at the same time, or the launch fails
 };
-
-#if defined(__CUDACC__)
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -124,36 +121,5 @@ int resident_blocks(void (*kernel)(Params), const Grid& grid) {
 inline void fill_bytes(void* to, int byte, size_t bytes, void* stream) {
   if (bytes) check(cudaMemsetAsync(to, byte, bytes, static_cast<cudaStream_t>(stream)), "memset");
 }
-
-#else
-
-template <class Params>
-void launch(void (*kernel)(Params), const Grid& grid, void*, const Params& params) {
-  emu::launch(grid.x, grid.y, grid.z, grid.threads, grid.shared_bytes, std::max(grid.cluster, 1),
-              grid.cooperative, [&] { kernel(params); });
-}
-
-template <class Params>
-std::string try_launch(void (*kernel)(Params), const Grid& grid, void* stream,
-                       const Params& params) {
-  launch(kernel, grid, stream, params);
-  return "";
-}
-
-template <class Params>
-int resident_blocks(void (*)(Params), const Grid&) {
-  return emu::config.resident_blocks;  // a test sets what the device holds
-}
-
-template <class Params>
-int resident_clusters(void (*)(Params), const Grid& grid, std::string&) {
-  return emu::config.resident_blocks / grid.cluster;
-}
-
-inline void fill_bytes(void* to, int byte, size_t bytes, void*) {
-  if (bytes) std::memset(to, byte, bytes);
-}
-
-#endif
 
 }  // namespace brnn::cuda

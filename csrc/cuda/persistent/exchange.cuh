@@ -63,7 +63,6 @@ class GridExchange {
 #pragma unroll
       for (int i = 0; i < Count; ++i) missing |= has_empty_word(words[i]);
       if (!missing) break;
-      spin();
 #pragma unroll
       for (int i = 0; i < Count; ++i)
         if (kPollAll || has_empty_word(words[i]))

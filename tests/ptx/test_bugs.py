@@ -1,0 +1,224 @@
+"""The engines' kernels with one thing wrong at a time: every bug is found. A bug is a change of the
+PTX, where it comes from a certain line of the sources."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import build
+import layer
+import machine
+import pytest
+from cases import Case
+from layer import How
+from machine import ReportError
+from source import Kernel
+
+PERSISTENT, GEMM = "cuda/persistent", "cuda/gate_gemm"
+
+
+@functools.cache
+def at(file: str, text: str, which: int = 0) -> str:
+    """A pattern for the place of a line, by what it says; `which` of several."""
+    lines = (build.CSRC / file).read_text().splitlines()
+    found = [i for i, line in enumerate(lines, 1) if text in line]
+    assert len(found) > which, f"{file} has no {text!r}"
+    return rf"{re.escape(file)}:{found[which]}\b"
+
+
+class Bug(NamedTuple):
+    kernels: str  # part of their names
+    edit: Callable[[Kernel], int]  # returns how many instructions it changed
+    case: Case
+    engine: str
+
+
+LSTM = Case("lstm", T=6, B=7, I=3, H=51, masks="untied", lengths=True)
+WIDE = Case("lstm", T=6, B=7, I=3, H=96, masks="untied", lengths=True)
+PRODUCTS = Case("gru", T=40, B=5, I=72, H=40, masks="untied")
+PLAIN = Case("lstm", T=4, B=5, I=136, H=72, masks="none", lengths=True)
+
+FORWARD = "14forward_kernel"
+EXCHANGE, TILES = f"{PERSISTENT}/exchange.cuh", f"{GEMM}/tiles.cuh"
+
+
+def never(predicate: str, source: str) -> Callable[[Kernel], int]:
+    """Comparisons `predicate` are false, their opposites true."""
+    opposite = {"eq": "ne", "le": "gt"}[predicate]
+
+    def edit(k: Kernel) -> int:
+        false = k.change(rf"setp\.{predicate}\.\w+ (%p\d+), .*", r"mov.pred \1, 0", source)
+        return false + k.change(rf"setp\.{opposite}\.\w+ (%p\d+), .*", r"mov.pred \1, 1", source)
+
+    return edit
+
+
+def both(*edits: Callable[[Kernel], int]) -> Callable[[Kernel], int]:
+    return lambda k: min(edit(k) for edit in edits)
+
+
+def drop(instruction: str, source: str) -> Callable[[Kernel], int]:
+    return lambda k: k.drop(instruction, source)
+
+
+def change(instruction: str, new: str | Callable, source: str = "") -> Callable[[Kernel], int]:
+    return lambda k: k.change(instruction, new, source)
+
+
+def one_slot(which: int) -> Callable[[Kernel], int]:
+    """Slots do not take turns: `which` of the exchanges that have two."""
+    turns = {"next_output": "slot_", "next_input": "input_slot_"}
+    lines = [f"void {name}() {{ {slot} ^= 1; }}" for name, slot in turns.items()]
+    source = "|".join(at(EXCHANGE, line, which) for line in lines)
+    return change(r"(xor|not)\.(b32|pred|b16) (%\w+), (%\w+).*", r"mov.\2 \3, \4", source)
+
+
+SHARED_COMMIT = at(EXCHANGE, "      __syncthreads();")
+FLAG_COMMIT = at(EXCHANGE, "named_barrier(barrier_, Tile::makers);")
+READY_MASK = at(f"{PERSISTENT}/word_masks.cuh", "return word & ")
+FLAG_WAIT = at(EXCHANGE, "while (load_acquire(theirs_ + n * tiles_)")
+SUMS = at(f"{PERSISTENT}/time_pass.cuh", "% Tile::sum_buffers * kBuffer")
+
+BUGS = {
+    # ---- the recurrence
+    "missing mask": Bug(
+        FORWARD,
+        change(r"and\.b32 (%r\d+), (%r\d+), %r\d+", r"mov.b32 \1, \2", READY_MASK), LSTM, "grid"),
+    "mask of another unit": Bug(
+        FORWARD, change(r"and\.b32 (%r\d+), (%r\d+), (%r\d+)", r"and.b32 \1, \3, \3", READY_MASK),
+        LSTM, "grid"),
+    "no barrier before the sum over warps": Bug(
+        FORWARD, drop(r"bar\.sync", at(f"{PERSISTENT}/tile.cuh", "    __syncthreads();")), LSTM,
+        "grid"),
+    "one buffer of sums": Bug(
+        FORWARD, change(r"(and|xor)\.b32 (%r\d+), (%r\d+), .*", r"mov.u32 \2, 0", SUMS), LSTM,
+        "grid"),
+    "data not awaited": Bug(
+        FORWARD, never("eq", at(EXCHANGE, "return (xy > zw ? xy : zw) == ~0u;")), LSTM, "grid"),
+    "data in one slot, not refilled": Bug(
+        FORWARD, drop(r"add\.s64", at(EXCHANGE, "void next_output() { out_ += Planes * plane_; }")
+                      + "|" + at(EXCHANGE, "void next_input() { in_ += Planes * plane_; }")),
+        LSTM, "grid"),
+    "data published by plain stores": Bug(
+        FORWARD, change(r"st\.relaxed\.gpu\.global", "st.global"), LSTM, "grid"),
+    "data published in halves": Bug(
+        FORWARD, change(r"st\.relaxed\.gpu\.global\.u32", "st.relaxed.gpu.global.u16"), LSTM,
+        "grid"),
+    "no barrier before the release": Bug(
+        FORWARD, drop(r"bar\.sync", FLAG_COMMIT), WIDE, "grid_flags"),
+    "barrier of half the makers": Bug(
+        FORWARD, change(r"bar\.sync (\S+?), ?\S+", r"bar.sync \1, 64", FLAG_COMMIT), WIDE,
+        "grid_flags"),
+    "no release": Bug(
+        FORWARD, change(r"st\.release\.gpu\.global", "st.relaxed.gpu.global"), WIDE, "grid_flags"),
+    "no acquire": Bug(
+        FORWARD, change(r"ld\.acquire\.gpu\.global", "ld.relaxed.gpu.global"), WIDE, "grid_flags"),
+    "flags not awaited": Bug(
+        FORWARD, never("le", FLAG_WAIT), WIDE, "grid_flags"),
+    "flags of the step before": Bug(
+        FORWARD, both(change(r"setp\.le\.u32", "setp.lt.u32", FLAG_WAIT)), WIDE, "grid_flags"),
+    "one slot, flags": Bug(FORWARD, one_slot(0), WIDE, "grid_flags"),
+    "no block barrier": Bug(FORWARD, drop(r"bar\.sync", SHARED_COMMIT), LSTM, "block"),
+    "one slot, block": Bug(FORWARD, one_slot(1), LSTM, "block"),
+    "block barrier in a cluster": Bug(
+        FORWARD, both(
+            change(r"barrier\.cluster\.arrive.*", "bar.sync 0",
+                   at(EXCHANGE, "      cluster_arrive();")),
+            drop(r"barrier\.cluster\.wait", at(EXCHANGE, "if (Cluster) cluster_wait();"))),
+        WIDE, "cluster"),
+    "cluster not started": Bug(
+        FORWARD, drop(r"barrier\.cluster",
+                      at(EXCHANGE, "if (Cluster) cluster_arrive(), cluster_wait();")),
+        WIDE, "cluster"),
+    "one slot, cluster": Bug(FORWARD, one_slot(1), WIDE, "cluster"),
+    "shuffle left out": Bug(
+        "15backward_kernel", change(r"shfl\.sync\.bfly\.b32 (%r\d+)\|%p\d+, (%r\d+), .*",
+                                    r"mov.b32 \1, \2"), WIDE, "grid"),
+    # ---- the products
+    "no barrier between tiles": Bug(
+        "gate_gemm", drop(r"bar\.sync", at(TILES, "__syncthreads();  // this tile is complete")),
+        PRODUCTS, "stepwise"),
+    "no wait for copies": Bug(
+        "gate_gemm", drop(r"cp\.async\.wait_group", TILES), PLAIN, "stepwise"),
+    "late wait for copies": Bug(
+        "gate_gemm", change(r"cp\.async\.wait_group (\d+)",
+                            lambda m: f"cp.async.wait_group {int(m[1]) + 1}", TILES),
+        PLAIN, "stepwise"),
+    "operands of mma change places": Bug(
+        "gate_gemm", change(r"(mma\S* \{[^}]*\}, ?\{[^,]*), ?([^,]*), ?([^,]*),", r"\1, \3, \2,"),
+        PRODUCTS, "stepwise"),
+    "halves of a word change places": Bug(
+        "gate_gemm", change(r"cvt\.rn\.bf16x2\.f32 (\S+?), ?(\S+?), ?(\S+)",
+                            r"cvt.rn.bf16x2.f32 \1, \3, \2"), PRODUCTS, "stepwise"),
+    "operands of prmt change places": Bug(
+        "gate_gemm", change(r"prmt\.b32 (\S+?), ?(\S+?), ?(\S+?), ?(\S+)",
+                            r"prmt.b32 \1, \3, \2, \4"),
+        PRODUCTS, "stepwise"),
+    "matrices not transposed": Bug(
+        "gate_gemm", change(r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans",
+                            "ldmatrix.sync.aligned.m8n8.x4"), PRODUCTS, "stepwise"),
+    "partial sums left out": Bug(
+        "sum_partials", change(r"add\.f32 (%f\d+), (%f\d+), .*", r"mov.f32 \1, \2"),
+        Case("lstm", T=30, B=36, I=24, H=16, masks="untied"), "stepwise"),
+    # ---- packed weights
+    "rows past the end of a weight": Bug(
+        "pack_weights", change(r"setp\.ge\.s32 (%p\d+), .*", r"mov.pred \1, 0",
+                               at(f"{PERSISTENT}/packed_weights.cuh", "if (unit < p.H && k < p.K")),
+        LSTM, "grid"),
+    "16 bytes at 8": Bug(
+        "pack_weights", change(r"and\.b32 (%r\d+), (%r\d+), 7", r"and.b32 \1, \2, 3",
+                               at(f"{PERSISTENT}/packed_weights.cuh",
+                                  "p.K % (4 * Number<S>::per_word)")),
+        Case("lstm", T=2, B=3, I=8, H=52), "grid"),
+}  # fmt: skip
+
+SETTINGS = [
+    s | {"delays": 0.0 if s["schedule"] == "round_robin" else 0.6}
+    for s in machine.schedules(seeds=4)
+]
+
+
+def findings(engines, bug: Bug, races: bool) -> tuple[str, int]:
+    """What the first schedule shows that shows something, and how many instructions changed."""
+    changed = [0]
+
+    def edit(kernel: Kernel) -> None:
+        if bug.kernels in kernel.name:
+            changed[0] += bug.edit(kernel)
+
+    engines.plant(edit)
+    for settings in SETTINGS:
+        engines.configure(**settings, races=races, most_steps=2_000_000)
+        try:
+            wrong = layer.differences(engines, bug.case, "bfloat16", How(bug.engine))
+        except (ReportError, AssertionError) as error:
+            return str(error), changed[0]
+        if wrong:
+            return f"wrong numbers: {wrong[0]}", changed[0]
+    return "", changed[0]
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_bug_is_found(engines, name):
+    found, changed = findings(engines, BUGS[name], races=True)
+    assert changed, "the bug was not planted"
+    assert found
+
+
+# What is found by its consequences alone, without the race detector.
+BY_CONSEQUENCES = (
+    "no release", "no barrier before the release", "data not awaited", "block barrier in a cluster",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_CONSEQUENCES)
+def test_bug_has_consequences(engines, name):
+    found, _ = findings(engines, BUGS[name], races=False)
+    assert found and not found.startswith("data race")
+
+
+@pytest.mark.parametrize("engine", ("grid", "grid_flags", "block", "cluster", "stepwise"))
+def test_without_a_bug_nothing_is_found(engines, engine):
+    nothing = Bug("", lambda k: 0, WIDE, engine)
+    assert findings(engines, nothing, races=True) == ("", 0)

@@ -59,6 +59,8 @@ std::vector<Entry> conversion_operations() {
       // Types that are narrower than their registers, whose widths follow.
       {"cvt.s64.s32/64/64", convert<int64_t, int32_t, int64_t, uint64_t>},
       {"cvt.u64.u32/64/64", convert<uint64_t, uint32_t, uint64_t, uint64_t>},
+      {"cvt.s8.s32/16/32", convert<int8_t, int32_t, int16_t, uint32_t>},
+      {"cvt.u8.u32/16/32", convert<uint8_t, uint32_t, uint16_t, uint32_t>},
       {"cvt.u32.u8/32/16", convert<uint32_t, uint8_t, uint32_t, uint16_t>},
       {"cvt.u16.u8/16/16", convert<uint16_t, uint8_t, uint16_t, uint16_t>},
       {"cvt.u32.u8/32/32", convert<uint32_t, uint8_t, uint32_t, uint32_t>},

@@ -74,6 +74,23 @@ def one_slot(which: int) -> Callable[[Kernel], int]:
     return change(r"(xor|not)\.(b32|pred|b16) (%\w+), (%\w+).*", r"mov.\2 \3, \4", source)
 
 
+def masks_of_the_next_gate(k: Kernel) -> int:
+    """Every word meets the mask that belongs to the words a quarter of them later."""
+    pattern = r"and\.b32 (%r\d+), (%r\d+), (%r\d+)"
+    found = [s for s in k.statements
+             if re.match(pattern, s.text) and re.search(READY_MASK, s.source)]  # fmt: skip
+    masks = [re.match(pattern, s.text)[3] for s in found]
+    for i, s in enumerate(found):
+        other = masks[(i + len(masks) // 4) % len(masks)]
+        s.text = re.sub(pattern, rf"and.b32 \1, \2, {other}", s.text)
+    return len(set(masks)) > 1 and len(found)
+
+
+def later(m: re.Match) -> str:
+    """t < n becomes t <= n."""
+    return {"lt": "setp.le.s32", "ge": "setp.gt.s32"}[m[1]]
+
+
 SHARED_COMMIT = at(EXCHANGE, "      __syncthreads();")
 FLAG_COMMIT = at(EXCHANGE, "named_barrier(barrier_, Tile::makers);")
 READY_MASK = at(f"{PERSISTENT}/word_masks.cuh", "return word & ")
@@ -85,8 +102,10 @@ BUGS = {
     "missing mask": Bug(
         FORWARD,
         change(r"and\.b32 (%r\d+), (%r\d+), %r\d+", r"mov.b32 \1, \2", READY_MASK), LSTM, "grid"),
-    "mask of another unit": Bug(
-        FORWARD, change(r"and\.b32 (%r\d+), (%r\d+), (%r\d+)", r"and.b32 \1, \3, \3", READY_MASK),
+    "mask of another gate": Bug(FORWARD, masks_of_the_next_gate, LSTM, "grid"),
+    "lengths off by one": Bug(
+        FORWARD, change(r"setp\.(lt|ge)\.s32", later,
+                        at(f"{PERSISTENT}/forward.cuh", "const bool in = t < length_[i];")),
         LSTM, "grid"),
     "no barrier before the sum over warps": Bug(
         FORWARD, drop(r"bar\.sync", at(f"{PERSISTENT}/tile.cuh", "    __syncthreads();")), LSTM,
@@ -97,8 +116,9 @@ BUGS = {
     "data not awaited": Bug(
         FORWARD, never("eq", at(EXCHANGE, "return (xy > zw ? xy : zw) == ~0u;")), LSTM, "grid"),
     "data in one slot, not refilled": Bug(
-        FORWARD, drop(r"add\.s64", at(EXCHANGE, "void next_output() { out_ += Planes * plane_; }")
-                      + "|" + at(EXCHANGE, "void next_input() { in_ += Planes * plane_; }")),
+        FORWARD, change(r"add\.s64 (%rd\d+), (%rd\d+), .*", r"mov.b64 \1, \2",
+                        at(EXCHANGE, "void next_output() { out_ += Planes * plane_; }")
+                        + "|" + at(EXCHANGE, "void next_input() { in_ += Planes * plane_; }")),
         LSTM, "grid"),
     "data published by plain stores": Bug(
         FORWARD, change(r"st\.relaxed\.gpu\.global", "st.global"), LSTM, "grid"),

@@ -201,7 +201,7 @@ def products(
     machine.check(machine.library.run_products(ctypes.byref(c), dz is not None, address))
 
 
-def dry(machine: Machine, case: Case, precision: str, engine: str, *, backward: bool) -> list[str]:
+def dry(machine: Machine, case: Case, precision: str, how: How, *, backward: bool) -> list[str]:
     """The kernels of a pass on a machine whose device is dry: no memory is touched."""
     untied = case.masks == "untied"
     strides = {f"gate_stride_{k}": untied * case.B * n for k, n in (("x", case.I), ("h", case.H))}
@@ -210,7 +210,7 @@ def dry(machine: Machine, case: Case, precision: str, engine: str, *, backward: 
         is_mask = name.startswith("keep") and case.masks == "none"
         setattr(c, name, None if name == "lengths" or is_mask else 4096)
     machine.library.set_loader(machine.loader)
-    code = machine.library.run_layer(ctypes.byref(c), ctypes.byref(How(engine).of(False)), backward)
+    code = machine.library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), backward)
     kernels = machine.launched()
     machine.check(code)
     return kernels

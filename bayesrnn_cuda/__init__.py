@@ -1,11 +1,20 @@
 """LSTM and GRU with variational dropout (Gal and Ghahramani, 2016) in fused C++/CUDA kernels."""
 
+import torch
+
 from . import functional, reference
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
 from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout
 from .objective import kl_penalty, weight_decay_groups
-from .predict import MCPrediction, mc_dropout, mc_predict
+from .predict import hold_masks, mc_dropout, mc_predict
+from .prediction import MCPrediction
+from .switch import MaskDropout
+
+# A checkpoint of a whole module loads under torch.load's default, weights_only=True.
+torch.serialization.add_safe_globals(
+    [BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout, MaskDropout]
+)
 
 __version__ = "0.1.0"
 
@@ -19,6 +28,7 @@ __all__ = [
     "MCPrediction",
     "Plan",
     "functional",
+    "hold_masks",
     "info",
     "kl_penalty",
     "mc_dropout",

@@ -114,3 +114,34 @@ def check_module(module: nn.Module) -> None:
     """TypeError unless `module` is an nn.Module."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
+
+
+def check_level(name: str, value: float) -> float:
+    """`value` as a float; TypeError unless it is a real number, ValueError unless in (0, 1)."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0.0 < value < 1.0:
+        error = ValueError if number else TypeError
+        raise error(f"{name}: expected a probability in (0, 1), got {value!r}")
+    return float(value)
+
+
+def check_noise(noise: Any, like: Tensor) -> Tensor:
+    """A standard deviation as a tensor like `like`, with which it broadcasts.
+
+    TypeError unless it is a number or a tensor, ValueError unless it is at least 0.
+    """
+    if not isinstance(noise, Tensor):
+        check_number("noise", noise)
+    result = torch.as_tensor(noise, dtype=like.dtype, device=like.device)
+    if not bool((result >= 0).all()):
+        raise ValueError(f"noise: expected standard deviations of at least 0, got {noise!r}")
+    try:
+        fits = torch.broadcast_shapes(result.shape, like.shape) == like.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"noise: expected a shape that broadcasts to {list(like.shape)}, "
+            f"got {list(result.shape)}"
+        )
+    return result

@@ -3,6 +3,13 @@
 import torch
 
 from . import functional, reference
+from .calibration import (
+    conformal_scale,
+    coverage,
+    fit_noise,
+    interval_width,
+    model_precision,
+)
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
 from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout
@@ -27,12 +34,17 @@ __all__ = [
     "LockedDropout",
     "MCPrediction",
     "Plan",
+    "conformal_scale",
+    "coverage",
+    "fit_noise",
     "functional",
     "hold_masks",
     "info",
+    "interval_width",
     "kl_penalty",
     "mc_dropout",
     "mc_predict",
+    "model_precision",
     "plan",
     "reference",
     "weight_decay_groups",

@@ -10,6 +10,7 @@ from .calibration import (
     interval_width,
     model_precision,
 )
+from .convert import convert, to_torch
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
 from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout
@@ -35,6 +36,7 @@ __all__ = [
     "MCPrediction",
     "Plan",
     "conformal_scale",
+    "convert",
     "coverage",
     "fit_noise",
     "functional",
@@ -47,5 +49,6 @@ __all__ = [
     "model_precision",
     "plan",
     "reference",
+    "to_torch",
     "weight_decay_groups",
 ]

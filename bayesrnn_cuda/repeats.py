@@ -57,6 +57,7 @@ class Repeats:
         self._output_batch_dim = output_batch_dim
         self._cache = _Cache()
         self._dims: list[int] = []  # where the batch may be; the first is the best guess
+        self._disagree = False  # the modules inside about it
         if samples == 1 or chunk == 1:  # nothing is repeated
             self._sizes = [1] * samples
             return
@@ -101,7 +102,9 @@ class Repeats:
         if batch_dim is not None:
             _check_batch(tensors, batch_dim)
             return [batch_dim]
-        dim = _batch_dim(module)
+        flags = _batch_first(module)
+        self._disagree = len(flags) > 1
+        dim = 1 if flags == {False} or (self._disagree and min(x.dim() for x in tensors) > 1) else 0
         _check_batch(tensors, dim)
         other = 1 - dim
         fits = len({x.shape[other] if x.dim() > other else -1 for x in tensors}) == 1
@@ -123,6 +126,11 @@ class Repeats:
 
     def _grow(self, run: Run, size: int, alone: list[int]) -> list[Tensor]:
         """The outputs of `size` samples, in the first batch dimension that the layers confirm."""
+        if self._disagree and not alone:
+            raise ValueError(
+                "batch_dim: expected to be given, since the module has both batch_first=True and "
+                "batch_first=False inside, and no layer that knows its sequences, got None"
+            )
         failed: list[str] = []
         cause = None
         while self._dims:
@@ -222,16 +230,10 @@ def _check_batch(tensors: Sequence[Tensor], batch_dim: int) -> None:
         raise ValueError(f"inputs: expected one size in dimension {batch_dim}, got {sizes}")
 
 
-def _batch_dim(module: nn.Module) -> int:
-    """0 or 1 by the `batch_first` of the modules inside, 0 if none has any."""
+def _batch_first(module: nn.Module) -> set[bool]:
+    """What the modules inside say of it."""
     found = (getattr(m, "batch_first", None) for m in module.modules())
-    flags = {flag for flag in found if isinstance(flag, bool)}
-    if len(flags) > 1:
-        raise ValueError(
-            "batch_dim: expected to be given, since the module has both batch_first=True and "
-            "batch_first=False inside, got None"
-        )
-    return 1 if flags == {False} else 0
+    return {flag for flag in found if isinstance(flag, bool)}
 
 
 def _grew(saw: list[int], alone: list[int], size: int) -> bool:

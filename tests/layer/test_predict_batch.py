@@ -208,13 +208,19 @@ def test_batch_dim_is_0_where_no_module_says():
     assert brnn.mc_predict(module, torch.randn(B, I), samples=7).mean.shape == (B, 2)
 
 
-def test_batch_dim_of_modules_that_disagree():
+@pytest.mark.parametrize("outer_first", [False, True])
+def test_batch_dim_of_modules_that_disagree(outer_first):
+    """The layers that know their sequences settle it; where there are none, it must be given."""
     turn = Function(lambda x: x.transpose(0, 1))
-    module = nn.Sequential(brnn.LockedDropout(0.5), turn, brnn.LockedDropout(0.5, batch_first=True))
-    x = torch.randn(T, B, I)
+    layers = [brnn.LockedDropout(0.5, batch_first=flag) for flag in (outer_first, not outer_first)]
+    x = torch.randn((B, T, I) if outer_first else (T, B, I))
+    prediction = brnn.mc_predict(nn.Sequential(layers[0], turn, layers[1]), x, samples=5)
+    assert prediction.mean.shape == ((T, B, I) if outer_first else (B, T, I))
+    unaware = nn.Sequential(turn, nn.Dropout(0.5))
+    unaware[0].batch_first, unaware[1].batch_first = True, False
     with pytest.raises(ValueError, match=r"batch_dim: expected to be given, .*, got None"):
-        brnn.mc_predict(module, x, samples=5)
-    assert brnn.mc_predict(module, x, samples=5, batch_dim=1).mean.shape == (B, T, I)
+        brnn.mc_predict(unaware, x, samples=5)
+    assert brnn.mc_predict(unaware, x, samples=5, batch_dim=1).mean.shape == (*x.shape[1::-1], I)
 
 
 def test_output_batch_dim_that_cannot_be_told():

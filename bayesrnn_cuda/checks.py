@@ -57,6 +57,7 @@ def check_probability(name: str, p: float) -> float:
 
 def check_probabilities(name: str, p: float | Sequence[float], count: int) -> tuple[float, ...]:
     """One probability for each of `count` layers, of a sequence of them or of one for all."""
+    p = from_numpy(p)
     if not isinstance(p, Sequence) or isinstance(p, str):
         return (check_probability(name, p),) * count
     if len(p) != count:
@@ -98,6 +99,7 @@ def _is_integer(value: Any) -> bool:
 
 def check_flag(name: str, value: bool) -> bool:
     """`value` itself; TypeError unless it is a bool."""
+    value = from_numpy(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return value
@@ -108,6 +110,11 @@ def check_no_projections(name: str, value: int) -> int:
     if check_size(name, value, least=0) != 0:
         raise ValueError(f"{name}: expected 0, no projections, got {value!r}")
     return 0
+
+
+def from_numpy(value: Any) -> Any:
+    """NumPy's scalars and arrays as Python's: configurations and parameter searches have them."""
+    return value.tolist() if type(value).__module__ == "numpy" else value
 
 
 def check_module(module: nn.Module) -> None:

@@ -75,6 +75,8 @@ class BayesianLSTM(RecurrentLayer):
                 RuntimeError too, as torch.nn.LSTM's.
             TypeError: an argument of another type.
         """
+        if (leaf := self._as_leaf(input, hx, masks=masks)) is not None:
+            return leaf  # type: ignore[return-value]
         output, (h_n, c_n) = self._forward(input, hx, masks)
         return output, (h_n, c_n)
 
@@ -137,6 +139,8 @@ class BayesianGRU(RecurrentLayer):
         masks: Sequence[LayerMasks] | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
+        if (leaf := self._as_leaf(input, hx, masks=masks)) is not None:
+            return leaf  # type: ignore[return-value]
         if hx is not None and not isinstance(hx, Tensor):
             raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
         output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
@@ -251,6 +255,8 @@ class BayesianEmbedding(Settings, DropoutModule):
                 too, as torch has it).
             IndexError: a token that is not in the vocabulary.
         """
+        if (leaf := self._as_leaf(tokens, keep=keep)) is not None:
+            return leaf  # type: ignore[return-value]
         check_tensor("tokens", tokens)
         if tokens.dtype not in (torch.int64, torch.int32):
             dtype = str(tokens.dtype).removeprefix("torch.")
@@ -348,6 +354,8 @@ class LockedDropout(Settings, DropoutModule):
         Raises:
             ValueError: x of another rank, or a mask of another shape (a RuntimeError too).
         """
+        if (leaf := self._as_leaf(x, keep=keep)) is not None:
+            return leaf  # type: ignore[return-value]
         check_tensor("x", x)
         if x.dim() != 3:
             # [B, F] and [T, F] look alike; taking one for the other would share a mask silently.

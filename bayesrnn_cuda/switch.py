@@ -3,9 +3,10 @@
 import itertools
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import blocks
 
@@ -78,6 +79,17 @@ class DropoutModule(nn.Module):
     def draws_masks(self) -> bool:
         """Whether a call draws masks when it is given none."""
         return self.mask_dropout.training
+
+    def _as_leaf(self, *arguments: Any, **kwargs: Any) -> fx.Proxy | None:
+        """The node of this module in a symbolic trace by torch.fx; None outside of one.
+
+        There torch's own layers are leaves, by the name of the package that they stand in.
+        """
+        if not any(isinstance(x, fx.Proxy) for x in arguments):
+            return None
+        (tracer,) = {x.tracer for x in arguments if isinstance(x, fx.Proxy)}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), arguments, given)
 
     def _largest_dropout(self) -> float:
         raise NotImplementedError

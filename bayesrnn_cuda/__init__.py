@@ -10,7 +10,7 @@ from .calibration import (
     interval_width,
     model_precision,
 )
-from .convert import convert, to_torch
+from .conversion import convert, to_torch
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
 from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_integer, check_level, check_number, check_probability, check_tensor
-from .prediction import MCPrediction, at_least_float32
+from .moments import at_least_float32
+from .prediction import MCPrediction
 
 
 def fit_noise(

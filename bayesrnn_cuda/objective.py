@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_module, check_number, check_probability
-from .prediction import at_least_float32
+from .moments import at_least_float32
 
 
 def kl_penalty(

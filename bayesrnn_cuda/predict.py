@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import blocks, repeats, switch
 from .checks import check_flag, check_integer, check_module, check_size
-from .prediction import MCPrediction, Moments, at_least_float32, entropy
+from .moments import Moments, at_least_float32, entropy
+from .prediction import MCPrediction
 from .switch import DropoutModule
 
 _TORCH_DROPOUT = (nn.modules.dropout._DropoutNd, nn.RNNBase)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...prediction import at_least_float32
+from ...moments import at_least_float32
 from ..naive_dropout import State
 from ..training.evaluating import evaluating, seeded_generator
 from .model import LanguageModel, ModelMasks

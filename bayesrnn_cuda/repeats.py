@@ -60,6 +60,8 @@ class Repeats:
         self._disagree = False  # the modules inside about it
         if samples == 1 or chunk == 1:  # nothing is repeated
             self._sizes = [1] * samples
+            if batch_dim is not None:
+                _check_dims(self._tensors(), batch_dim)
             return
         _check_inputs(inputs)
         self._dims = self._candidates(module, batch_dim)
@@ -70,6 +72,12 @@ class Repeats:
     def draws(self, run: Run) -> Iterator[list[Tensor]]:
         """The outputs of the calls, each with the samples in front: [S', ...]."""
         alone, alone_saw = run(self._arguments(1, 0))
+        given = self._output_batch_dim
+        for y in alone if given is not None else ():
+            if not -y.dim() <= given < y.dim():
+                raise ValueError(
+                    f"output_batch_dim: expected a dimension of {list(y.shape)}, got {given}"
+                )
         pending = alone
         out_dims: list[int] | None = None
         for size in self._sizes[1:]:
@@ -219,12 +227,16 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
             raise ValueError(f"inputs: expected tensors, got {type(x).__name__}")
 
 
-def _check_batch(tensors: Sequence[Tensor], batch_dim: int) -> None:
-    if not tensors:
-        raise ValueError("inputs: expected at least 1 tensor, got 0")
+def _check_dims(tensors: Sequence[Tensor], batch_dim: int) -> None:
     for x in tensors:
         if not -x.dim() <= batch_dim < x.dim():
             raise ValueError(f"batch_dim: expected a dimension of {list(x.shape)}, got {batch_dim}")
+
+
+def _check_batch(tensors: Sequence[Tensor], batch_dim: int) -> None:
+    if not tensors:
+        raise ValueError("inputs: expected at least 1 tensor, got 0")
+    _check_dims(tensors, batch_dim)
     sizes = [x.shape[batch_dim] for x in tensors]
     if len(set(sizes)) > 1:
         raise ValueError(f"inputs: expected one size in dimension {batch_dim}, got {sizes}")

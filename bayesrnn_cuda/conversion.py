@@ -92,7 +92,7 @@ def to_torch(model: nn.Module, *, leave: Iterable[str] = ()) -> nn.Module:
             in `leave`; a model without any module of this package.
     """
 
-    def replacement(module: nn.Module) -> nn.Module | str | None:
+    def replacement(module: Any) -> nn.Module | str | None:
         kinds = (BayesianLSTM, BayesianGRU, BayesianEmbedding, LockedDropout)
         base = next((kind for kind in kinds if isinstance(module, kind)), None)
         if base is None:
@@ -196,7 +196,7 @@ def _plain(kind: type[nn.Module], *arguments: Any) -> list[str]:
     return list(_public(kind(*arguments, device="meta")))
 
 
-_PLAIN = {
+_PLAIN: dict[type[nn.Module], list[str]] = {
     **{kind: _plain(kind, 1, 1) for kind in (nn.LSTM, nn.GRU, BayesianLSTM, BayesianGRU)},
     BayesianEmbedding: _plain(BayesianEmbedding, 1, 1),
     LockedDropout: list(_public(LockedDropout())),

@@ -20,7 +20,7 @@ from .checks import (
 from .masks import LayerMasks, apply_mask, sample_keep
 from .recurrent import RecurrentLayer
 from .settings import Settings
-from .switch import DropoutModule
+from .switch import DropoutModule, single
 
 
 class BayesianLSTM(RecurrentLayer):
@@ -227,8 +227,7 @@ class BayesianEmbedding(Settings, DropoutModule):
         `shared`: one mask for all B sequences.
         """
         draw = self._shared if check_flag("shared", shared) else self._fresh
-        (keep,) = draw(batch_size, 0, self.weight.device, generator)
-        return keep
+        return single(draw(batch_size, 0, self.weight.device, generator))
 
     def _largest_dropout(self) -> float:
         return self.dropout
@@ -272,7 +271,7 @@ class BayesianEmbedding(Settings, DropoutModule):
             if self.dropout == 0.0 or not self.draws_masks:
                 return vectors
             held = self._sample(columns.shape[1], 0, tokens.device)
-            keep = None if held is None else held[0]
+            keep = None if held is None else single(held)
         if keep is None:
             kept = _keep_word_types(columns, self.dropout)
         else:
@@ -329,8 +328,7 @@ class LockedDropout(Settings, DropoutModule):
     ) -> Tensor:
         """A mask to hold over several calls: bool [B, F]. `shared`: one for all B sequences."""
         draw = self._shared if check_flag("shared", shared) else self._fresh
-        (keep,) = draw(batch_size, features, device, generator)
-        return keep
+        return single(draw(batch_size, features, device, generator))
 
     def _largest_dropout(self) -> float:
         return self.p
@@ -370,7 +368,7 @@ class LockedDropout(Settings, DropoutModule):
             if self.p == 0.0 or not self.draws_masks:
                 return x
             held = self._sample(*shape, x.device)
-            (keep,) = self._fresh(*shape, x.device) if held is None else held
+            keep = single(self._fresh(*shape, x.device) if held is None else held)
         else:
             check_keep(keep, shape, x.device)
         return apply_mask(x, keep.unsqueeze(time), self.p)

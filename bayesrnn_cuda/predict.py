@@ -79,7 +79,7 @@ def hold_masks(module: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def _drawing(block: blocks.MaskBlock) -> Iterator[blocks.MaskBlock]:
     """The layers of `block` draw as it says, in compiled graphs too."""
-    layers = list(block.layers.values())
+    layers = [m for m in block.layers.values() if isinstance(m, DropoutModule)]
     for layer in layers:
         switch.register(layer)
     flags = [(layer, "_in_block", True) for layer in layers]
@@ -218,9 +218,9 @@ class _Watch:
         if torch.compiler.is_compiling() or self._block is None or not blocks.is_open(self._block):
             return
         if not isinstance(module, nn.RNNBase):
-            self._block.drew |= module.training and module.p > 0
+            self._block.drew |= module.training and getattr(module, "p", 0.0) > 0
             return
-        self._block.drew |= module.training and module.dropout > 0 and module.num_layers > 1
+        self._block.drew |= bool(module.training and module.dropout and module.num_layers > 1)
         x = arguments[0] if arguments else None
         if isinstance(x, PackedSequence):
             self._block.saw(int(x.batch_sizes[0]))

@@ -114,7 +114,8 @@ class MCPrediction(NamedTuple):
                 "interval: expected either level or scale, got "
                 + ("neither" if level is None else "both")
             )
-        if scale is not None:
+        if level is None:
+            assert scale is not None
             reach = scale * self._spread()
             return self.mean - reach, self.mean + reach
         rest = (1 - check_level("level", level)) / 2

@@ -73,8 +73,8 @@ class Repeats:
         """The outputs of the calls, each with the samples in front: [S', ...]."""
         alone, alone_saw = run(self._arguments(1, 0))
         given = self._output_batch_dim
-        for y in alone if given is not None else ():
-            if not -y.dim() <= given < y.dim():
+        for y in alone:
+            if given is not None and not -y.dim() <= given < y.dim():
                 raise ValueError(
                     f"output_batch_dim: expected a dimension of {list(y.shape)}, got {given}"
                 )

@@ -63,7 +63,7 @@ class DropoutModule(nn.Module):
         # Both here, and not where a block sets them, because a compiled module is compiled again
         # where an attribute appears.
         self._in_block = False  # while a block of any thread holds or shares the masks
-        self._traced: dict[int, tuple[int, list[Tensor | None]]] | None = None
+        self._traced: dict[int, list[Tensor | None]] | None = None
         self._key = 0
 
     def __setstate__(self, state: dict) -> None:
@@ -89,7 +89,8 @@ class DropoutModule(nn.Module):
             return None
         (tracer,) = {x.tracer for x in arguments if isinstance(x, fx.Proxy)}
         given = {name: value for name, value in kwargs.items() if value is not None}
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), arguments, given)
+        path = tracer.path_of_module(self)  # type: ignore[attr-defined]
+        return tracer.create_proxy("call_module", path, arguments, given)
 
     def _largest_dropout(self) -> float:
         raise NotImplementedError
@@ -166,6 +167,13 @@ class DropoutModule(nn.Module):
         shown = object.__new__(type(self))
         shown.__dict__.update(self.__dict__, _modules=parts)
         return nn.Module.__repr__(shown)
+
+
+def single(masks: list[Tensor | None]) -> Tensor:
+    """The mask of a module that has one."""
+    (keep,) = masks
+    assert keep is not None
+    return keep
 
 
 _keys = itertools.count(1)

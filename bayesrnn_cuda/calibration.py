@@ -35,6 +35,7 @@ def fit_noise(
 
     Raises:
         ValueError: classes or heteroscedastic outputs, another shape, no target, no such dimension.
+        TypeError: an argument of another type.
     """
     _check_gaussian(prediction, targets)
     if prediction.draw_noise is not None:
@@ -69,6 +70,7 @@ def model_precision(
 
     Raises:
         ValueError: a value outside of these ranges.
+        TypeError: what is no number.
     """
     p = check_probability("dropout", dropout)
     values = {"length_scale": length_scale, "num_data": num_data, "weight_decay": weight_decay}
@@ -112,6 +114,7 @@ def conformal_scale(
     Raises:
         ValueError: classes, another shape, a level outside (0, 1), no such dimension or one that is
             both, no target, a total_std of 0 beside an error.
+        TypeError: an argument of another type.
     """
     _check_gaussian(prediction, targets)
     level = check_level("level", level)
@@ -158,18 +161,18 @@ def coverage(
 
     Raises:
         ValueError: other shapes, no such dimension, no target.
+        TypeError: an argument of another type.
     """
-    if not isinstance(interval, tuple | list) or len(interval) != 2:
-        raise ValueError(f"interval: expected (lower, upper), got {type(interval).__name__}")
-    for name, value in (("targets", targets), ("lower", interval[0]), ("upper", interval[1])):
-        check_tensor(name, value)
+    lower, upper = _ends(interval)
+    check_tensor("targets", targets)
+    for name, value in (("lower", lower), ("upper", upper)):
         if value.shape != targets.shape:
             raise ValueError(
                 f"{name}: expected shape {list(targets.shape)}, got {list(value.shape)}"
             )
     if targets.numel() == 0:
         raise ValueError(f"targets: expected at least 1, got shape {list(targets.shape)}")
-    inside = (targets >= interval[0]) & (targets <= interval[1])
+    inside = (targets >= lower) & (targets <= upper)
     for dim in sorted(_dims("joint", joint, targets.dim()), reverse=True):
         inside = inside.all(dim=dim)
     return inside.double().mean()
@@ -177,13 +180,24 @@ def coverage(
 
 def interval_width(interval: tuple[Tensor, Tensor]) -> Tensor:
     """Mean of upper - lower over all of `interval`, in the unit of the outputs: a scalar."""
-    lower, upper = interval
+    lower, upper = _ends(interval)
     return at_least_float32(upper - lower).mean()
+
+
+def _ends(interval: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if not isinstance(interval, tuple | list):
+        raise TypeError(f"interval: expected (lower, upper), got {type(interval).__name__}")
+    if len(interval) != 2:
+        raise ValueError(f"interval: expected (lower, upper), got {len(interval)} values")
+    lower, upper = interval
+    check_tensor("lower", lower)
+    check_tensor("upper", upper)
+    return lower, upper
 
 
 def _check_gaussian(prediction: MCPrediction, targets: Tensor) -> None:
     if not isinstance(prediction, MCPrediction):
-        raise ValueError(f"prediction: expected MCPrediction, got {type(prediction).__name__}")
+        raise TypeError(f"prediction: expected MCPrediction, got {type(prediction).__name__}")
     if prediction.total_std is None:
         raise ValueError("prediction: expected gaussian or heteroscedastic, got categorical")
     check_tensor("targets", targets)

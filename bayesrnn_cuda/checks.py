@@ -73,6 +73,15 @@ def check_number(name: str, value: float) -> None:
         raise TypeError(f"{name}: expected a number, got {value!r}")
 
 
+def check_numbers(name: str, value: Any) -> Any:
+    """`value`, without numpy; TypeError unless it is a number, a tensor, or a list of those."""
+    value = from_numpy(value)
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(each, Tensor):
+            check_number(name, each)
+    return value
+
+
 def check_integer(name: str, value: int) -> int:
     """`value` as an int; TypeError unless it is an integer."""
     if not _is_integer(value):
@@ -117,10 +126,10 @@ def from_numpy(value: Any) -> Any:
     return value.tolist() if type(value).__module__ == "numpy" else value
 
 
-def check_module(module: nn.Module) -> None:
+def check_module(module: nn.Module, name: str = "module") -> None:
     """TypeError unless `module` is an nn.Module."""
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
+        raise TypeError(f"{name}: expected an nn.Module, got {type(module).__name__}")
 
 
 def check_level(name: str, value: float) -> float:

@@ -50,6 +50,7 @@ def convert(
         ValueError: names what cannot be converted, and why: nn.RNN and the cells, which have no
             counterpart here, projections, hooks, parametrized weights, a subclass with methods or
             attributes of its own; an unknown name in `leave`; a model without any such layer.
+        TypeError: an argument of another type.
     """
     options = {
         "recurrent_dropout": recurrent_dropout, "input_dropout": input_dropout,
@@ -90,6 +91,7 @@ def to_torch(model: nn.Module, *, leave: Iterable[str] = ()) -> nn.Module:
         ValueError: names what cannot be converted, and why: a GRU with reset_after=False, hooks,
             parametrized weights, a subclass with methods or attributes of its own; an unknown name
             in `leave`; a model without any module of this package.
+        TypeError: an argument of another type.
     """
 
     def replacement(module: Any) -> nn.Module | str | None:
@@ -123,8 +125,8 @@ def _replace(
 
     It returns a module, the reason why there is none, or None where nothing is to be done.
     """
-    check_module(model)
-    left = {leave} if isinstance(leave, str) else set(leave)
+    check_module(model, "model")
+    left = _names(leave)
     made: dict[nn.Module, nn.Module] = {}
     refused: list[str] = []
     for name, module in model.named_modules():
@@ -149,6 +151,15 @@ def _replace(
         if module in made:
             parent._modules[name] = made[module]
     return made.get(model, model)
+
+
+def _names(leave: Any) -> set[str]:
+    several = isinstance(leave, Iterable) and not isinstance(leave, str)
+    names = tuple(leave) if several else (leave,)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"leave: expected names of submodules, got {name!r}")
+    return set(names)
 
 
 def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

@@ -268,7 +268,7 @@ class BayesianEmbedding(Settings, DropoutModule):
         columns = columns.transpose(0, 1) if self.batch_first and tokens.dim() == 2 else columns
         self._saw(columns.shape[1], drew=keep is not None)
         if keep is None:
-            if self.dropout == 0.0 or not self.draws_masks:
+            if self.dropout == 0.0 or not self.mask_dropout.training:
                 return vectors
             held = self._sample(columns.shape[1], 0, tokens.device)
             keep = None if held is None else single(held)
@@ -365,7 +365,7 @@ class LockedDropout(Settings, DropoutModule):
         shape = (x.shape[1 - time], x.shape[-1])
         self._saw(shape[0], drew=keep is not None)
         if keep is None:
-            if self.p == 0.0 or not self.draws_masks:
+            if self.p == 0.0 or not self.mask_dropout.training:
                 return x
             held = self._sample(*shape, x.device)
             keep = single(self._fresh(*shape, x.device) if held is None else held)

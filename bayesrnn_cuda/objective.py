@@ -35,8 +35,8 @@ def kl_penalty(
         A scalar that can be differentiated.
 
     Raises:
-        ValueError: not an nn.Module, length_scale <= 0, num_data < 1, an unknown name or a p
-            outside [0, 1].
+        ValueError: length_scale <= 0, num_data < 1, an unknown name or a p outside [0, 1].
+        TypeError: not an nn.Module, or another argument of another type.
     """
     decays = _decays(module, length_scale, num_data, dropout)
     terms = (0.5 * decay * at_least_float32(w).square().sum() for w, decay in decays)
@@ -85,7 +85,7 @@ def _decays(
     if not num_data >= 1:
         raise ValueError(f"num_data: expected at least 1, got {num_data}")
     if dropout is not None and not isinstance(dropout, Mapping):
-        raise ValueError(
+        raise TypeError(
             f"dropout: expected a mapping of submodule names, got {type(dropout).__name__}"
         )
     dropout = dict(dropout or {})

@@ -36,6 +36,8 @@ def mc_dropout(module: nn.Module, *, hold: bool = False) -> Iterator[nn.Module]:
         module: the model, or a part of it.
         hold: as within `hold_masks` too.
     """
+    check_module(module)
+    check_flag("hold", hold)
     with ExitStack() as stack:
         if hold:
             stack.enter_context(hold_masks(module))
@@ -60,7 +62,9 @@ def hold_masks(module: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ValueError: at the call of a layer with another number of sequences than its first, or on
             another device.
+        TypeError: not an nn.Module.
     """
+    check_module(module)
     layers = [m for m in module.modules() if isinstance(m, DropoutModule)]
     if torch.compiler.is_compiling():
         before = [layer._traced for layer in layers]
@@ -141,7 +145,8 @@ def mc_predict(
 
     Raises:
         ValueError: a bad argument, no input, different batch sizes, a batch dimension that the
-            layers or the output contradict, an output that is no tensor of floating point numbers.
+            layers or the output contradict, an output of integers.
+        TypeError: an argument of another type, an output that is no tensor.
 
     Warns:
         UserWarning: no dropout drew masks, and all samples are equal.
@@ -272,9 +277,8 @@ class _Summary:
 
 def _check_likelihood(likelihood: str, noise: float | Tensor | None) -> None:
     if likelihood not in _LIKELIHOODS:
-        raise ValueError(
-            f"likelihood: expected one of {', '.join(_LIKELIHOODS)}, got {likelihood!r}"
-        )
+        error = ValueError if isinstance(likelihood, str) else TypeError
+        raise error(f"likelihood: expected one of {', '.join(_LIKELIHOODS)}, got {likelihood!r}")
     if noise is not None and likelihood != "gaussian":
         raise ValueError(f"noise: expected None for likelihood {likelihood!r}, got {noise!r}")
 
@@ -302,9 +306,10 @@ def _choose(result: Any, output: Any) -> Any:
         return output(result)
     try:
         return result[output]
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError) as cause:
         found = list(result) if isinstance(result, Mapping) else type(result).__name__
-        raise ValueError(
+        error = TypeError if isinstance(cause, TypeError) else ValueError
+        raise error(
             f"output: expected a key or an index of the module's output, {found}, got {output!r}"
         ) from None
 
@@ -328,7 +333,7 @@ def _first(result: Any) -> Any:
 
 def _check_output(y: Any) -> Tensor:
     if not isinstance(y, Tensor):
-        raise ValueError(
+        raise TypeError(
             "output: expected a tensor, or a way to one (a key, an index, a function), "
             f"got {type(y).__name__}"
         )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_level, check_noise, check_tensor
+from .checks import check_level, check_noise, check_number, check_numbers, check_tensor
 
 _BISECTIONS = 60  # of a quantile: below the resolution of float64
 
@@ -16,16 +16,27 @@ class MCPrediction(NamedTuple):
     """Averages over S sampled masks, in the shape of one output, in float32 or float64.
 
     The first four are of the model alone; `total_std` and the methods count the noise in too.
+
+    Attributes:
+        mean: of the outputs, or of the class probabilities.
+        std: standard deviation over the samples, with 1/S under the root: the model's doubt.
+        entropy: of the mean probabilities, in nats, in the shape of the mean less its last
+            dimension; None but for categorical.
+        mutual_information: entropy minus the samples' mean entropy; likewise.
+        total_std: sqrt(std^2 + noise^2), what will be observed; None for categorical.
+        noise: standard deviation of the observations' noise; None where none is known.
+        draws: the S outputs or probabilities, [S, ...], with `keep_draws=True`.
+        draw_noise: the noise of each draw, [S, ...], with `keep_draws=True` for heteroscedastic.
     """
 
-    mean: Tensor  # of the outputs, or of the class probabilities
-    std: Tensor  # standard deviation over the samples, 1/S under the root: the model's doubt
-    entropy: Tensor | None  # of the mean probabilities, in nats, less the last dim; else None
-    mutual_information: Tensor | None  # entropy minus the samples' mean entropy; likewise
-    total_std: Tensor | None = None  # sqrt(std^2 + noise^2), None for categorical
-    noise: Tensor | None = None  # standard deviation of the observations' noise; None: none known
-    draws: Tensor | None = None  # [S, ...] with keep_draws=True, outputs or probabilities
-    draw_noise: Tensor | None = None  # [S, ...] with keep_draws=True, heteroscedastic: of each draw
+    mean: Tensor
+    std: Tensor
+    entropy: Tensor | None
+    mutual_information: Tensor | None
+    total_std: Tensor | None = None
+    noise: Tensor | None = None
+    draws: Tensor | None = None
+    draw_noise: Tensor | None = None
 
     def with_noise(self, noise: float | Tensor) -> "MCPrediction":
         """The same with observation noise of another standard deviation (`fit_noise`).
@@ -35,6 +46,7 @@ class MCPrediction(NamedTuple):
 
         Raises:
             ValueError: classes, a noise that each draw has of its own, a negative noise.
+            TypeError: a noise that is no number and no tensor.
         """
         self._refuse_classes("with_noise")
         if self.draw_noise is not None:
@@ -56,10 +68,11 @@ class MCPrediction(NamedTuple):
 
         Raises:
             ValueError: classes, which have no order, or a q outside [0, 1].
+            TypeError: a q that is no number.
         """
         self._refuse_classes("quantile")
         like = self.mean
-        levels = torch.as_tensor(q, dtype=torch.float64, device=like.device)
+        levels = torch.as_tensor(check_numbers("q", q), dtype=torch.float64, device=like.device)
         if levels.dim() > 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
             raise ValueError(f"q: expected probabilities in [0, 1], one or a list, got {q!r}")
         values = torch.stack([self._quantile(float(level)) for level in levels.reshape(-1)])
@@ -107,6 +120,7 @@ class MCPrediction(NamedTuple):
 
         Raises:
             ValueError: both or neither, a level outside (0, 1), classes.
+            TypeError: what is no number.
         """
         self._refuse_classes("interval")
         if (level is None) == (scale is None):
@@ -116,6 +130,8 @@ class MCPrediction(NamedTuple):
             )
         if level is None:
             assert scale is not None
+            if not isinstance(scale, Tensor):
+                check_number("scale", scale)
             reach = scale * self._spread()
             return self.mean - reach, self.mean + reach
         rest = (1 - check_level("level", level)) / 2
@@ -133,6 +149,7 @@ class MCPrediction(NamedTuple):
 
         Raises:
             ValueError: another shape; no noise known where there are draws.
+            TypeError: targets that are no tensor.
         """
         if self.total_std is None:
             check_tensor("targets", targets)
@@ -164,6 +181,7 @@ class MCPrediction(NamedTuple):
 
         Raises:
             ValueError: classes, or another shape.
+            TypeError: targets that are no tensor.
         """
         self._refuse_classes("crps")
         self._check_targets(targets)

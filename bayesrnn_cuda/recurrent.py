@@ -195,11 +195,17 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         pairs = zip(keeps[::2], keeps[1::2], inputs, strict=True)
         return [LayerMasks(keep_x, keep_h, scale, recurrent) for keep_x, keep_h, scale in pairs]
 
-    def _fresh(self, sequences, features, device, generator=None):
+    def _fresh(
+        self,
+        sequences: int,
+        features: int,
+        device: torch.device | str | None,
+        generator: torch.Generator | None = None,
+    ) -> list[Tensor | None]:
         masks = self._draw_masks(sequences, device, generator)
         return [keep for m in masks for keep in (m.keep_x, m.keep_h)]
 
-    def _mask_shapes(self, sequences, features):
+    def _mask_shapes(self, sequences: int, features: int) -> list[tuple[int, ...] | None]:
         sets = 1 if self.tie_gates else self.gates
         shapes: list[tuple[int, ...] | None] = []
         for layer, _ in self._directions():
@@ -222,7 +228,10 @@ class RecurrentLayer(LayerSettings, DropoutModule):
             self.recurrent_dropout = p
 
     def _draw_masks(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        device: torch.device | str | None,
+        generator: torch.Generator | None = None,
     ) -> list[LayerMasks]:
         return [
             sample_layer_masks(
@@ -321,7 +330,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
                 if not isinstance(entry, LayerMasks):
                     raise TypeError(f"{expected}, got {type(entry).__name__} among them")
             return masks
-        if not self.draws_masks:
+        if not self.mask_dropout.training:
             return [LayerMasks()] * count
         held = self._sample(x.shape[1], 0, x.device)
         if held is None:

@@ -48,7 +48,7 @@ class Repeats:
         shared: bool,
     ) -> None:
         if kwargs is not None and not isinstance(kwargs, Mapping):
-            raise ValueError(f"module_kwargs: expected a mapping, got {type(kwargs).__name__}")
+            raise TypeError(f"module_kwargs: expected a mapping, got {type(kwargs).__name__}")
         leaves, self._spec = pytree.tree_flatten(
             (tuple(inputs), dict(kwargs or {})), is_leaf=lambda x: isinstance(x, PackedSequence)
         )
@@ -224,7 +224,7 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
                 "got PackedSequence"
             )
         if not isinstance(x, Tensor):
-            raise ValueError(f"inputs: expected tensors, got {type(x).__name__}")
+            raise TypeError(f"inputs: expected tensors, got {type(x).__name__}")
 
 
 def _check_dims(tensors: Sequence[Tensor], batch_dim: int) -> None:

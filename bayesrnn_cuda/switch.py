@@ -77,7 +77,11 @@ class DropoutModule(nn.Module):
 
     @property
     def draws_masks(self) -> bool:
-        """Whether a call draws masks when it is given none."""
+        """Whether a call draws masks when it is given none.
+
+        Not asked by calls themselves: nn.Module would report what is missing here, say after
+        `del module.mask_dropout`, as a missing `draws_masks`.
+        """
         return self.mask_dropout.training
 
     def _as_leaf(self, *arguments: Any, **kwargs: Any) -> fx.Proxy | None:

@@ -102,7 +102,8 @@ def main(folder: Path) -> None:
         (interval, 0.2, f"{LEVEL:.0%} interval"),
         (doubt, 0.4, "doubt alone"),
     ):
-        axes.fill_between(steps, *(end[:, last, 0] for end in pair), alpha=alpha, label=name)
+        lower, upper = (end[:, last, 0] for end in pair)
+        axes.fill_between(steps, lower, upper, alpha=alpha, label=name)
     axes.set(xlabel="step", ylabel="value", ylim=(-2.5, 2.5))
     axes.legend(frameon=False, ncols=4, loc="upper center")
     figure.savefig(folder / "time_series.png")

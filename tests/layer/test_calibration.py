@@ -200,7 +200,7 @@ PAIR = (torch.zeros(6, 2), torch.ones(6, 2))
             lambda: brnn.conformal_scale(prediction(Y * 0, Y * 0), Y),
             r"prediction: expected a total_std above 0",
         ),
-        (lambda: brnn.coverage(PAIR[:1], Y), r"interval: expected \(lower, upper\), got tuple"),
+        (lambda: brnn.coverage(PAIR[:1], Y), r"interval: expected \(lower, upper\), got 1 val"),
         (lambda: brnn.coverage(PAIR, Y[:3]), r"lower: expected shape \[3, 2\], got \[6, 2\]"),
         (lambda: brnn.coverage(PAIR, Y, joint=2), r"joint: expected dimensions of 2"),
         (
@@ -229,5 +229,28 @@ def test_classes_are_refused():
     for function in (brnn.fit_noise, brnn.conformal_scale):
         with pytest.raises(ValueError, match=r"prediction: expected gaussian .* got categorical"):
             function(classes, Y)
-    with pytest.raises((TypeError, ValueError), match=r"prediction: expected MCPrediction"):
-        brnn.fit_noise((Y, Y), Y)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: brnn.fit_noise((Y, Y), Y), r"prediction: expected MCPrediction, got tuple"),
+        (lambda: brnn.fit_noise(GIVEN, Y.numpy()), r"targets: expected a tensor, got ndarray"),
+        (lambda: brnn.fit_noise(GIVEN, Y, separate=0.5), r"separate: expected an integer, got 0"),
+        (lambda: brnn.conformal_scale(GIVEN, Y, "0.9"), r"level: expected a prob.*, got '0\.9'"),
+        (lambda: brnn.conformal_scale(GIVEN, Y, True), r"level: expected a prob.*, got True"),
+        (lambda: brnn.conformal_scale(GIVEN, Y, joint="0"), r"joint: expected an integer, got '0'"),
+        (lambda: brnn.coverage(Y, Y), r"interval: expected \(lower, upper\), got Tensor"),
+        (lambda: brnn.coverage((Y, 3), Y), r"upper: expected a tensor, got int"),
+        (lambda: brnn.coverage(PAIR, 3), r"targets: expected a tensor, got int"),
+        (lambda: brnn.interval_width(Y), r"interval: expected \(lower, upper\), got Tensor"),
+        (lambda: brnn.interval_width((0, Y)), r"lower: expected a tensor, got int"),
+        (
+            lambda: brnn.model_precision(length_scale="1", dropout=0, num_data=1, weight_decay=1),
+            r"length_scale: expected a number, got '1'",
+        ),
+    ],
+)
+def test_wrong_types(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

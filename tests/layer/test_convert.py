@@ -190,3 +190,22 @@ def test_what_cannot_go_to_torch_is_told_by_name():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": nn.LSTM}, r"model: expected an nn.Module, got type"),
+        ({"leave": 3}, r"leave: expected names of submodules, got 3"),
+        ({"leave": ["a", None]}, r"leave: expected names of submodules, got None"),
+        ({"recurrent_dropout": "0.5"}, r"recurrent_dropout: expected a prob.*, got '0\.5'"),
+        ({"input_dropout": "0.5"}, r"input_dropout: expected a prob.*, got '0\.5'"),
+        ({"tie_gates": 1}, r"tie_gates: expected True or False, got 1"),
+    ],
+)
+def test_wrong_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        brnn.convert(**({"model": nn.LSTM(2, 2), "recurrent_dropout": 0.5} | arguments))
+    if "dropout" not in message and "tie_gates" not in message:
+        with pytest.raises(TypeError, match=message):
+            brnn.to_torch(**({"model": brnn.BayesianLSTM(2, 2)} | arguments))

@@ -291,7 +291,7 @@ def test_shared_masks_are_one_sampled_function(cell):
     assert brnn.LockedDropout(0.5).sample_mask(5, 400, shared=True).unique(dim=0).shape[0] == 1
     words = brnn.BayesianEmbedding(400, 2, dropout=0.5).sample_mask(5, shared=True)
     assert words.shape == (5, 400) and words.unique(dim=0).shape[0] == 1
-    with pytest.raises(ValueError, match=r"shared: expected True or False, got 1"):
+    with pytest.raises(TypeError, match=r"shared: expected True or False, got 1"):
         module.sample_masks(3, shared=1)
     assert module.sample_masks(0, shared=True)[0].keep_x.shape[1] == 0
 

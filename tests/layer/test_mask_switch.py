@@ -70,6 +70,43 @@ def test_p_is_the_largest_and_sets_all_that_are_not_0(name):
     assert not draws(module, x)
     with pytest.raises(ValueError, match=r"expected a probability of dropping in \[0, 1\], got 2"):
         switch.p = 2
+    with pytest.raises(TypeError, match=r"p: expected a probability .*, got '0\.5'"):
+        switch.p = "0.5"
+
+
+@pytest.mark.parametrize("layer", [brnn.BayesianLSTM, brnn.BayesianGRU])
+def test_p_sets_the_dropout_of_torch_where_that_is_in_use(layer):
+    module = layer(5, 6, 3, dropout=0.25, recurrent_dropout=0.5)
+    module.mask_dropout.p = 0.75
+    assert (module.dropout, module.recurrent_dropout) == (0.75, 0.75)
+    assert module.input_dropout == (0.0, 0.75, 0.75)
+    assert module.to_torch().dropout == 0.75
+    module.mask_dropout.p = 0
+    assert (module.dropout, module.recurrent_dropout) == (0.0, 0.0)
+    assert module.input_dropout == (0.0, 0.0, 0.0)
+    module.dropout = 0.5  # none was given in its place
+    given = layer(5, 6, 3, input_dropout=(0.25, 0.0, 0.5))
+    given.mask_dropout.p = 0.75
+    assert (given.dropout, given.input_dropout) == (0.0, (0.75, 0.0, 0.75))
+    with pytest.warns(UserWarning, match="one layer"):
+        single = layer(5, 6, dropout=0.25, recurrent_dropout=0.5)
+    single.mask_dropout.p = 0.75  # torch's drops nothing there
+    assert (single.dropout, single.input_dropout) == (0.25, (0.0,))
+    assert single.recurrent_dropout == 0.75
+
+
+@every_module
+def test_what_is_missing_is_named(name):
+    """And not `draws_masks`, which nn.Module would name for whatever its property lacks."""
+    module, x = made(name)
+    del module.training
+    assert draws(module, x)
+    del module.mask_dropout.training
+    with pytest.raises(AttributeError, match=r"'MaskDropout' object has no attribute 'training'"):
+        module(x)
+    del module.mask_dropout
+    with pytest.raises(AttributeError, match=r"object has no attribute 'mask_dropout'"):
+        module(x)
 
 
 @every_module

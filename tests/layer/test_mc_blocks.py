@@ -136,3 +136,14 @@ def test_nn_dropout_outside_of_our_modules_is_restored_too():
     first.__exit__(None, None, None)
     second.__exit__(None, None, None)
     assert not any(modes(module))
+
+
+@pytest.mark.parametrize("block", [brnn.mc_dropout, brnn.hold_masks])
+def test_wrong_types(block):
+    with (
+        pytest.raises(TypeError, match=r"module: expected an nn.Module, got function"),
+        block(tagger),
+    ):
+        pass
+    with pytest.raises(TypeError, match=r"hold: expected True or False, got 1"):
+        brnn.mc_dropout(tagger(), hold=1).__enter__()

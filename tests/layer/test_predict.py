@@ -166,13 +166,31 @@ def test_inputs_are_left_as_they_were():
         ({"samples": -3}, r"samples: expected an integer of at least 1, got -3"),
         ({"chunk": 0}, r"chunk: expected an integer of at least 1, got 0"),
         ({"likelihood": "softmax"}, r"likelihood: expected one of .*, got 'softmax'"),
-        ({"likelihood": None}, r"likelihood: expected one of .*, got None"),
         ({"batch_dim": 3}, r"batch_dim: expected a dimension of \[4, 3, 5\], got 3"),
         ({"batch_dim": -4}, r"batch_dim: expected a dimension of \[4, 3, 5\], got -4"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
+        brnn.mc_predict(tagger(), torch.randn(T, B, I), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 2.5}, r"samples: expected an integer of at least 1, got 2\.5"),
+        ({"chunk": "2"}, r"chunk: expected an integer of at least 1, got '2'"),
+        ({"likelihood": None}, r"likelihood: expected one of .*, got None"),
+        ({"noise": "0.1"}, r"noise: expected a number, got '0\.1'"),
+        ({"batch_dim": 0.5}, r"batch_dim: expected an integer, got 0\.5"),
+        ({"output_batch_dim": "0"}, r"output_batch_dim: expected an integer, got '0'"),
+        ({"keep_draws": 1}, r"keep_draws: expected True or False, got 1"),
+        ({"share_masks": None}, r"share_masks: expected True or False, got None"),
+        ({"hold": "yes"}, r"hold: expected True or False, got 'yes'"),
+    ],
+)
+def test_wrong_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
         brnn.mc_predict(tagger(), torch.randn(T, B, I), **arguments)
 
 

@@ -208,9 +208,6 @@ def test_every_form_of_output(make, output):
         (lambda y: {"a": y, "b": y}, None, r"output: expected to be given .*\['a', 'b'\]"),
         (lambda y: {"a": y}, "c", r"output: expected a key .*\['a'\], got 'c'"),
         (lambda y: (y,), 3, r"output: expected a key or an index .* tuple, got 3"),
-        (lambda y: (None, y), None, r"output: expected a tensor, .* got NoneType"),
-        (lambda y: Output(y, y), None, r"output: expected a tensor, .* got Output"),
-        (lambda y: (), None, r"output: expected a tensor, .* got tuple"),
         (lambda y: y.argmax(-1), None, r"output: expected floating point .*, got int64"),
         (lambda y: y > 0, None, r"output: expected floating point .*, got bool"),
         (lambda y: y.to(torch.complex64), None, r"output: expected floating .*, got complex64"),
@@ -220,6 +217,21 @@ def test_every_form_of_output(make, output):
 def test_an_output_that_cannot_be_averaged_is_named(make, output, message, chunk):
     with pytest.raises(ValueError, match=message):
         brnn.mc_predict(Function(make), torch.randn(B, 2), samples=3, output=output, chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("make", "output", "message"),
+    [
+        (lambda y: (None, y), None, r"output: expected a tensor, .* got NoneType"),
+        (lambda y: Output(y, y), None, r"output: expected a tensor, .* got Output"),
+        (lambda y: (), None, r"output: expected a tensor, .* got tuple"),
+        (lambda y: (y,), "a", r"output: expected a key or an index .* tuple, got 'a'"),
+        (lambda y: {"a": y}, ["a"], r"output: expected a key or an index .*, got \['a'\]"),
+    ],
+)
+def test_an_output_that_is_no_tensor_is_a_wrong_type(make, output, message):
+    with pytest.raises(TypeError, match=message):
+        brnn.mc_predict(Function(make), torch.randn(B, 2), samples=3, output=output)
 
 
 def test_keyword_inputs_are_repeated_with_the_batch():
@@ -255,14 +267,20 @@ def test_keyword_inputs_are_repeated_with_the_batch():
         ((), None, r"inputs: expected at least 1 tensor, got 0"),
         ((), {"x": 3}, r"inputs: expected at least 1 tensor, got 0"),
         ((torch.zeros(3, 2),), {"y": torch.zeros(2, 2)}, r"inputs: expected one size .*\[3, 2\]"),
-        ((torch.zeros(3, 2),), [1], r"module_kwargs: expected a mapping, got list"),
-        ((torch.zeros(3, 2), None), None, r"inputs: expected tensors, got NoneType"),
         ((nn.utils.rnn.pack_sequence([torch.zeros(3, 2)]),), None, r"inputs: .* PackedSequence"),
     ],
 )
 def test_inputs_that_cannot_be_repeated_are_named(inputs, kwargs, message):
     with pytest.raises(ValueError, match=message):
         brnn.mc_predict(nn.Dropout(), *inputs, module_kwargs=kwargs, samples=3)
+
+
+def test_inputs_of_wrong_types_are_named():
+    x = torch.zeros(3, 2)
+    with pytest.raises(TypeError, match=r"module_kwargs: expected a mapping, got list"):
+        brnn.mc_predict(nn.Dropout(), x, module_kwargs=[1], samples=3)
+    with pytest.raises(TypeError, match=r"inputs: expected tensors, got NoneType"):
+        brnn.mc_predict(nn.Dropout(), x, None, samples=3)
 
 
 def test_a_packed_sequence_runs_sample_by_sample():

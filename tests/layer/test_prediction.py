@@ -244,7 +244,7 @@ def test_a_better_forecast_has_better_scores():
     ("call", "message"),
     [
         (lambda p: p.quantile(1.5), r"q: expected probabilities in \[0, 1\]"),
-        (lambda p: p.quantile([[0.1]]), r"q: expected probabilities"),
+        (lambda p: p.quantile(torch.tensor([[0.1]])), r"q: expected probabilities"),
         (lambda p: p.quantile(math.nan), r"q: expected probabilities"),
         (lambda p: p.interval(), r"interval: expected either level or scale, got neither"),
         (lambda p: p.interval(0.9, scale=1.0), r"interval: .* got both"),
@@ -262,6 +262,35 @@ def test_bad_arguments(call, message):
     _, got = predicted()
     with pytest.raises(ValueError, match=message):
         call(got)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.quantile("0.5"), r"q: expected a number, got '0\.5'"),
+        (lambda p: p.quantile(None), r"q: expected a number, got None"),
+        (lambda p: p.quantile([0.1, None]), r"q: expected a number, got None"),
+        (lambda p: p.quantile([[0.1]]), r"q: expected a number, got \[0\.1\]"),
+        (lambda p: p.interval("0.9"), r"level: expected a probability .*, got '0\.9'"),
+        (lambda p: p.interval(torch.tensor(0.9)), r"level: expected a probability .*, got tensor"),
+        (lambda p: p.interval(scale="2"), r"scale: expected a number, got '2'"),
+        (lambda p: p.crps(0.0), r"targets: expected a tensor, got float"),
+        (lambda p: p.log_likelihood([0.0]), r"targets: expected a tensor, got list"),
+        (lambda p: p.with_noise("1"), r"noise: expected a number, got '1'"),
+    ],
+)
+def test_wrong_types(call, message):
+    _, got = predicted()
+    with pytest.raises(TypeError, match=message):
+        call(got)
+
+
+def test_quantiles_take_numpy_and_tensors():
+    _, got = predicted()
+    expected = got.quantile([0.25, 0.75])
+    for q in (np.array([0.25, 0.75]), (0.25, 0.75), torch.tensor([0.25, 0.75])):
+        assert torch.equal(got.quantile(q), expected)
+    assert torch.equal(got.quantile(np.float64(0.25)), expected[0])
 
 
 @pytest.mark.parametrize("name", ["quantile", "interval", "crps", "with_noise"])

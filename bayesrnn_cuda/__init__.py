@@ -1,11 +1,28 @@
 """LSTM and GRU with variational dropout (Gal and Ghahramani, 2016) in fused C++/CUDA kernels."""
 
+import torch
+
 from . import functional, reference
+from .calibration import (
+    conformal_scale,
+    coverage,
+    fit_noise,
+    interval_width,
+    model_precision,
+)
+from .conversion import convert, to_torch
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
 from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout
 from .objective import kl_penalty, weight_decay_groups
-from .predict import MCPrediction, mc_dropout, mc_predict
+from .predict import hold_masks, mc_dropout, mc_predict
+from .prediction import MCPrediction
+from .switch import MaskDropout
+
+# A checkpoint of a whole module loads under torch.load's default, weights_only=True.
+torch.serialization.add_safe_globals(
+    [BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout, MaskDropout]
+)
 
 __version__ = "0.1.0"
 
@@ -18,12 +35,20 @@ __all__ = [
     "LockedDropout",
     "MCPrediction",
     "Plan",
+    "conformal_scale",
+    "convert",
+    "coverage",
+    "fit_noise",
     "functional",
+    "hold_masks",
     "info",
+    "interval_width",
     "kl_penalty",
     "mc_dropout",
     "mc_predict",
+    "model_precision",
     "plan",
     "reference",
+    "to_torch",
     "weight_decay_groups",
 ]

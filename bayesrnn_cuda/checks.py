@@ -57,6 +57,7 @@ def check_probability(name: str, p: float) -> float:
 
 def check_probabilities(name: str, p: float | Sequence[float], count: int) -> tuple[float, ...]:
     """One probability for each of `count` layers, of a sequence of them or of one for all."""
+    p = from_numpy(p)
     if not isinstance(p, Sequence) or isinstance(p, str):
         return (check_probability(name, p),) * count
     if len(p) != count:
@@ -70,6 +71,15 @@ def check_number(name: str, value: float) -> None:
     """TypeError unless `value` is a real number."""
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
+def check_numbers(name: str, value: Any) -> Any:
+    """`value`, without numpy; TypeError unless it is a number, a tensor, or a list of those."""
+    value = from_numpy(value)
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(each, Tensor):
+            check_number(name, each)
+    return value
 
 
 def check_integer(name: str, value: int) -> int:
@@ -98,6 +108,7 @@ def _is_integer(value: Any) -> bool:
 
 def check_flag(name: str, value: bool) -> bool:
     """`value` itself; TypeError unless it is a bool."""
+    value = from_numpy(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return value
@@ -110,7 +121,43 @@ def check_no_projections(name: str, value: int) -> int:
     return 0
 
 
-def check_module(module: nn.Module) -> None:
+def from_numpy(value: Any) -> Any:
+    """NumPy's scalars and arrays as Python's: configurations and parameter searches have them."""
+    return value.tolist() if type(value).__module__ == "numpy" else value
+
+
+def check_module(module: nn.Module, name: str = "module") -> None:
     """TypeError unless `module` is an nn.Module."""
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
+        raise TypeError(f"{name}: expected an nn.Module, got {type(module).__name__}")
+
+
+def check_level(name: str, value: float) -> float:
+    """`value` as a float; TypeError unless it is a real number, ValueError unless in (0, 1)."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0.0 < value < 1.0:
+        error = ValueError if number else TypeError
+        raise error(f"{name}: expected a probability in (0, 1), got {value!r}")
+    return float(value)
+
+
+def check_noise(noise: Any, like: Tensor) -> Tensor:
+    """A standard deviation as a tensor like `like`, with which it broadcasts.
+
+    TypeError unless it is a number or a tensor, ValueError unless it is at least 0.
+    """
+    if not isinstance(noise, Tensor):
+        check_number("noise", noise)
+    result = torch.as_tensor(noise, dtype=like.dtype, device=like.device)
+    if not bool((result >= 0).all()):
+        raise ValueError(f"noise: expected standard deviations of at least 0, got {noise!r}")
+    try:
+        fits = torch.broadcast_shapes(result.shape, like.shape) == like.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"noise: expected a shape that broadcasts to {list(like.shape)}, "
+            f"got {list(result.shape)}"
+        )
+    return result

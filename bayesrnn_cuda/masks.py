@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ops
 
@@ -108,18 +108,3 @@ def sample_layer_masks(
         dropout_scale(input_dropout),
         dropout_scale(recurrent_dropout),
     )
-
-
-class DropoutModule(nn.Module):
-    """Base of the modules that draw masks: in training, or in `eval()` under `mc_dropout`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Set by mc_dropout for the time of its `with` block. Here, and not on the class, because a
-        # compiled module is compiled again where an attribute appears.
-        self.mc = False
-
-    @property
-    def draws_masks(self) -> bool:
-        """Whether a call draws masks when it is given none."""
-        return self.training or self.mc

@@ -17,9 +17,10 @@ from .checks import (
     check_size,
     check_tensor,
 )
-from .masks import DropoutModule, LayerMasks, apply_mask, sample_keep
+from .masks import LayerMasks, apply_mask, sample_keep
 from .recurrent import RecurrentLayer
 from .settings import Settings
+from .switch import DropoutModule, single
 
 
 class BayesianLSTM(RecurrentLayer):
@@ -74,6 +75,8 @@ class BayesianLSTM(RecurrentLayer):
                 RuntimeError too, as torch.nn.LSTM's.
             TypeError: an argument of another type.
         """
+        if (leaf := self._as_leaf(input, hx, masks=masks)) is not None:
+            return leaf  # type: ignore[return-value]
         output, (h_n, c_n) = self._forward(input, hx, masks)
         return output, (h_n, c_n)
 
@@ -136,6 +139,8 @@ class BayesianGRU(RecurrentLayer):
         masks: Sequence[LayerMasks] | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
+        if (leaf := self._as_leaf(input, hx, masks=masks)) is not None:
+            return leaf  # type: ignore[return-value]
         if hx is not None and not isinstance(hx, Tensor):
             raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
         output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
@@ -214,10 +219,28 @@ class BayesianEmbedding(Settings, DropoutModule):
         """(parameter, probability of dropping it): the prior of the weights."""
         yield self.weight, self.dropout
 
-    def sample_mask(self, batch_size: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """A mask over the vocabulary, to hold over several calls: bool [B, num_embeddings]."""
-        shape = (batch_size, self.num_embeddings)
-        return sample_keep(shape, self.dropout, device=self.weight.device, generator=generator)
+    def sample_mask(
+        self, batch_size: int, *, shared: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A mask over the vocabulary, to hold over several calls: bool [B, num_embeddings].
+
+        `shared`: one mask for all B sequences.
+        """
+        draw = self._shared if check_flag("shared", shared) else self._fresh
+        return single(draw(batch_size, 0, self.weight.device, generator))
+
+    def _largest_dropout(self) -> float:
+        return self.dropout
+
+    def _replace_dropout(self, p: float) -> None:
+        self.dropout = check_probability("p", p)
+
+    def _mask_shapes(self, sequences, features):
+        return [(sequences, self.num_embeddings)]
+
+    def _fresh(self, sequences, features, device, generator=None):
+        (shape,) = self._mask_shapes(sequences, features)
+        return [sample_keep(shape, self.dropout, device=device, generator=generator)]
 
     def forward(self, tokens: Tensor, *, keep: Tensor | None = None) -> Tensor:
         """Vectors [T, B, embedding_dim] ([B, T, embedding_dim] if batch_first).
@@ -231,6 +254,8 @@ class BayesianEmbedding(Settings, DropoutModule):
                 too, as torch has it).
             IndexError: a token that is not in the vocabulary.
         """
+        if (leaf := self._as_leaf(tokens, keep=keep)) is not None:
+            return leaf  # type: ignore[return-value]
         check_tensor("tokens", tokens)
         if tokens.dtype not in (torch.int64, torch.int32):
             dtype = str(tokens.dtype).removeprefix("torch.")
@@ -238,11 +263,15 @@ class BayesianEmbedding(Settings, DropoutModule):
         if tokens.dim() not in (1, 2):
             raise ArgumentError(f"tokens: expected 1 or 2 dimensions, got {tokens.dim()}")
         vectors = nn.functional.embedding(tokens, self.weight, self.padding_idx)
-        if keep is None and (self.dropout == 0.0 or not self.draws_masks):
-            return vectors
         # one column per sequence: [T, B]
         columns = tokens.unsqueeze(1) if tokens.dim() == 1 else tokens
         columns = columns.transpose(0, 1) if self.batch_first and tokens.dim() == 2 else columns
+        self._saw(columns.shape[1], drew=keep is not None)
+        if keep is None:
+            if self.dropout == 0.0 or not self.mask_dropout.training:
+                return vectors
+            held = self._sample(columns.shape[1], 0, tokens.device)
+            keep = None if held is None else single(held)
         if keep is None:
             kept = _keep_word_types(columns, self.dropout)
         else:
@@ -293,11 +322,25 @@ class LockedDropout(Settings, DropoutModule):
         batch_size: int,
         features: int,
         *,
+        shared: bool = False,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """A mask to hold over several calls: bool [B, F]."""
-        return sample_keep((batch_size, features), self.p, device=device, generator=generator)
+        """A mask to hold over several calls: bool [B, F]. `shared`: one for all B sequences."""
+        draw = self._shared if check_flag("shared", shared) else self._fresh
+        return single(draw(batch_size, features, device, generator))
+
+    def _largest_dropout(self) -> float:
+        return self.p
+
+    def _replace_dropout(self, p: float) -> None:
+        self.p = check_probability("p", p)
+
+    def _mask_shapes(self, sequences, features):
+        return [(sequences, features)]
+
+    def _fresh(self, sequences, features, device, generator=None):
+        return [sample_keep((sequences, features), self.p, device=device, generator=generator)]
 
     def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
         """x with features dropped, in its own shape.
@@ -309,6 +352,8 @@ class LockedDropout(Settings, DropoutModule):
         Raises:
             ValueError: x of another rank, or a mask of another shape (a RuntimeError too).
         """
+        if (leaf := self._as_leaf(x, keep=keep)) is not None:
+            return leaf  # type: ignore[return-value]
         check_tensor("x", x)
         if x.dim() != 3:
             # [B, F] and [T, F] look alike; taking one for the other would share a mask silently.
@@ -318,10 +363,12 @@ class LockedDropout(Settings, DropoutModule):
             )
         time = 1 if self.batch_first else 0
         shape = (x.shape[1 - time], x.shape[-1])
+        self._saw(shape[0], drew=keep is not None)
         if keep is None:
-            if self.p == 0.0 or not self.draws_masks:
+            if self.p == 0.0 or not self.mask_dropout.training:
                 return x
-            keep = sample_keep(shape, self.p, device=x.device)
+            held = self._sample(*shape, x.device)
+            keep = single(self._fresh(*shape, x.device) if held is None else held)
         else:
             check_keep(keep, shape, x.device)
         return apply_mask(x, keep.unsqueeze(time), self.p)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_module, check_number, check_probability
+from .moments import at_least_float32
 
 
 def kl_penalty(
@@ -18,7 +19,9 @@ def kl_penalty(
     """sum over parameters of p_keep l^2 / (2 N) ||w||^2, biases included (paper, section 3).
 
     Add it to the loss per data point (a mean, not a sum). Where a weight is parametrized
-    (torch.nn.utils.parametrize), w is the weight that the layer computes with.
+    (torch.nn.utils.parametrize), w is the weight that the layer computes with. A weight that
+    several modules share counts once, with the least dropout among those of them that are named in
+    `dropout`, or if none is, among all of them. Sums are taken in float32 at least.
 
     Args:
         module: any model; this package's layers know their own dropout, others count as p_keep = 1
@@ -32,11 +35,11 @@ def kl_penalty(
         A scalar that can be differentiated.
 
     Raises:
-        ValueError: not an nn.Module, length_scale <= 0, num_data < 1, an unknown name or a p
-            outside [0, 1].
+        ValueError: length_scale <= 0, num_data < 1, an unknown name or a p outside [0, 1].
+        TypeError: not an nn.Module, or another argument of another type.
     """
     decays = _decays(module, length_scale, num_data, dropout)
-    terms = (0.5 * decay * w.square().sum() for w, decay in decays)
+    terms = (0.5 * decay * at_least_float32(w).square().sum() for w, decay in decays)
     total = sum(terms, start=torch.zeros(()))
     # of FSDP2's sharded parameters each process has a part of the sum
     return total.full_tensor() if hasattr(total, "full_tensor") else total
@@ -73,7 +76,7 @@ def _decays(
     num_data: int,
     dropout: Mapping[str, float] | None,
 ) -> Iterator[tuple[Tensor, float]]:
-    """(weight, p_keep l^2 / N), each weight once."""
+    """(weight, p_keep l^2 / N), each weight once, whatever the order of the modules."""
     check_module(module)
     check_number("length_scale", length_scale)
     check_number("num_data", num_data)
@@ -82,16 +85,17 @@ def _decays(
     if not num_data >= 1:
         raise ValueError(f"num_data: expected at least 1, got {num_data}")
     if dropout is not None and not isinstance(dropout, Mapping):
-        raise ValueError(
+        raise TypeError(
             f"dropout: expected a mapping of submodule names, got {type(dropout).__name__}"
         )
     dropout = dict(dropout or {})
-    seen: set[Tensor] = set()
+    chosen: dict[Tensor, tuple[bool, float]] = {}  # whether a name decided, and the dropout
     pairs: Iterable[tuple[Tensor, float]]
     for name, submodule in module.named_modules():
         if "parametrizations" in name.split("."):
             continue  # the weight made of these counts, with the module that has it
-        if name in dropout:
+        named = name in dropout
+        if named:
             p = check_probability(f"dropout[{name!r}]", dropout.pop(name))
             pairs = [(w, p) for w in _own_weights(submodule)]
             if not pairs:
@@ -104,13 +108,17 @@ def _decays(
         else:
             pairs = ((w, 0.0) for w in _own_weights(submodule))
         for w, p in pairs:
-            if w not in seen:
-                seen.add(w)
-                yield w, (1.0 - p) * length_scale**2 / num_data
+            others_named, least = chosen.get(w, (False, 1.0))
+            if named and not others_named:
+                chosen[w] = True, p
+            elif named == others_named:
+                chosen[w] = named, min(p, least)
     if dropout:
         raise ValueError(
             f"dropout: expected names of submodules, got {', '.join(map(repr, dropout))}"
         )
+    for w, (_, p) in chosen.items():
+        yield w, (1.0 - p) * length_scale**2 / num_data
 
 
 def _own_weights(module: nn.Module) -> Iterator[Tensor]:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import autograd, functional
-from .checks import ArgumentError, check_size, check_tensor
-from .masks import DropoutModule, LayerMasks, sample_layer_masks
+from .checks import ArgumentError, check_flag, check_probability, check_size, check_tensor
+from .masks import LayerMasks, dropout_scale, sample_layer_masks
 from .reference import LayerWeights
 from .settings import LayerSettings
+from .switch import DropoutModule
 
 _Layer = TypeVar("_Layer", bound="RecurrentLayer")
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -21,6 +22,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 class RecurrentLayer(LayerSettings, DropoutModule):
     """Base of BayesianLSTM and BayesianGRU, whose cells are in `_run_layer`."""
 
+    _mask_batch_dim = 1
     gates: int  # G
     states: int  # tensors in hx: 2 for LSTM, 1 for GRU
     _torch: type[nn.LSTM] | type[nn.GRU]  # what it stands for
@@ -171,19 +173,65 @@ class RecurrentLayer(LayerSettings, DropoutModule):
             yield from ((v, p) for v, p in zip(w, dropouts, strict=True) if v is not None)
 
     def sample_masks(
-        self, batch_size: int, *, generator: torch.Generator | None = None
+        self, batch_size: int, *, shared: bool = False, generator: torch.Generator | None = None
     ) -> list[LayerMasks]:
         """New masks for `batch_size` sequences, one LayerMasks per layer and direction.
 
         Pass them as `masks=` to hold them over several calls (windows of one sequence, say).
-        Drawn on the device of the parameters from torch's generator or from `generator`.
+        Drawn on the device of the parameters from torch's generator or from `generator`. `shared`:
+        one set for all sequences, which is one sampled function of all inputs.
         """
         if not torch.compiler.is_compiling():  # where a size may be a symbol
             check_size("batch_size", batch_size, least=0)
-        return self._draw_masks(batch_size, self.weight_ih_l0.device, generator)
+        device = self.weight_ih_l0.device
+        if check_flag("shared", shared):
+            return self._as_layer_masks(self._shared(batch_size, 0, device, generator))
+        return self._draw_masks(batch_size, device, generator)
+
+    def _as_layer_masks(self, keeps: Sequence[Tensor | None]) -> list[LayerMasks]:
+        """What `_fresh` returns, with the scales."""
+        recurrent = dropout_scale(self.recurrent_dropout)
+        inputs = [dropout_scale(self.input_dropout[layer]) for layer, _ in self._directions()]
+        pairs = zip(keeps[::2], keeps[1::2], inputs, strict=True)
+        return [LayerMasks(keep_x, keep_h, scale, recurrent) for keep_x, keep_h, scale in pairs]
+
+    def _fresh(
+        self,
+        sequences: int,
+        features: int,
+        device: torch.device | str | None,
+        generator: torch.Generator | None = None,
+    ) -> list[Tensor | None]:
+        masks = self._draw_masks(sequences, device, generator)
+        return [keep for m in masks for keep in (m.keep_x, m.keep_h)]
+
+    def _mask_shapes(self, sequences: int, features: int) -> list[tuple[int, ...] | None]:
+        sets = 1 if self.tie_gates else self.gates
+        shapes: list[tuple[int, ...] | None] = []
+        for layer, _ in self._directions():
+            by_input = (sets, sequences, self._layer_input_size(layer))
+            shapes.append(by_input if self.input_dropout[layer] else None)
+            by_state = (sets, sequences, self.hidden_size)
+            shapes.append(by_state if self.recurrent_dropout else None)
+        return shapes
+
+    def _largest_dropout(self) -> float:
+        return max(*self.input_dropout, self.recurrent_dropout)
+
+    def _replace_dropout(self, p: float) -> None:
+        p = check_probability("p", p)
+        if self.dropout == 0.0:
+            self.input_dropout = tuple(p if own else own for own in self.input_dropout)
+        elif self.num_layers > 1:  # in one layer torch's drops nothing
+            self.dropout = p
+        if self.recurrent_dropout:
+            self.recurrent_dropout = p
 
     def _draw_masks(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        device: torch.device | str | None,
+        generator: torch.Generator | None = None,
     ) -> list[LayerMasks]:
         return [
             sample_layer_masks(
@@ -270,6 +318,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
     def _masks_for(self, x: Tensor, masks: Sequence[LayerMasks] | None) -> Sequence[LayerMasks]:
         """The masks given, else new ones for x [T, B, I] while dropout is on, else none."""
         count = self.num_layers * self.num_directions
+        self._saw(x.shape[1], drew=masks is not None)
         if masks is not None:
             expected = f"masks: expected {count} LayerMasks, one per layer and direction"
             # a LayerMasks is itself a tuple, of four
@@ -281,9 +330,12 @@ class RecurrentLayer(LayerSettings, DropoutModule):
                 if not isinstance(entry, LayerMasks):
                     raise TypeError(f"{expected}, got {type(entry).__name__} among them")
             return masks
-        if self.draws_masks:
+        if not self.mask_dropout.training:
+            return [LayerMasks()] * count
+        held = self._sample(x.shape[1], 0, x.device)
+        if held is None:
             return self._draw_masks(x.shape[1], x.device)
-        return [LayerMasks()] * count
+        return self._as_layer_masks(held)
 
     def _run(
         self,

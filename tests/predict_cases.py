@@ -53,4 +53,4 @@ def tagger(**options):
 
 
 def modes(module):
-    return [(m.training, getattr(m, "mc", None)) for m in module.modules()]
+    return [m.training for m in module.modules()]

@@ -291,11 +291,14 @@ def predict_target() -> Target:
     module = brnn.BayesianLSTM(I, H, input_dropout=0.5)
     arguments = {
         "module": module, "inputs": torch.randn(T, B, I), "samples": 2, "chunk": 1,
-        "likelihood": "gaussian", "batch_dim": 1, "output_batch_dim": 1,
+        "likelihood": "gaussian", "batch_dim": 1, "output_batch_dim": 1, "noise": 0.1,
+        "keep_draws": False, "share_masks": False, "hold": False, "module_kwargs": {},
     }  # fmt: skip
     kinds = {
         "module": "module", "inputs": "anything", "samples": "count", "chunk": "chunk",
         "likelihood": "cell", "batch_dim": "dimension", "output_batch_dim": "dimension",
+        "noise": "noise", "keep_draws": "flag", "share_masks": "flag", "hold": "flag",
+        "module_kwargs": "kwargs",
     }  # fmt: skip
 
     def call(module, inputs, **options):
@@ -304,6 +307,25 @@ def predict_target() -> Target:
     return Target(call, arguments, kinds, also={"inputs": ("input",), "batch_dim": ("inputs",)})
 
 
+def scale_target() -> Target:
+    draws = torch.randn(4, B, 3)
+    given = brnn.MCPrediction(draws.mean(0), draws.std(0), None, None, draws.std(0))
+    arguments = {
+        "prediction": given, "targets": torch.randn(B, 3), "level": 0.5, "joint": 1, "separate": (),
+    }  # fmt: skip
+    kinds = {
+        "prediction": "prediction", "targets": "plain tensor", "level": "level",
+        "joint": "dimensions", "separate": "dimensions",
+    }  # fmt: skip
+    return Target(brnn.conformal_scale, arguments, kinds, also={"targets": ("prediction",)})
+
+
+EXPRESSIONS["noise"] = always("-1", "float('nan')", "'0.1'", "[0.1]", "torch.ones(7, 7)", "{}")
+EXPRESSIONS["kwargs"] = always("[1]", "'x'", "3")
+EXPRESSIONS["dimensions"] = always("7", "-9", "'0'", "1.5", "[7]", "None")
+EXPRESSIONS["level"] = always("0", "1", "90", "-0.1", "None", "'0.9'", "float('nan')", "True")
+EXPRESSIONS["prediction"] = always("None", "t.mean", "(1, 2)", "3")
+EXPRESSIONS["plain tensor"] = always("None", "3", "t[0]", "t[:1]", "t.tolist()")
 EXPRESSIONS["chunk"] = always("0", "-1", "2.0", "'4'", "[4]")
 
 
@@ -423,6 +445,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     ),
     "LockedDropout.forward": locked_target,
     "mc_predict": predict_target,
+    "conformal_scale": scale_target,
     "kl_penalty": lambda: penalty_target(brnn.kl_penalty),
     "weight_decay_groups": lambda: penalty_target(brnn.weight_decay_groups),
     "plan": plan_target,

@@ -1,8 +1,9 @@
-"""A forecast with its uncertainty: python docs/examples/time_series.py [FOLDER]
+"""A forecast whose intervals hold: python docs/examples/time_series.py [FOLDER]
 
 Learns a noisy seasonal series, forecasts the 100 steps after it by feeding each prediction back,
-and draws FOLDER/time_series.png. One set of masks is one model drawn from the approximate
-posterior: it is held over the whole forecast, and 100 of them give its mean and standard deviation.
+and draws FOLDER/time_series.png. One set of masks, held over a whole forecast, is one model drawn
+from the approximate posterior; the spread of 100 of them is the model's doubt. Windows that the
+model was not trained on tell the rest: the noise of each step, and how far off all of it is.
 """
 
 import sys
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
-HISTORY, FUTURE, SAMPLES = 60, 100, 100
+HISTORY, FUTURE, SAMPLES, LEVEL = 60, 100, 100, 0.9
 NOISE = 0.1  # standard deviation of the observations
 
 
@@ -26,23 +27,21 @@ def series(steps: int) -> Tensor:
 
 
 class Forecaster(nn.Module):
-    """Predicts the next value at every step, and goes on alone for `future` steps."""
+    """Predicts the next value at every step; `forecast` of them more, each fed back."""
 
     def __init__(self, hidden: int = 64, dropout: float = 0.2) -> None:
         super().__init__()
         self.lstm = brnn.BayesianLSTM(1, hidden, recurrent_dropout=dropout)
         self.linear = nn.Linear(hidden, 1)
-        self.future = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, B, 1] -> predictions of the steps 1 to T + future [T + future, B, 1]."""
-        masks = self.lstm.sample_masks(x.shape[1]) if self.lstm.draws_masks else None
-        h, state = self.lstm(x, masks=masks)
+    def forward(self, x: Tensor, forecast: int = 0) -> Tensor:
+        """x [T, B, 1] -> the next value of each step [T, B, 1], or `forecast` steps after x."""
+        h, state = self.lstm(x)
         predictions = [self.linear(h)]
-        for _ in range(self.future):
-            h, state = self.lstm(predictions[-1][-1:], state, masks=masks)
+        for _ in range(forecast - 1):
+            h, state = self.lstm(predictions[-1][-1:], state)
             predictions.append(self.linear(h))
-        return torch.cat(predictions)
+        return torch.cat(predictions)[-forecast:]
 
 
 def train(model: Forecaster, data: Tensor, updates: int = 400, batch: int = 32) -> None:
@@ -60,32 +59,53 @@ def train(model: Forecaster, data: Tensor, updates: int = 400, batch: int = 32) 
         schedule.step()
 
 
+def predict(model: Forecaster, data: Tensor, every: int) -> tuple[brnn.MCPrediction, Tensor]:
+    """Forecasts from windows of `data`, and what came: [FUTURE, windows, 1]."""
+    windows = data.unfold(0, HISTORY + FUTURE, every).t().unsqueeze(2)
+    prediction = brnn.mc_predict(
+        model, windows[:HISTORY], samples=SAMPLES, hold=True, module_kwargs={"forecast": FUTURE}
+    )
+    return prediction, windows[HISTORY:]
+
+
 def main(folder: Path) -> None:
     torch.manual_seed(1)
-    data = series(1000)
-    past, future = data[:-FUTURE], data[-FUTURE:]
+    data = series(6000)
     model = Forecaster()
-    train(model, past)
+    train(model, data[:1000])
 
-    model.future = FUTURE - 1
-    x = past[-HISTORY:].view(-1, 1, 1)
-    prediction = brnn.mc_predict(model, x, samples=SAMPLES)
-    mean, model_std = prediction.mean[-FUTURE:].flatten(), prediction.std[-FUTURE:].flatten()
-    std = (model_std.square() + NOISE**2).sqrt()  # of an observation
-    error = (future - mean).abs()
-    print(f"root mean square error: {error.square().mean().sqrt():.3f}")
-    print(f"standard deviation: {std[:10].mean():.3f} at first, {std[-10:].mean():.3f} at last")
-    print(f"inside two standard deviations: {(error < 2 * std).float().mean():.2f}")
+    noise = brnn.fit_noise(*predict(model, data[1000:2000], every=7), separate=0)
+    held_out, came = predict(model, data[2000:4000], every=7)
+    scale = brnn.conformal_scale(held_out.with_noise(noise), came, LEVEL)
+    prediction, targets = predict(model, data[4000:], every=20)
+    prediction = prediction.with_noise(noise)
+
+    interval = prediction.interval(scale=scale)
+    doubt = (prediction.mean - 1.645 * prediction.std, prediction.mean + 1.645 * prediction.std)
+    error = (targets - prediction.mean).square().mean().sqrt()
+    print(f"root mean square error: {error:.3f}, of which noise: {NOISE}")
+    for name, pair in (
+        ("doubt of the model alone", doubt),
+        ("with noise", prediction.interval(LEVEL)),
+        ("with noise and conformal scale", interval),
+    ):
+        inside, width = brnn.coverage(pair, targets), brnn.interval_width(pair)
+        print(f"{name}: {inside:.1%} of {LEVEL:.0%} inside, mean width {width:.2f}")
+    print(f"continuous ranked probability score: {prediction.crps(targets).mean():.3f}")
 
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    steps = range(FUTURE)
-    axes.plot(range(-HISTORY, FUTURE), data[-HISTORY - FUTURE :], "k.", label="observed")
-    axes.plot(steps, mean, label=f"mean of {SAMPLES} forecasts")
-    axes.fill_between(
-        steps, mean - 2 * std, mean + 2 * std, alpha=0.3, label="two standard deviations"
-    )
+    steps, last = range(FUTURE), targets.shape[1] - 1
+    past = data[4000 + 20 * last :][: HISTORY + FUTURE]
+    axes.plot(range(-HISTORY, FUTURE), past, "k.", label="observed")
+    axes.plot(steps, prediction.mean[:, last, 0], label=f"mean of {SAMPLES} forecasts")
+    for pair, alpha, name in (
+        (interval, 0.2, f"{LEVEL:.0%} interval"),
+        (doubt, 0.4, "doubt alone"),
+    ):
+        lower, upper = (end[:, last, 0] for end in pair)
+        axes.fill_between(steps, lower, upper, alpha=alpha, label=name)
     axes.set(xlabel="step", ylabel="value", ylim=(-2.5, 2.5))
-    axes.legend(frameon=False, ncols=3, loc="upper center")
+    axes.legend(frameon=False, ncols=4, loc="upper center")
     figure.savefig(folder / "time_series.png")
 
 

@@ -230,7 +230,9 @@ def test_the_public_names_are_those_of_the_package():
     public = {
         "BayesianLSTM", "BayesianGRU", "BayesianEmbedding", "LockedDropout", "LayerMasks",
         "LayerWeights", "MCPrediction", "Plan", "functional", "reference", "mc_dropout",
-        "mc_predict", "kl_penalty", "weight_decay_groups", "plan", "info",
+        "mc_predict", "hold_masks", "fit_noise", "model_precision", "conformal_scale", "coverage",
+        "interval_width", "convert", "to_torch", "kl_penalty", "weight_decay_groups", "plan",
+        "info",
     }  # fmt: skip
     assert public <= set(brnn.__all__)
 

@@ -173,15 +173,54 @@ def test_sgd_with_groups_equals_sgd_on_the_penalty(cell, tied, momentum):
     )
 
 
-def test_shared_parameters_count_once():
-    model = make(tied=True)
-    kept = {name: p for name, p in KEPT.items() if name != "decoder.weight"}
-    assert_penalty(model, kept)
-    assert set(decays(brnn.weight_decay_groups(model, **PRIOR))) == set(model.parameters())
+def turned(model):
+    """The same model, whose modules are registered in the opposite order."""
+    model._modules = dict(reversed(model._modules.items()))
+    return model
+
+
+@pytest.mark.parametrize("order", [lambda model: model, turned])
+@pytest.mark.parametrize(
+    ("named", "kept"),
+    [
+        ({}, 1.0),  # the embedding drops 0.1 of it, the decoder nothing
+        ({"decoder": 0.5}, 0.5),
+        ({"embedding": 0.25}, 0.75),
+        ({"decoder": 0.5, "embedding": 0.25}, 0.75),
+    ],
+)
+def test_a_shared_weight_counts_once_with_the_least_dropout(order, named, kept):
+    model = order(make(tied=True))
+    factors = {
+        name: (0.5 if "decoder" in named and name == "decoder.bias" else p)
+        for name, p in KEPT.items()
+    }
+    shared = {"decoder.weight", "embedding.weight"} & dict(model.named_parameters()).keys()
+    for name in ("decoder.weight", "embedding.weight"):
+        del factors[name]
+    assert_penalty(model, factors | dict.fromkeys(shared, kept), dropout=named)
+    groups = decays(brnn.weight_decay_groups(model, **PRIOR, dropout=named))
+    assert set(groups) == set(model.parameters())
+    assert math.isclose(groups[model.embedding.weight], kept * 0.7**2 / 50, rel_tol=1e-12)
+
+
+def test_a_module_that_stands_twice_counts_once():
+    model = make()
     twice = nn.ModuleDict({"a": model.rnn, "b": model.rnn})
     torch.testing.assert_close(
         brnn.kl_penalty(twice, **PRIOR), brnn.kl_penalty(model.rnn, **PRIOR), rtol=1e-12, atol=0
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_penalty_of_narrow_weights_is_summed_in_float32(dtype):
+    """In float16 the squares of 1e-4 vanish, and 300 ** 2 is infinite."""
+    for value in (1e-4, 300.0):
+        linear = nn.Linear(100, 100, bias=False).to(dtype)
+        nn.init.constant_(linear.weight, value)
+        penalty = brnn.kl_penalty(linear, length_scale=1.0, num_data=1)
+        exact = linear.weight.double().square().sum() / 2
+        torch.testing.assert_close(penalty.double(), exact, rtol=1e-4, atol=0)
 
 
 def test_penalty_scales_with_the_prior():
@@ -207,12 +246,27 @@ def test_penalty_is_the_same_in_every_mode():
         ({"num_data": math.nan}, r"num_data: expected at least 1, got nan"),
         ({"dropout": {"decodr": 0.5}}, r"dropout: expected names of submodules, got 'decodr'"),
         ({"dropout": {"decoder": 1.5}}, r"dropout\['decoder'\]: expected .*\[0, 1\], got 1\.5"),
-        ({"dropout": {"decoder": None}}, r"dropout\['decoder'\]: expected .*\[0, 1\], got None"),
     ],
 )
 def test_bad_arguments(function, arguments, message):
-    with pytest.raises(TypeError if "None" in message else ValueError, match=message):
+    with pytest.raises(ValueError, match=message):
         function(make(), **(PRIOR | arguments))
+
+
+@pytest.mark.parametrize("function", [brnn.kl_penalty, brnn.weight_decay_groups])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"module": None}, r"module: expected an nn.Module, got NoneType"),
+        ({"length_scale": "1"}, r"length_scale: expected a number, got '1'"),
+        ({"num_data": None}, r"num_data: expected a number, got None"),
+        ({"dropout": 0.5}, r"dropout: expected a mapping of submodule names, got float"),
+        ({"dropout": {"decoder": None}}, r"dropout\['decoder'\]: expected .*\[0, 1\], got None"),
+    ],
+)
+def test_wrong_types(function, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        function(**({"module": make()} | PRIOR | arguments))
 
 
 @pytest.mark.parametrize("function", [brnn.kl_penalty, brnn.weight_decay_groups])

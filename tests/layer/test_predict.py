@@ -33,7 +33,7 @@ def test_mean_and_std_tend_to_the_analytic_ones(p, chunk):
     module = Linear(p, torch.randn(8, dtype=torch.float64)).eval()
     x = torch.randn(1, B, 8, dtype=torch.float64)
     samples = 4000
-    mean, std, entropy, information = brnn.mc_predict(module, x, samples=samples, chunk=chunk)
+    mean, std, entropy, information, *_ = brnn.mc_predict(module, x, samples=samples, chunk=chunk)
     assert entropy is information is None
     assert mean.shape == std.shape == (1, B)
 
@@ -62,7 +62,7 @@ def test_moments_equal_those_of_the_draws(chunk):
 def test_categorical_equals_the_direct_computation(chunk, temperature):
     torch.manual_seed(0)
     logits = temperature * torch.randn(10, B, 4, dtype=torch.float64)
-    mean, std, entropy, information = brnn.mc_predict(
+    mean, std, entropy, information, *_ = brnn.mc_predict(
         Replay(logits), torch.zeros(B), samples=10, likelihood="categorical", chunk=chunk
     )
     p = logits.softmax(dim=-1)
@@ -82,7 +82,7 @@ def test_categorical_equals_the_direct_computation(chunk, temperature):
 def test_probabilities_are_averaged_and_not_logits():
     """Two sure and opposite samples: mean (1/2, 1/2), all of the entropy is disagreement."""
     logits = torch.tensor([[[40.0, 0.0]], [[-60.0, 0.0]]])  # mean logit -10: surely class 1
-    mean, std, entropy, information = brnn.mc_predict(
+    mean, std, entropy, information, *_ = brnn.mc_predict(
         Replay(logits),
         torch.zeros(1),
         samples=2,
@@ -97,7 +97,7 @@ def test_probabilities_are_averaged_and_not_logits():
 
 def test_samples_that_agree_inform_of_nothing():
     logits = torch.tensor([[[0.3, -0.2, 1.0]]]).expand(7, 1, 3)
-    _, std, entropy, information = brnn.mc_predict(
+    _, std, entropy, information, *_ = brnn.mc_predict(
         Replay(logits), torch.zeros(1), samples=7, likelihood="categorical"
     )
     torch.testing.assert_close(entropy, torch.special.entr(logits[0].softmax(dim=-1)).sum(dim=-1))
@@ -129,7 +129,7 @@ def test_keeps_no_gradients_and_restores_the_modes(training):
     before = modes(module)
     x = torch.randn(T, B, I, requires_grad=True)
     prediction = brnn.mc_predict(module, x, samples=5, likelihood="categorical")
-    assert not any(t.requires_grad for t in prediction)
+    assert not any(t.requires_grad for t in prediction if t is not None)
     assert all(p.grad is None for p in module.parameters())
     assert modes(module) == before
     assert torch.is_grad_enabled()
@@ -166,13 +166,31 @@ def test_inputs_are_left_as_they_were():
         ({"samples": -3}, r"samples: expected an integer of at least 1, got -3"),
         ({"chunk": 0}, r"chunk: expected an integer of at least 1, got 0"),
         ({"likelihood": "softmax"}, r"likelihood: expected one of .*, got 'softmax'"),
-        ({"likelihood": None}, r"likelihood: expected one of .*, got None"),
         ({"batch_dim": 3}, r"batch_dim: expected a dimension of \[4, 3, 5\], got 3"),
         ({"batch_dim": -4}, r"batch_dim: expected a dimension of \[4, 3, 5\], got -4"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
+        brnn.mc_predict(tagger(), torch.randn(T, B, I), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 2.5}, r"samples: expected an integer of at least 1, got 2\.5"),
+        ({"chunk": "2"}, r"chunk: expected an integer of at least 1, got '2'"),
+        ({"likelihood": None}, r"likelihood: expected one of .*, got None"),
+        ({"noise": "0.1"}, r"noise: expected a number, got '0\.1'"),
+        ({"batch_dim": 0.5}, r"batch_dim: expected an integer, got 0\.5"),
+        ({"output_batch_dim": "0"}, r"output_batch_dim: expected an integer, got '0'"),
+        ({"keep_draws": 1}, r"keep_draws: expected True or False, got 1"),
+        ({"share_masks": None}, r"share_masks: expected True or False, got None"),
+        ({"hold": "yes"}, r"hold: expected True or False, got 'yes'"),
+    ],
+)
+def test_wrong_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
         brnn.mc_predict(tagger(), torch.randn(T, B, I), **arguments)
 
 

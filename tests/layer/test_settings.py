@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from module_cases import PAIRS, B, H, I, T, every_cell
@@ -26,6 +27,21 @@ def test_a_schedule_of_probabilities(cell):
     layer.input_dropout = (0.5, 0.75)
     assert rates(layer) == [(0.5, 0), (0.75, 0)]
     layer(torch.randn(T, B, I))[0].sum().backward()
+
+
+@every_cell
+@pytest.mark.parametrize("values", [[0.25, 0.5], [0.5]])
+def test_numpy_arrays_can_be_set(cell, values):
+    layer = PAIRS[cell][0](I, H, len(values))
+    layer.input_dropout = np.array(values)
+    assert layer.input_dropout == tuple(values)
+    assert all(type(p) is float for p in layer.input_dropout)
+    assert rates(layer) == [(p, 0) for p in values]
+    layer.input_dropout = np.float32(0.25)
+    layer.recurrent_dropout = np.float64(0.5)
+    assert rates(layer) == [(0.25, 0.5)] * len(values)
+    with pytest.raises(ValueError, match=r"input_dropout: expected .* per layer .*, got 3 values"):
+        layer.input_dropout = np.zeros(3)
 
 
 @every_cell

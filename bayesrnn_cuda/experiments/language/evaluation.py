@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...moments import at_least_float32
 from ..naive_dropout import State
 from ..training.evaluating import evaluating, seeded_generator
 from .model import LanguageModel, ModelMasks
@@ -80,7 +81,7 @@ def validation_perplexity(
         for inputs, targets in windows(lanes(tokens, batch_size).to(device), seq_len):
             logits, carried = model(inputs, carried if state == "carry" else None)
             loss = nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), reduction="none"
+                at_least_float32(logits).flatten(0, 1), targets.flatten(), reduction="none"
             )
             loss = loss.double().sum()
             total += loss
@@ -168,8 +169,8 @@ class _WindowSamples:
         self.entropy: Tensor | float = 0.0  # sum over samples: float64 [T]
 
     def add(self, logits: Tensor) -> None:
-        """Logits of some samples, [T, samples, V]; whole tensors stay in their dtype."""
-        log_p = logits.log_softmax(dim=-1)
+        """Logits of some samples, [T, samples, V]; whole tensors stay in float32 or their dtype."""
+        log_p = at_least_float32(logits).log_softmax(dim=-1)
         targets = self.targets.expand(log_p.shape[:2]).unsqueeze(-1)
         self.log_p.append(log_p.gather(-1, targets).squeeze(-1).double())
         p = log_p.exp()

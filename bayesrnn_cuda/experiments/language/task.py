@@ -201,7 +201,8 @@ def window_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits: [T, B, V].
         targets: int64 [T, B].
     """
-    total = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    logits = logits.flatten(0, 1).float()  # not a sum in the model's bfloat16
+    total = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
     return total / targets.shape[1]
 
 

@@ -269,3 +269,26 @@ def test_progress_counts_steps(stream):
 def test_hopeless_loss_is_infinite_perplexity():
     assert perplexity_of(math.log(5)) == pytest.approx(5)
     assert perplexity_of(1e5) == math.inf
+
+
+def test_a_model_in_bfloat16_is_averaged_in_float32(stream):
+    """Only its logits are rounded: a perplexity of 9 would move by 1 % if its averages were."""
+
+    class Rounded(LanguageModel):
+        def forward(self, *arguments, **options):
+            logits, state = super().forward(*arguments, **options)
+            return logits.to(self.dtype), state
+
+    figures = []
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.manual_seed(0)
+        config = LanguageModelConfig(embedding=5, hidden=6, layers=1, init_range=0.8)
+        model = Rounded(V, config)
+        model.dtype = torch.bfloat16
+        if dtype == torch.float64:  # the same rounded logits, and everything after in float64
+            model.forward = lambda *a, m=model, **o: (
+                (out := Rounded.forward(m, *a, **o))[0].double(), out[1]
+            )  # fmt: skip
+        mc = mc_evaluate(model, stream, samples=50, seed=1, **SETTINGS)
+        figures.append([perplexity(model, stream, **SETTINGS), *mc])
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)

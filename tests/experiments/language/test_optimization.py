@@ -22,6 +22,12 @@ def test_loss_is_the_sum_over_steps_and_mean_over_lanes():
     torch.testing.assert_close(window_loss(logits, targets), expected)
 
 
+def test_loss_of_bfloat16_logits_is_summed_in_float32():
+    logits, targets = torch.randn(50, 3, 7).bfloat16(), torch.randint(7, (50, 3))
+    exact = window_loss(logits.double().float(), targets)
+    torch.testing.assert_close(window_loss(logits, targets), exact, rtol=1e-6, atol=0)
+
+
 def test_schedule_of_the_large_model():
     """The authors' log: rate 1 in epochs 1 to 11 (max_epoch 10), then divided by 1.15 each."""
     config = LanguageModelConfig(lr=1.0, lr_decay=1.15, lr_constant_epochs=11)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from .cells import GRU, LSTM
 from .checks import (
     ArgumentError,
     check_flag,
@@ -50,8 +50,7 @@ class BayesianLSTM(RecurrentLayer):
         TypeError: an argument of another type.
     """
 
-    gates = 4
-    states = 2
+    cell = LSTM
     mode = "LSTM"
     _torch = nn.LSTM
 
@@ -77,11 +76,6 @@ class BayesianLSTM(RecurrentLayer):
         output, (h_n, c_n) = self._forward(input, hx, masks)
         return output, (h_n, c_n)
 
-    def _run_layer(self, x, initial, weights, masks, lengths, reverse):
-        return functional.lstm(
-            x, *initial, weights, masks, lengths=lengths, reverse=reverse, engine=self.engine
-        )
-
 
 class BayesianGRU(RecurrentLayer):
     """torch.nn.GRU with variational dropout on inputs and recurrent connections.
@@ -90,8 +84,7 @@ class BayesianGRU(RecurrentLayer):
     torch.nn.GRU, r * (U h + b); False is Cho et al. (2014), U (r * h) + b.
     """
 
-    gates = 3
-    states = 1
+    cell = GRU
     mode = "GRU"
     _torch = nn.GRU
     settings: ClassVar = RecurrentLayer.settings | {"reset_after": check_flag}
@@ -140,12 +133,6 @@ class BayesianGRU(RecurrentLayer):
             raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
         output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
         return output, h_n
-
-    def _run_layer(self, x, initial, weights, masks, lengths, reverse):
-        return functional.gru(
-            x, *initial, weights, masks, lengths=lengths, reverse=reverse,
-            reset_after=self.reset_after, engine=self.engine,
-        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")

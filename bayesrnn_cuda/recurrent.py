@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import autograd, functional
+from .cells import Cell
 from .checks import ArgumentError, check_size, check_tensor
 from .masks import DropoutModule, LayerMasks, sample_layer_masks
 from .reference import LayerWeights
@@ -19,10 +20,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class RecurrentLayer(LayerSettings, DropoutModule):
-    """Base of BayesianLSTM and BayesianGRU, whose cells are in `_run_layer`."""
+    """Base of BayesianLSTM and BayesianGRU: all that does not depend on the cell."""
 
-    gates: int  # G
-    states: int  # tensors in hx: 2 for LSTM, 1 for GRU
+    cell: Cell
     _torch: type[nn.LSTM] | type[nn.GRU]  # what it stands for
     weight_ih_l0: nn.Parameter
 
@@ -58,7 +58,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         self.tie_gates = tie_gates
         self.engine = engine
 
-        rows = self.gates * hidden_size
+        rows = self.cell.gates * hidden_size
         for layer, suffix in self._directions():
             columns = self._layer_input_size(layer)
             shapes: dict[str, tuple[int, ...]] = {
@@ -187,7 +187,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
     ) -> list[LayerMasks]:
         return [
             sample_layer_masks(
-                self.gates,
+                self.cell.gates,
                 batch_size,
                 self._layer_input_size(layer),
                 self.hidden_size,
@@ -203,7 +203,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
     def _forward(
         self, input: Tensor | PackedSequence, hx: tuple | None, masks: Sequence[LayerMasks] | None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """`forward` with hx as a tuple of `states` tensors, in and out."""
+        """`forward` with hx as a tuple of the cell's states, in and out."""
         # once a call: a parametrized weight is computed at each access
         weights = [self.layer_weights(suffix) for _, suffix in self._directions()]
         lengths = None
@@ -251,8 +251,8 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         """hx as a tuple of [layers*D, B, H]; zeros if None."""
         shape = (self.num_layers * self.num_directions, x.shape[1], self.hidden_size)
         if hx is None:
-            return (x.new_zeros(shape),) * self.states
-        if not isinstance(hx, tuple | list) or len(hx) != self.states:
+            return (x.new_zeros(shape),) * self.cell.states
+        if not isinstance(hx, tuple | list) or len(hx) != self.cell.states:
             got = f"{len(hx)} values" if isinstance(hx, tuple | list) else type(hx).__name__
             error = ArgumentError if isinstance(hx, tuple | list) else TypeError
             raise error(f"hx: expected a tuple (h_0, c_0), got {got}")
@@ -309,7 +309,12 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         return x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
 
     def _run_layer(self, x, initial, weights, masks, lengths, reverse) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        run = getattr(functional, self.cell.name)
+        flags = {name: getattr(self, name) for name in self.cell.flags}
+        return run(
+            x, *initial, weights, masks, lengths=lengths, reverse=reverse, engine=self.engine,
+            **flags,
+        )  # fmt: skip
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights need no common buffer. Here so that nn.LSTM's users find it."""

@@ -10,8 +10,6 @@
 
 namespace brnn {
 
-enum class Cell { lstm, gru, gru_reset_before };
-
 struct bfloat16 {
   uint16_t bits;
 };

@@ -35,11 +35,11 @@ inline size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
 template <class S>
 size_t gate_count(Cell cell, const Layer<S>& layer) {
-  return size_t(layer.T) * layer.B * (cell == Cell::lstm ? 4 : 3) * layer.H;
+  return size_t(layer.T) * layer.B * traits(cell).gates * layer.H;
 }
 template <class S>
 size_t slot_count(Cell cell, const Layer<S>& layer) {
-  return size_t(layer.T) * layer.B * (cell == Cell::gru_reset_before ? 3 : 4) * layer.H;
+  return size_t(layer.T) * layer.B * traits(cell).slots * layer.H;
 }
 
 }  // namespace workspace

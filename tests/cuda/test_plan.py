@@ -301,7 +301,7 @@ def check(planner, problem, device, forward, r):
     assert r["batch_tiles"] * y >= tiles > r["batch_tiles"] * (y - 1)
     assert r["batch_tiles"] == 1 or r["looped"]
     shared = planner.shared_bytes(
-        r["engine"], forward, tiling, problem.gates, problem.untied, r["batch_tiles"],
+        r["engine"], forward, tiling, problem.cell, problem.untied, r["batch_tiles"],
         published * problem.bytes // 64,
     )  # fmt: skip
     assert r["shared_bytes"] == shared <= device.shared_bytes

@@ -166,9 +166,9 @@ def test_plan_is_a_value():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cell": "rnn"}, r"cell: expected lstm or gru, got 'rnn'"),
-        ({"cell": "LSTM"}, r"cell: expected lstm or gru, got 'LSTM'"),
-        ({"cell": None}, r"cell: expected lstm or gru, got None"),
+        ({"cell": "rnn"}, r"cell: expected one of lstm, gru, got 'rnn'"),
+        ({"cell": "LSTM"}, r"cell: expected one of lstm, gru, got 'LSTM'"),
+        ({"cell": None}, r"cell: expected one of lstm, gru, got None"),
         ({"device": "H900"}, r"device: expected cpu, cuda, cuda:N or one of A100, .* got 'H900'"),
         *[
             ({name: size}, rf"{name}: expected an integer of at least 1, got {size}")

@@ -45,7 +45,7 @@ inline MaskForm mask_form(const Mask& mask, const Recurrence& plan) {
 // A kernel in words: "forward kernel for grid, lstm, 8 chunks, 4 k warps, 1 unit tiles".
 inline std::string describe(const char* direction, Cell cell, const Recurrence& plan) {
   return std::string(direction) + " kernel for " + name(plan.engine) + ", " +
-         (cell == Cell::lstm ? "lstm" : "gru") + ", " + std::to_string(plan.tiling.chunks) +
+         traits(cell).name + ", " + std::to_string(plan.tiling.chunks) +
          " chunks, " + std::to_string(plan.tiling.k_warps) + " k warps, " +
          std::to_string(plan.tiling.unit_tiles) + " unit tiles" +
          (plan.tiling.looped ? ", looped" : "") + (plan.fused_input ? ", fused input" : "");
@@ -129,8 +129,6 @@ inline bool started(const Shortage& shortage, const char* direction, Cell cell,
                            "' (" + describe(direction, cell, plan) + "), got " + shortage.has);
 }
 
-inline int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
-
 // ---- the workspace of an exchange
 
 inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -174,7 +172,7 @@ ExchangeMemory prepare_exchange(const Recurrence& plan, int64_t T, int planes, v
 template <class S>
 size_t packed_bytes(const Recurrence& plan, Cell cell, int chunks) {
   const size_t slices = size_t(plan.blocks_x) * plan.tiling.unit_tiles * plan.tiling.k_warps;
-  return slices * gates_of(cell) * chunks * 64 * sizeof(uint4);
+  return slices * traits(cell).gates * chunks * 64 * sizeof(uint4);
 }
 
 // Packs a weight of `chunks` chunks for each warp into `to` and returns it.
@@ -184,7 +182,7 @@ const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_co
   const PackParams<S> p{weight,
                         static_cast<uint4*>(to),
                         by_columns,
-                        gates_of(cell),
+                        traits(cell).gates,
                         int(H),
                         int(K),
                         plan.blocks_x * plan.tiling.unit_tiles,
@@ -218,7 +216,7 @@ size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>
 }
 template <class S>
 size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer) {
-  return Workspace<S>(plan, cell, layer.T, gates_of(cell)).end;
+  return Workspace<S>(plan, cell, layer.T, traits(cell).gates).end;
 }
 
 // The parameters of the kernel, with its workspace filled.
@@ -248,7 +246,7 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
 template <class S>
 BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz,
                           void* scratch, void* stream) {
-  const int G = gates_of(cell);
+  const int G = traits(cell).gates;
   const Workspace<S> parts(plan, cell, layer.T, G);
   char* const memory = static_cast<char*>(scratch);
   BackwardParams<S> p{};
@@ -295,8 +293,7 @@ template <template <class> class CellOf, class S, Engine E, Tiling Cut, MaskForm
           int InputChunks>
 constexpr ForwardKernel<S> forward_entry() {
   using T = Tile<Cut>;
-  constexpr Cell kCell = CellOf<DeviceMath>::gates == 4 ? Cell::lstm : Cell::gru;
-  return {kCell,
+  return {CellOf<DeviceMath>::id,
           E,
           Cut,
           Form,
@@ -307,32 +304,40 @@ template <template <class> class CellOf, class S, Engine E, Tiling Cut>
 constexpr BackwardKernel<S> backward_entry() {
   using T = Tile<Cut>;
   constexpr int G = CellOf<DeviceMath>::gates;
-  constexpr Cell kCell = G == 4 ? Cell::lstm : Cell::gru;
-  return {kCell, E, Cut, backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
+  return {CellOf<DeviceMath>::id, E, Cut, backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
 }
 
-// Adds the kernels of a table of tilings.h to a list: both cells, forward without masks of its own
-// and with those that its tilings have.
+// Whether the persistent kernels of a cell are compiled for S.
+template <template <class> class CellOf, class S>
+constexpr bool kCompiled =
+    CellOf<DeviceMath>::persistent == Persistent::all ||
+    (CellOf<DeviceMath>::persistent == Persistent::bfloat16 && std::is_same_v<S, bfloat16>);
+
+// Adds the kernels of a table of tilings.h to a list: of every cell, forward without masks of its
+// own and, where there are gates to tell apart, with those that its tilings have.
 template <class S, Engine E, const auto& Table, int InputChunks = 0>
 void add_forward(std::vector<ForwardKernel<S>>& list) {
   [&]<size_t... i>(std::index_sequence<i...>) {
-    const auto add = [&]<Tiling Cut>() {
+    const auto add = [&]<template <class> class CellOf, Tiling Cut>() {
       if constexpr (InputChunks == 0 || Cut.chunks <= kFusedChunks) {
         constexpr MaskForm kUntied = untied_form(Cut, InputChunks > 0);
-        list.push_back(forward_entry<Lstm, S, E, Cut, MaskForm::none, InputChunks>());
-        list.push_back(forward_entry<Lstm, S, E, Cut, kUntied, InputChunks>());
-        list.push_back(forward_entry<Gru, S, E, Cut, MaskForm::none, InputChunks>());
-        list.push_back(forward_entry<Gru, S, E, Cut, kUntied, InputChunks>());
+        list.push_back(forward_entry<CellOf, S, E, Cut, MaskForm::none, InputChunks>());
+        if constexpr (CellOf<DeviceMath>::gates > 1)
+          list.push_back(forward_entry<CellOf, S, E, Cut, kUntied, InputChunks>());
       }
     };
-    (add.template operator()<Table[i]>(), ...);
+    for_each_cell([&]<template <class> class CellOf>() {
+      if constexpr (kCompiled<CellOf, S>) (add.template operator()<CellOf, Table[i]>(), ...);
+    });
   }(std::make_index_sequence<std::size(Table)>());
 }
 template <class S, Engine E, const auto& Table>
 void add_backward(std::vector<BackwardKernel<S>>& list) {
   [&]<size_t... i>(std::index_sequence<i...>) {
-    (list.push_back(backward_entry<Lstm, S, E, Table[i]>()), ...);
-    (list.push_back(backward_entry<Gru, S, E, Table[i]>()), ...);
+    for_each_cell([&]<template <class> class CellOf>() {
+      if constexpr (kCompiled<CellOf, S>)
+        (list.push_back(backward_entry<CellOf, S, E, Table[i]>()), ...);
+    });
   }(std::make_index_sequence<std::size(Table)>());
 }
 

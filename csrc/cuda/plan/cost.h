@@ -88,7 +88,7 @@ inline double stepwise_step(const Problem& p, int gates, const Device& device) {
       std::max(2 * B * gates * H * H / (flop_rate(p.precision) * multiprocessors),
                gates * H * H * bytes / bandwidth);
   const double pointwise = B * H * (4 * gates + 3) * bytes / bandwidth;  // gates: 4 reads or writes
-  const int launches = p.cell == Cell::gru_reset_before ? 4 : 2;
+  const int launches = traits(p.cell).reset_before ? 4 : 2;
   return launches * kLaunch + product + pointwise;
 }
 

@@ -49,6 +49,7 @@ struct Sizes {
   const Problem& problem;
   const Device& device;
   Pass pass;
+  CellTraits cell;
   int gates, bytes;  // bytes of a number
   int64_t batch_tiles, chunks;
 
@@ -56,7 +57,8 @@ struct Sizes {
       : problem(p),
         device(d),
         pass(pass),
-        gates(p.cell == Cell::lstm ? 4 : 3),
+        cell(traits(p.cell)),
+        gates(cell.gates),
         bytes(cost::bytes_of(p.precision)),
         batch_tiles(ceil_div(p.B, kTileSequences)),
         chunks(ceil_div(p.H, units_of_chunk(bytes))) {}
@@ -65,7 +67,7 @@ struct Sizes {
   int blocks(const Tiling& t) const { return unit_blocks(t, problem.H, bytes); }
   int shared(Engine engine, const Tiling& t, int64_t tiles) const {
     const int all_chunks = blocks(t) * t.unit_tiles * kTileUnits / units_of_chunk(bytes);
-    return shared_bytes(engine, pass, t, gates, untied(), int(tiles), all_chunks);
+    return shared_bytes(engine, pass, t, cell, untied(), int(tiles), all_chunks);
   }
 };
 
@@ -190,8 +192,10 @@ Attempt try_tilings(const Sizes& s, Engine engine) {
 Attempt try_persistent(const Sizes& s, Engine engine) {
   const Problem& p = s.problem;
   const Device& d = s.device;
-  if (p.cell == Cell::gru_reset_before)
+  if (s.cell.persistent == Persistent::none)
     return {"a cell with one product a step", "the GRU that resets before U"};
+  if (s.cell.persistent == Persistent::bfloat16 && p.precision != Precision::bfloat16)
+    return {std::string("bfloat16 for ") + s.cell.name, name(p.precision)};
   if (p.precision == Precision::float32 || p.precision == Precision::float64)
     return {"bfloat16, float16 or tf32", name(p.precision)};
   if (d.major < 8)

@@ -116,17 +116,22 @@ constexpr int blocks_per_multiprocessor(Pass pass, const Tiling& t, int gates, b
 
 // ---- shared memory, bytes; the parts lie in this order
 
-// What each warp sums, [2][unit_tiles][k_warps][128] of float4 (a value per gate) forward, of float
-// backward.
-BRNN_INLINE constexpr int partial_bytes(Pass pass, const Tiling& t) {
-  const int value = pass == Pass::forward ? 16 : 4;
-  return t.k_warps == 1 ? 0 : 2 * t.unit_tiles * t.k_warps * kTileCells * value;
+// What each warp sums, [2][unit_tiles][k_warps][128] of a value per gate forward (of 4 unless there
+// is one), of one value backward.
+BRNN_INLINE constexpr int sum_floats(Pass pass, int gates) {
+  return pass == Pass::forward && gates > 1 ? 4 : 1;
 }
-// What a cell carries from step to step, [batch_tiles][unit_tiles][128] of c and h (LSTM) or h
-// (GRU) forward, of what is held outside a length and what skips the gates backward.
-BRNN_INLINE constexpr int state_bytes(Pass pass, const Tiling& t, int gates, int batch_tiles) {
-  const int value = pass == Pass::forward && gates == 3 ? 4 : 8;
-  return t.looped ? batch_tiles * t.unit_tiles * kTileCells * value : 0;
+BRNN_INLINE constexpr int partial_bytes(Pass pass, const Tiling& t, int gates) {
+  return t.k_warps == 1 ? 0
+                        : 2 * t.unit_tiles * t.k_warps * kTileCells * 4 * sum_floats(pass, gates);
+}
+// What a cell carries from step to step, [batch_tiles][unit_tiles][128] of h, and c where the cell
+// has one, forward; of what is held outside a length and what skips the gates backward.
+BRNN_INLINE constexpr int state_floats(Pass pass, bool has_c) {
+  return pass == Pass::forward && !has_c ? 1 : 2;
+}
+BRNN_INLINE constexpr int state_bytes(Pass pass, const Tiling& t, bool has_c, int batch_tiles) {
+  return t.looped ? batch_tiles * t.unit_tiles * kTileCells * 4 * state_floats(pass, has_c) : 0;
 }
 // Masks as bits, [batch_tiles][words][threads].
 BRNN_INLINE constexpr int mask_bytes(Pass pass, const Tiling& t, int gates, bool untied,
@@ -139,11 +144,11 @@ BRNN_INLINE constexpr int exchange_bytes(Engine engine, Pass pass, int gates, in
   const bool here = engine == Engine::block || engine == Engine::cluster;
   return here ? 2 * (pass == Pass::forward ? 1 : gates) * all_chunks * kChunkBytes : 0;
 }
-BRNN_INLINE constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, int gates,
-                                       bool untied, int batch_tiles, int all_chunks) {
-  return partial_bytes(pass, t) + state_bytes(pass, t, gates, batch_tiles) +
-         mask_bytes(pass, t, gates, untied, batch_tiles) +
-         exchange_bytes(engine, pass, gates, all_chunks);
+constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, const CellTraits& cell,
+                           bool untied, int batch_tiles, int all_chunks) {
+  return partial_bytes(pass, t, cell.gates) + state_bytes(pass, t, cell.has_c, batch_tiles) +
+         mask_bytes(pass, t, cell.gates, untied, batch_tiles) +
+         exchange_bytes(engine, pass, cell.gates, all_chunks);
 }
 
 }  // namespace brnn::cuda

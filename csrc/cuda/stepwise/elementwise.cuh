@@ -65,13 +65,8 @@ constexpr Type type_of() {
 
 // f called with the gate algebra of `cell` (cells.h) for storage type S.
 template <class S, class F>
-auto with_cell(brnn::Cell cell, const F& f) {
-  switch (cell) {
-    case brnn::Cell::lstm: return f(Lstm<MathOf<S>>{});
-    case brnn::Cell::gru: return f(Gru<MathOf<S>>{});
-    case brnn::Cell::gru_reset_before: return f(GruResetBefore<MathOf<S>>{});
-  }
-  throw std::logic_error("cell: not one of lstm, gru, gru_reset_before");
+auto with_algebra(brnn::Cell cell, const F& f) {
+  return with_cell(cell, [&]<template <class> class CellOf>() { return f(CellOf<MathOf<S>>{}); });
 }
 
 // ---- threads

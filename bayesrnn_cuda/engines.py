@@ -14,7 +14,7 @@ from . import ops
 from .cells import CELLS
 from .checks import check_size
 
-ON_CUDA = ("block", "cluster", "grid", "grid_flags", "stepwise")
+ON_CUDA = tuple(torch.ops.bayesrnn.cuda_engines().split(", ")[1:])  # without auto
 ENGINES = ("auto", "cpu", *ON_CUDA, "reference")
 CUDA_BUILT = bool(ops.CUDA_ARCHITECTURES)
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)

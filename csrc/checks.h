@@ -219,10 +219,9 @@ inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
 
 // What the CUDA engines can run.
 inline void check_cuda_engine(const Tensor& x, const std::string& engine) {
-  const char* names[] = {"auto", "block", "cluster", "grid", "grid_flags", "stepwise"};
-  if (std::find(std::begin(names), std::end(names), engine) == std::end(names))
-    fail("engine", "auto, block, cluster, grid, grid_flags or stepwise for x on CUDA",
-         "'" + engine + "'");
+  const auto is_it = [&](const cuda::EngineTraits& known) { return engine == known.name; };
+  if (engine != "auto" && std::none_of(std::begin(cuda::kEngines), std::end(cuda::kEngines), is_it))
+    fail("engine", "one of " + cuda::engine_names() + " for x on CUDA", "'" + engine + "'");
   const auto type = x.scalar_type();
   if (type != ScalarType::Half && type != ScalarType::BFloat16 && type != ScalarType::Float &&
       type != ScalarType::Double)

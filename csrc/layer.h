@@ -7,15 +7,9 @@
 #include <cstdint>
 
 #include "cells.h"
+#include "dtypes.h"
 
 namespace brnn {
-
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
 
 // What is kept of an operand with K columns. keep == nullptr: everything.
 struct Mask {

@@ -328,6 +328,7 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
       "bool untied=True, bool save=True, str engine=\"auto\") -> str");
   m.def("known_gpus() -> str");
+  m.def("cuda_engines() -> str");
   m.def("build_info() -> str");
   m.def("cuda_architectures() -> str");
 }
@@ -346,6 +347,7 @@ STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CompositeExplicitAutograd, m) {
   m.impl("check_layer", TORCH_BOX(&brnn::check_layer_op));
   m.impl("cpu_plan", TORCH_BOX(&brnn::cpu_plan));
   m.impl("cuda_plan", TORCH_BOX(&brnn::cuda_plan));
+  m.impl("cuda_engines", TORCH_BOX(&brnn::cuda::engine_names));
   m.impl("known_gpus", TORCH_BOX(&brnn::cuda::known_device_names));
   m.impl("build_info", TORCH_BOX(&brnn::build_info));
   m.impl("cuda_architectures", TORCH_BOX(&brnn::cuda_architectures));

@@ -31,9 +31,9 @@ Cell parse_cell(const std::string& wanted) {
 }
 
 Engine parse_engine(const std::string& wanted) {
-  for (Engine e : {Engine::block, Engine::cluster, Engine::grid, Engine::grid_flags})
-    if (wanted == name(e)) return e;
-  return Engine::stepwise;
+  for (const EngineTraits& engine : kEngines)
+    if (wanted == engine.name) return engine.id;
+  throw std::runtime_error("engine: " + wanted);
 }
 
 Pass pass_of(bool forward) { return forward ? Pass::forward : Pass::backward; }

@@ -18,7 +18,7 @@ inline int64_t tiles_of(int64_t size, int64_t tile) { return size ? (size + tile
 template <class S>
 int vector_of(int64_t size) {
   if (size % kLanes<S> == 0) return kLanes<S>;
-  return sizeof(S) == 2 && size % 2 == 0 ? 2 : 1;
+  return size % kPerWord<S> == 0 ? kPerWord<S> : 1;
 }
 
 template <class S>

@@ -44,9 +44,9 @@ inline MaskForm mask_form(const Mask& mask, const Recurrence& plan) {
 
 // A kernel in words: "forward kernel for grid, lstm, 8 chunks, 4 k warps, 1 unit tiles".
 inline std::string describe(const char* direction, Cell cell, const Recurrence& plan) {
-  return std::string(direction) + " kernel for " + name(plan.engine) + ", " +
-         traits(cell).name + ", " + std::to_string(plan.tiling.chunks) +
-         " chunks, " + std::to_string(plan.tiling.k_warps) + " k warps, " +
+  return std::string(direction) + " kernel for " + traits(plan.engine).name + ", " +
+         traits(cell).name + ", " + std::to_string(plan.tiling.chunks) + " chunks, " +
+         std::to_string(plan.tiling.k_warps) + " k warps, " +
          std::to_string(plan.tiling.unit_tiles) + " unit tiles" +
          (plan.tiling.looped ? ", looped" : "") + (plan.fused_input ? ", fused input" : "");
 }
@@ -72,10 +72,6 @@ auto backward_kernel_of(const Recurrence& plan, Cell cell) {
   no_kernel("backward", cell, plan);
 }
 
-inline bool waits_across_blocks(Engine engine) {
-  return engine == Engine::grid || engine == Engine::grid_flags;
-}
-
 inline Grid grid_of(const Recurrence& plan) {
   return {unsigned(plan.blocks_x),
           unsigned(plan.blocks_y),
@@ -83,7 +79,7 @@ inline Grid grid_of(const Recurrence& plan) {
           plan.threads,
           plan.shared_bytes,
           plan.engine == Engine::cluster ? plan.blocks_x : 0,
-          waits_across_blocks(plan.engine)};
+          traits(plan.engine).waits_over_device};
 }
 
 // Blocks that wait for each other must run at the same time. What they need and what is there in
@@ -101,7 +97,7 @@ Shortage shortage_of_room(const Recurrence& plan, void (*entry)(Params)) {
     return {"room for a cluster of " + blocks(plan.blocks_x),
             why.empty() ? "room for none" : "'" + why + "' from the driver"};
   }
-  if (!waits_across_blocks(plan.engine)) return {};
+  if (!traits(plan.engine).waits_over_device) return {};
   const int all = plan.blocks_x * plan.blocks_y, most = resident_blocks(entry, grid_of(plan));
   return most < all ? Shortage{"room for " + blocks(all), "room for " + std::to_string(most)}
                     : Shortage{};
@@ -125,8 +121,9 @@ inline bool started(const Shortage& shortage, const char* direction, Cell cell,
                     const Recurrence& plan) {
   if (shortage.needs.empty()) return true;
   if (!plan.named) return false;
-  throw std::runtime_error("engine: expected " + shortage.needs + " for '" + name(plan.engine) +
-                           "' (" + describe(direction, cell, plan) + "), got " + shortage.has);
+  throw std::runtime_error("engine: expected " + shortage.needs + " for '" +
+                           traits(plan.engine).name + "' (" + describe(direction, cell, plan) +
+                           "), got " + shortage.has);
 }
 
 // ---- the workspace of an exchange
@@ -146,7 +143,7 @@ struct ExchangeBytes {
 
 template <class S>
 ExchangeBytes exchange_bytes(const Recurrence& plan, int64_t T, int planes) {
-  if (!waits_across_blocks(plan.engine)) return {};
+  if (!traits(plan.engine).waits_over_device) return {};
   const ExchangeMemory m = exchange_memory<S>(plan, nullptr);
   const bool ring = plan.engine == Engine::grid_flags;
   const size_t slot = size_t(planes) * m.batch_tiles * m.chunks * kChunkWords * 4;

@@ -16,6 +16,31 @@ namespace brnn::cuda {
 enum class Engine { block, cluster, grid, grid_flags, stepwise };
 enum class Pass { forward, backward };
 
+// What an engine is. cost.h has where the times come from.
+struct EngineTraits {
+  Engine id;
+  const char* name;
+  bool persistent;         // one kernel for all steps
+  bool waits_over_device;  // its blocks wait for each other wherever they run: all run at once
+  bool exchanges_shared;   // h travels through shared memory, not through L2
+  double latency;          // microseconds from a cell's update until the last peer has its h
+  double start;            // microseconds before the first step
+};
+// Every engine, in the order of the enumeration and of messages.
+inline constexpr EngineTraits kEngines[] = {
+    {Engine::block, "block", true, false, true, 0.12, 3},
+    {Engine::cluster, "cluster", true, false, true, 0.53, 4},
+    {Engine::grid, "grid", true, true, false, 0.45, 6},
+    {Engine::grid_flags, "grid_flags", true, true, false, 0.77, 6},
+    {Engine::stepwise, "stepwise", false, false, false, 0, 0},
+};
+constexpr const EngineTraits& traits(Engine engine) { return kEngines[int(engine)]; }
+static_assert([] {
+  for (const EngineTraits& engine : kEngines)
+    if (traits(engine.id).id != engine.id) return false;
+  return true;
+}());
+
 struct Tiling {
   int chunks;      // of k, held by a warp: its slice of U stays in registers
   int k_warps;     // warps that share a unit tile, each with its slice of k
@@ -140,9 +165,10 @@ BRNN_INLINE constexpr int mask_bytes(Pass pass, const Tiling& t, int gates, bool
   return t.looped ? batch_tiles * words * t.threads() * 4 : 0;
 }
 // h_t, or dz of every gate, of a batch tile, twice: where it does not travel through L2.
-BRNN_INLINE constexpr int exchange_bytes(Engine engine, Pass pass, int gates, int all_chunks) {
-  const bool here = engine == Engine::block || engine == Engine::cluster;
-  return here ? 2 * (pass == Pass::forward ? 1 : gates) * all_chunks * kChunkBytes : 0;
+constexpr int exchange_bytes(Engine engine, Pass pass, int gates, int all_chunks) {
+  return traits(engine).exchanges_shared
+             ? 2 * (pass == Pass::forward ? 1 : gates) * all_chunks * kChunkBytes
+             : 0;
 }
 constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, const CellTraits& cell,
                            bool untied, int batch_tiles, int all_chunks) {

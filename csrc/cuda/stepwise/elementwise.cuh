@@ -53,15 +53,7 @@ struct PreciseMath {
 };
 
 template <class S>
-using MathOf = std::conditional_t<sizeof(S) == 2, DeviceMath, PreciseMath<Compute<S>>>;
-
-template <class S>
-constexpr Type type_of() {
-  if constexpr (std::is_same_v<S, bfloat16>) return Type::bfloat16;
-  if constexpr (std::is_same_v<S, float16>) return Type::float16;
-  if constexpr (std::is_same_v<S, float>) return Type::float32;
-  if constexpr (std::is_same_v<S, double>) return Type::float64;
-}
+using MathOf = std::conditional_t<DtypeOf<S>::coarse, DeviceMath, PreciseMath<Compute<S>>>;
 
 // f called with the gate algebra of `cell` (cells.h) for storage type S.
 template <class S, class F>

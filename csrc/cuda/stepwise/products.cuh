@@ -138,7 +138,8 @@ void for_each_run(const Joins& joins, const F& f) {
 template <class S>
 void multiply(const Host& host, int64_t M, int64_t N, int64_t K, const Matrix& a, const Matrix& b,
               const Matrix& c, bool accumulate) {
-  if (M > 0 && N > 0) host.multiply(host.context, {type_of<S>(), 1, M, N, K, a, b, c, accumulate});
+  if (M > 0 && N > 0)
+    host.multiply(host.context, {DtypeOf<S>::id, 1, M, N, K, a, b, c, accumulate});
 }
 
 inline bool changes(const Mask& mask) { return mask.keep || mask.scale != 1; }

@@ -164,7 +164,7 @@ class ForwardPass {
     const bool untied = p_.layer.mask_h.untied();
     const int64_t batch = untied ? count : 1, N = untied ? H : count * H;
     if (B * H == 0) return;
-    host.multiply(host.context, {type_of<S>(),
+    host.multiply(host.context, {DtypeOf<S>::id,
                                  batch,
                                  B,
                                  N,
@@ -328,7 +328,7 @@ class BackwardPass {
     const bool untied = p_.layer.mask_h.untied();
     const int64_t batch = untied ? count : 1, K = untied ? H : count * H;
     if (B * H == 0) return;
-    host.multiply(host.context, {type_of<S>(),
+    host.multiply(host.context, {DtypeOf<S>::id,
                                  batch,
                                  B,
                                  H,

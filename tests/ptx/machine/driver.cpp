@@ -43,11 +43,11 @@ void multiply_as(const Product& p) {
 }
 void multiply(void*, const Product& p) {
   if (ptx::runtime().dry) return;
-  switch (p.type) {
-    case Type::bfloat16: return multiply_as<bfloat16>(p);
-    case Type::float16: return multiply_as<float16>(p);
-    case Type::float32: return multiply_as<float>(p);
-    case Type::float64: return multiply_as<double>(p);
+  switch (p.dtype) {
+    case Dtype::bfloat16: return multiply_as<bfloat16>(p);
+    case Dtype::float16: return multiply_as<float16>(p);
+    case Dtype::float32: return multiply_as<float>(p);
+    case Dtype::float64: return multiply_as<double>(p);
   }
 }
 

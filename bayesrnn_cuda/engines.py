@@ -116,7 +116,7 @@ def plan(
     Planned for training with a mask per gate, the method's own case.
 
     Args:
-        cell: "lstm" or "gru".
+        cell: the name of one, "lstm" say.
         T, B, I, H: time steps, batch, input size, hidden size; each >= 1.
         dtype: of input and weights.
         device: a torch.device, or the name of a GPU that need not be here, as "H100".

@@ -18,7 +18,7 @@ from .checks import (
     check_tensor,
 )
 from .masks import DropoutModule, LayerMasks, apply_mask, sample_keep
-from .recurrent import RecurrentLayer
+from .recurrent import OneStateLayer, RecurrentLayer
 from .settings import Settings
 
 
@@ -77,7 +77,7 @@ class BayesianLSTM(RecurrentLayer):
         return output, (h_n, c_n)
 
 
-class BayesianGRU(RecurrentLayer):
+class BayesianGRU(OneStateLayer):
     """torch.nn.GRU with variational dropout on inputs and recurrent connections.
 
     Arguments as `BayesianLSTM`, and `reset_after`: where the reset gate acts. True is
@@ -120,19 +120,6 @@ class BayesianGRU(RecurrentLayer):
         if not self.reset_after:
             raise ValueError("reset_after: expected True, which is torch.nn.GRU's, got False")
         return super().to_torch()
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        masks: Sequence[LayerMasks] | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
-        if hx is not None and not isinstance(hx, Tensor):
-            raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
-        output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
-        return output, h_n
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")

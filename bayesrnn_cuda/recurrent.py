@@ -1,4 +1,4 @@
-"""What BayesianLSTM and BayesianGRU share: parameters, masks, layers, directions, layouts."""
+"""What BayesianLSTM and its like share: parameters, masks, layers, directions, layouts."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class RecurrentLayer(LayerSettings, DropoutModule):
-    """Base of BayesianLSTM and BayesianGRU: all that does not depend on the cell."""
+    """Base of BayesianLSTM and its like: all that does not depend on the cell."""
 
     cell: Cell
-    _torch: type[nn.LSTM] | type[nn.GRU]  # what it stands for
+    _torch: type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]  # what it stands for
     weight_ih_l0: nn.Parameter
 
     def __init__(
@@ -94,7 +94,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         weights the values.
 
         Args:
-            module: torch.nn.LSTM for BayesianLSTM, torch.nn.GRU for BayesianGRU.
+            module: torch.nn.LSTM for BayesianLSTM, and so on.
             input_dropout: as the constructor has it. None: `module.dropout` is the layer's
                 (whose masks torch draws anew at each time step).
             recurrent_dropout, tie_gates, engine: as the constructor has them.
@@ -110,15 +110,16 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         dropout = module.dropout if input_dropout is None else 0.0
         like = module.all_weights[0][0]
         layer = cls(
-            module.input_size, module.hidden_size, module.num_layers, module.bias,
-            module.batch_first, dropout, module.bidirectional, module.proj_size,
-            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, tie_gates=tie_gates,
-            engine=engine, device="meta", dtype=like.dtype,
+            module.input_size, module.hidden_size, module.num_layers, bias=module.bias,
+            batch_first=module.batch_first, dropout=dropout, bidirectional=module.bidirectional,
+            proj_size=module.proj_size, input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout, tie_gates=tie_gates, engine=engine,
+            device="meta", dtype=like.dtype,
         )  # fmt: skip
         return _fill(layer, module, like.device)
 
     def to_torch(self) -> nn.RNNBase:
-        """The torch.nn.LSTM or torch.nn.GRU that computes what this layer does in `eval()`.
+        """The layer of torch.nn that computes what this layer does in `eval()`.
 
         Weights are copied; layout, `dropout`, dtype, device, mode and frozen parameters are taken
         over. `input_dropout` and `recurrent_dropout` are not: torch has no such masks.
@@ -127,8 +128,9 @@ class RecurrentLayer(LayerSettings, DropoutModule):
             ValueError: a GRU with reset_after=False, which torch does not have.
         """
         module = self._torch(
-            self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first,
-            self.dropout, self.bidirectional, device="meta", dtype=self.weight_ih_l0.dtype,
+            self.input_size, self.hidden_size, self.num_layers, bias=self.bias,
+            batch_first=self.batch_first, dropout=self.dropout, bidirectional=self.bidirectional,
+            device="meta", dtype=self.weight_ih_l0.dtype,
         )  # fmt: skip
         return _fill(module, self, self.weight_ih_l0.device)
 
@@ -318,6 +320,23 @@ class RecurrentLayer(LayerSettings, DropoutModule):
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights need no common buffer. Here so that nn.LSTM's users find it."""
+
+
+class OneStateLayer(RecurrentLayer):
+    """Base of the layers that carry h and nothing beside it, whose hx is a tensor, not a tuple."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        masks: Sequence[LayerMasks] | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
+        if hx is not None and not isinstance(hx, Tensor):
+            raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
+        output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
+        return output, h_n
 
 
 def _fill(target: _Module, source: nn.Module, device: torch.device) -> _Module:

@@ -62,7 +62,7 @@ struct Sizes {
         batch_tiles(ceil_div(p.B, kTileSequences)),
         chunks(ceil_div(p.H, units_of_chunk(bytes))) {}
 
-  bool untied() const { return problem.untied_h; }
+  bool untied() const { return problem.untied_h && gates > 1; }
   int blocks(const Tiling& t) const { return unit_blocks(t, problem.H, bytes); }
   int shared(Engine engine, const Tiling& t, int64_t tiles) const {
     const int all_chunks = blocks(t) * t.unit_tiles * kTileUnits / units_of_chunk(bytes);

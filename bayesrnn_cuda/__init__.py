@@ -1,9 +1,9 @@
-"""LSTM and GRU with variational dropout (Gal and Ghahramani, 2016) in fused C++/CUDA kernels."""
+"""LSTM, GRU and RNN with variational dropout (Gal and Ghahramani, 2016), fused C++/CUDA kernels."""
 
 from . import functional, reference
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
-from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout
+from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout
 from .objective import kl_penalty, weight_decay_groups
 from .predict import MCPrediction, mc_dropout, mc_predict
 
@@ -13,6 +13,7 @@ __all__ = [
     "BayesianEmbedding",
     "BayesianGRU",
     "BayesianLSTM",
+    "BayesianRNN",
     "LayerMasks",
     "LayerWeights",
     "LockedDropout",

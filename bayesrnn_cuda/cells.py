@@ -29,5 +29,6 @@ class Cell:
 
 LSTM = Cell("lstm", gates=4, states=2, saved=1)
 GRU = Cell("gru", gates=3, states=1, saved=1, flags=("reset_after",))
+RNN = Cell("rnn", gates=1, states=1, saved=0)
 
-CELLS = {cell.name: cell for cell in (LSTM, GRU)}
+CELLS = {cell.name: cell for cell in (LSTM, GRU, RNN)}

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from . import autograd, engines, reference
-from .cells import GRU, LSTM, Cell
+from .cells import GRU, LSTM, RNN, Cell
 from .checks import check_flag, check_number, check_tensor
 from .masks import LayerMasks
 from .reference import LayerWeights
 
-__all__ = ["LayerMasks", "LayerWeights", "gru", "lstm"]
+__all__ = ["LayerMasks", "LayerWeights", "gru", "lstm", "rnn"]
 
 # Asked here, because torch.compile of torch 2.10 does not take the question.
 _AUTOCAST_DEVICES = {
@@ -84,6 +84,28 @@ def gru(
     """
     check_flag("reset_after", reset_after)
     return _layer(GRU, (x, h0), weights, masks, lengths, reverse, engine, reset_after)
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    weights: LayerWeights,
+    masks: LayerMasks | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    engine: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One layer of Elman's RNN in one direction with variational dropout (paper, section 3).
+
+    h_t = tanh(W (m^x s_x x_t) + b^ih + U (m^h s_h h_{t-1}) + b^hh), as torch.nn.RNN.
+
+    Args, Raises: as `lstm`, with one gate and no c0.
+
+    Returns:
+        y [T, B, H], h_n [B, H] in the dtype of x.
+    """
+    return _layer(RNN, (x, h0), weights, masks, lengths, reverse, engine)
 
 
 def _layer(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .cells import GRU, LSTM
+from .cells import GRU, LSTM, RNN
 from .checks import (
     ArgumentError,
     check_flag,
@@ -123,6 +123,60 @@ class BayesianGRU(OneStateLayer):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+
+def _check_tanh(name: str, value: str) -> str:
+    """The one nonlinearity of a BayesianRNN; ValueError for another, "relu" say."""
+    if value != "tanh":
+        raise ValueError(f"{name}: expected 'tanh', got {value!r}")
+    return value
+
+
+class BayesianRNN(OneStateLayer):
+    """torch.nn.RNN with variational dropout on inputs and recurrent connections (Elman's cell).
+
+    Arguments in the order of torch.nn.RNN, whose fourth is `nonlinearity`: "tanh" and no other. The
+    rest, by keyword, as `BayesianLSTM` has them.
+    """
+
+    cell = RNN
+    mode = "RNN_TANH"
+    _torch = nn.RNN
+    settings: ClassVar = RecurrentLayer.settings | {"nonlinearity": _check_tanh}
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        input_dropout: float | Sequence[float] | None = None,
+        recurrent_dropout: float = 0.0,
+        tie_gates: bool = False,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first,
+            dropout=dropout, bidirectional=bidirectional, proj_size=proj_size,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, tie_gates=tie_gates,
+            engine=engine, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.nonlinearity = nonlinearity
+
+    @classmethod
+    def from_torch(cls, module: nn.RNNBase, **options: Any) -> "BayesianRNN":
+        """As `BayesianLSTM.from_torch`, of a torch.nn.RNN whose nonlinearity is tanh."""
+        if isinstance(module, nn.RNN):
+            _check_tanh("nonlinearity", module.nonlinearity)
+        return super().from_torch(module, **options)
 
 
 class BayesianEmbedding(Settings, DropoutModule):

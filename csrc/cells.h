@@ -21,7 +21,7 @@
 
 namespace brnn {
 
-enum class Cell { lstm, gru, gru_reset_before };
+enum class Cell { lstm, gru, gru_reset_before, rnn };
 
 // In which storage types the persistent CUDA kernels of a cell are compiled.
 enum class Persistent { none, bfloat16, all };
@@ -153,6 +153,33 @@ struct GruResetBefore {
   }
 };
 
+// Elman's, as torch.nn.RNN: h = tanh(a + q). Its one gate is h itself.
+template <class Math>
+struct Rnn {
+  using V = typename Math::Value;
+  static constexpr Cell id = Cell::rnn;
+  static constexpr const char* name = "rnn";
+  static constexpr int gates = 1;
+  static constexpr int slots = 1;
+  static constexpr bool has_c = false;
+  static constexpr bool has_saved = false;
+  static constexpr const char* saved_name = nullptr;
+  static constexpr bool reset_before = false;
+  static constexpr Persistent persistent = Persistent::bfloat16;
+  BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
+  BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
+
+  BRNN_INLINE static void forward(const V (&a)[1], const V (&q)[1], V, V (&gate)[1], V&, V& state) {
+    gate[0] = state = Math::tanh(a[0] + q[0]);
+  }
+  BRNN_INLINE static V output(V, V state) { return state; }
+
+  // carry stays zero: nothing of h skips the gate.
+  BRNN_INLINE static void backward(const V (&gate)[1], V, V, V dh, V&, V (&dslot)[1]) {
+    dslot[0] = dh * (Math::value(1) - gate[0] * gate[0]);
+  }
+};
+
 // Whether something multiplies the recurrent part of a gate before it meets the input part: then
 // the gate's b_hh goes with the recurrent part, and its gradient has a slot of its own. (In the GRU
 // that resets before U, r multiplies h and leaves the bias alone.)
@@ -178,6 +205,7 @@ constexpr auto with_cell(Cell cell, const Use& use) {
     case Cell::lstm: return use.template operator()<Lstm>();
     case Cell::gru: return use.template operator()<Gru>();
     case Cell::gru_reset_before: return use.template operator()<GruResetBefore>();
+    case Cell::rnn: return use.template operator()<Rnn>();
   }
   __builtin_unreachable();  // the enumeration has no other value
 }
@@ -188,6 +216,7 @@ constexpr void for_each_cell(const Use& use) {
   use.template operator()<Lstm>();
   use.template operator()<Gru>();
   use.template operator()<GruResetBefore>();
+  use.template operator()<Rnn>();
 }
 
 // What the traits say, for code that computes no gates.

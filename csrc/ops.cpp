@@ -50,6 +50,7 @@ struct OpPair {
 constexpr OpPair kOpPairs[] = {
     {"lstm", Cell::lstm},
     {"gru", Cell::gru, "reset_after", Cell::gru_reset_before},
+    {"rnn", Cell::rnn},
 };
 
 // use.operator()<i>() for every pair.

@@ -193,7 +193,7 @@ int main() {
   int runs = 0, failures = 0;
   for (const int64_t count : {0, 1, 63, 64, 65, 1000})
     for (const double p : {0.0, 0.3, 1.0}) failures += !masks_agree(count, p), ++runs;
-  for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before})
+  for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn})
     for (const Sizes size : {Sizes{1, 1, 1, 1}, {3, 13, 7, 9}, {4, 13, 33, 17}, {2, 7, 241, 250}})
       for (const int masks : {0, 1, traits(cell).gates})
         for (const bool lengths : {false, true}) {

@@ -104,6 +104,10 @@ def always(*expressions: str) -> Callable[[Any, set[int]], list[str]]:
 
 
 NO_TENSOR = ("None", *OBJECTS)
+NO_PROBABILITY = (
+    "-0.1", "1.5", "float('nan')", "float('inf')", "'0.5'", "True", "[[0.5]]",
+    "torch.tensor([0.5, 0.5])", "1j",
+)  # fmt: skip
 EXPRESSIONS = {
     "tensor": lambda t, free: ["None", *wrong_of_layer(t, free)],
     "tensor or None": wrong_of_layer,
@@ -124,10 +128,8 @@ EXPRESSIONS = {
         "0", "-1", "-2**63", "2.0", "float('nan')", "None", "'4'", "[4]", "True",
         "torch.tensor([4, 4])",
     ),
-    "probability": always(
-        "-0.1", "1.5", "float('nan')", "float('inf')", "None", "'0.5'", "True", "[[0.5]]",
-        "torch.tensor([0.5, 0.5])", "1j",
-    ),
+    "probability": always("None", *NO_PROBABILITY),
+    "probability or None": always(*NO_PROBABILITY),
     "positive": always("0", "-1.0", "float('nan')", "None", "'1'", "[1]", "1j"),
     "anything": always(*NO_TENSOR),
     "module": always("None", "'abc'", "3", "[]", "torch.zeros(1)", "object()"),
@@ -214,7 +216,7 @@ def constructor_target(cell: str) -> Target:
     }  # fmt: skip
     kinds = {
         "input_size": "size", "hidden_size": "size", "num_layers": "count", "bias": "flag",
-        "batch_first": "flag", "bidirectional": "flag", "input_dropout": "probability",
+        "batch_first": "flag", "bidirectional": "flag", "input_dropout": "probability or None",
         "recurrent_dropout": "probability", "tie_gates": "flag", "engine": "module engine",
     }  # fmt: skip
     if cell == "gru":

@@ -1,4 +1,4 @@
-"""LSTM and GRU with variational dropout (Gal and Ghahramani, 2016) in fused C++/CUDA kernels."""
+"""LSTM, GRU and RNN with variational dropout (Gal and Ghahramani, 2016), fused C++/CUDA kernels."""
 
 import torch
 
@@ -13,7 +13,7 @@ from .calibration import (
 from .conversion import convert, to_torch
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
-from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout
+from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout
 from .objective import kl_penalty, weight_decay_groups
 from .predict import hold_masks, mc_dropout, mc_predict
 from .prediction import MCPrediction
@@ -30,6 +30,7 @@ __all__ = [
     "BayesianEmbedding",
     "BayesianGRU",
     "BayesianLSTM",
+    "BayesianRNN",
     "LayerMasks",
     "LayerWeights",
     "LockedDropout",

@@ -6,7 +6,6 @@ inside. Another one serves a layer in plain eager mode: the registered one reads
 every call, 0.1 ms, and the layer of an agent or a short sequence may take no more.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from . import ops, vmap
+from .cells import CELLS, Cell
 
 _OPS = torch.ops.bayesrnn
 
@@ -57,8 +57,9 @@ def _transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _setup(ctx, inputs, output, *, states: int, outputs: int) -> None:
-    """Saves inputs and results. `states`: initial ones after x; `outputs`: differentiable ones."""
+def _setup(cell: Cell, ctx, inputs, output) -> None:
+    """Saves inputs and results."""
+    states, outputs = cell.states, 1 + cell.states  # outputs: differentiable ones
     tensors, options = inputs[: 8 + states], inputs[8 + states :]
     *_, save, _allow_tf32, _engine = options
     if not save:
@@ -74,33 +75,16 @@ def _setup(ctx, inputs, output, *, states: int, outputs: int) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _setup_lstm(ctx, inputs, output) -> None:
-    _setup(ctx, inputs, output, states=2, outputs=3)
-
-
-def _backward_lstm(ctx, dy, dh_n, dc_n, _gates, _cells):
-    scale_x, scale_h, reverse, _, allow_tf32, engine = ctx.options
-    dx, dh0, dc0, *weights = call(
-        "lstm_backward", dy, dh_n, dc_n, *ctx.saved_tensors, scale_x, scale_h, reverse, ctx.bias,
-        ctx.needs_input_grad[0], allow_tf32, engine,
+def _backward(cell: Cell, ctx, *grads):
+    scale_x, scale_h, reverse, *flags, _save, allow_tf32, engine = ctx.options
+    dx, *rest = call(
+        f"{cell.name}_backward", *grads[: 1 + cell.states], *ctx.saved_tensors,
+        scale_x, scale_h, reverse, *flags, ctx.bias, ctx.needs_input_grad[0], allow_tf32, engine,
     )  # fmt: skip
-    return _gradients(ctx, dx, (dh0, dc0), weights)
+    return _gradients(ctx, dx, rest[: cell.states], rest[cell.states :])
 
 
-def _setup_gru(ctx, inputs, output) -> None:
-    _setup(ctx, inputs, output, states=1, outputs=2)
-
-
-def _backward_gru(ctx, dy, dh_n, _gates, _hidden_n):
-    scale_x, scale_h, reverse, reset_after, _, allow_tf32, engine = ctx.options
-    dx, dh0, *weights = call(
-        "gru_backward", dy, dh_n, *ctx.saved_tensors, scale_x, scale_h, reverse, reset_after,
-        ctx.bias, ctx.needs_input_grad[0], allow_tf32, engine,
-    )  # fmt: skip
-    return _gradients(ctx, dx, (dh0,), weights)
-
-
-def _gradients(ctx, dx: Tensor, states: tuple, weights: list) -> tuple:
+def _gradients(ctx, dx: Tensor, states: list, weights: list) -> tuple:
     """One entry per forward argument, None where there is nothing to return."""
     d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh = weights
     biases = (d_bias_ih, d_bias_hh) if ctx.bias else (None, None)
@@ -114,22 +98,6 @@ def _refuse(ctx, *grads):
         "bayesrnn: the fused engines have no second derivative; "
         "use engine='reference', which is differentiable to any order"
     )
-
-
-torch.library.register_autograd("bayesrnn::lstm", _backward_lstm, setup_context=_setup_lstm)
-torch.library.register_autograd("bayesrnn::gru", _backward_gru, setup_context=_setup_gru)
-torch.library.register_autograd("bayesrnn::lstm_backward", _refuse)
-torch.library.register_autograd("bayesrnn::gru_backward", _refuse)
-
-_RULES: dict[str, Callable[..., Any]] = {
-    "lstm": partial(vmap.forward, states=2),
-    "gru": partial(vmap.forward, states=1),
-    "lstm_backward": vmap.loop,
-    "gru_backward": vmap.loop,
-    "check_layer": vmap.first,
-}
-for _name, _rule in _RULES.items():
-    torch.library.register_vmap(f"bayesrnn::{_name}", partial(_rule, getattr(_OPS, _name)))
 
 
 def _function(op, setup, gradients, rule) -> type[torch.autograd.Function]:
@@ -176,13 +144,25 @@ def _setup_nothing(ctx, inputs, output) -> None:
     pass
 
 
-_FUNCTIONS = {
-    "lstm": _function(_OPS.lstm, _setup_lstm, _backward_lstm, _RULES["lstm"]),
-    "gru": _function(_OPS.gru, _setup_gru, _backward_gru, _RULES["gru"]),
-    "lstm_backward": _function(_OPS.lstm_backward, _setup_nothing, _refuse, vmap.loop),
-    "gru_backward": _function(_OPS.gru_backward, _setup_nothing, _refuse, vmap.loop),
-}
-_EAGER = {
-    "lstm": _eager_function(_OPS.lstm, _setup_lstm, _backward_lstm),
-    "gru": _eager_function(_OPS.gru, _setup_gru, _backward_gru),
-}
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+_EAGER: dict[str, type[torch.autograd.Function]] = {}
+
+
+def _register(cell: Cell) -> None:
+    """Makes both ops of the cell differentiable, and known to vmap."""
+    name, name_back = cell.name, f"{cell.name}_backward"
+    op, op_back = getattr(_OPS, name), getattr(_OPS, name_back)
+    setup, backward = partial(_setup, cell), partial(_backward, cell)
+    torch.library.register_autograd(f"bayesrnn::{name}", backward, setup_context=setup)
+    torch.library.register_autograd(f"bayesrnn::{name_back}", _refuse)
+    rule = partial(vmap.forward, states=cell.states)
+    torch.library.register_vmap(f"bayesrnn::{name}", partial(rule, op))
+    torch.library.register_vmap(f"bayesrnn::{name_back}", partial(vmap.loop, op_back))
+    _FUNCTIONS[name] = _function(op, setup, backward, rule)
+    _FUNCTIONS[name_back] = _function(op_back, _setup_nothing, _refuse, vmap.loop)
+    _EAGER[name] = _eager_function(op, setup, backward)
+
+
+for _cell in CELLS.values():
+    _register(_cell)
+torch.library.register_vmap("bayesrnn::check_layer", partial(vmap.first, _OPS.check_layer))

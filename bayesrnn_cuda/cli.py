@@ -8,6 +8,8 @@ import torch
 
 import bayesrnn_cuda as brnn
 
+from .cells import CELLS
+
 USER_ERROR = 2
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -59,7 +61,7 @@ def add_plan(verbs: argparse._SubParsersAction) -> None:
         help="which engine runs a layer of given sizes, and why",
         description="Says which engine runs one layer of these sizes, and why. Needs no GPU.",
     )
-    plan.add_argument("cell", metavar="lstm|gru", help="cell")
+    plan.add_argument("cell", metavar="|".join(CELLS), help="cell")
     for name, text in (
         ("T", "time steps"),
         ("B", "batch"),

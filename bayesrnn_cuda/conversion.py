@@ -7,12 +7,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .checks import check_module
-from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout
+from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout
 
 _OURS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.LSTM: BayesianLSTM.from_torch,
     nn.GRU: BayesianGRU.from_torch,
+    nn.RNN: BayesianRNN.from_torch,
 }
+_LAYERS = (BayesianLSTM, BayesianGRU, BayesianRNN)
 _NONE_HERE = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What a class has that adds a name, and in whose place an instance of the base class does.
@@ -31,7 +33,7 @@ def convert(
     engine: str = "auto",
     leave: Iterable[str] = (),
 ) -> nn.Module:
-    """`model` with every nn.LSTM and nn.GRU inside replaced by a BayesianLSTM or BayesianGRU.
+    """`model` with every nn.LSTM, nn.GRU and nn.RNN inside replaced by its layer of this package.
 
     The parameters are the same objects as before, so that ties between weights, optimizers and
     state_dicts stay right; mode, layout and `dropout` are taken over. A subclass that only adds a
@@ -47,9 +49,10 @@ def convert(
         The model, or the new layer in its place.
 
     Raises:
-        ValueError: names what cannot be converted, and why: nn.RNN and the cells, which have no
-            counterpart here, projections, hooks, parametrized weights, a subclass with methods or
-            attributes of its own; an unknown name in `leave`; a model without any such layer.
+        ValueError: names what cannot be converted, and why: the cells, which have no counterpart
+            here, an nn.RNN with relu, projections, hooks, parametrized weights, a subclass with
+            methods or attributes of its own; an unknown name in `leave`; a model without any such
+            layer.
         TypeError: an argument of another type.
     """
     options = {
@@ -67,18 +70,20 @@ def convert(
             return reason
         if getattr(module, "proj_size", 0):
             return "it has projections (proj_size)"
+        if getattr(module, "nonlinearity", "tanh") != "tanh":
+            return f"its nonlinearity is {module.nonlinearity!r}, not 'tanh'"
         return _OURS[base](module, **options)
 
-    return _replace(model, replacement, leave, "a torch.nn.LSTM or torch.nn.GRU")
+    return _replace(model, replacement, leave, "a torch.nn.LSTM, torch.nn.GRU or torch.nn.RNN")
 
 
 def to_torch(model: nn.Module, *, leave: Iterable[str] = ()) -> nn.Module:
-    """`model` with this package's modules replaced by torch's that compute the same in `eval()`.
+    """`model` with this package's modules replaced by torch's, which do the same in `eval()`.
 
-    For tools that know torch's layers alone: export, quantization, other runtimes. LSTM and GRU
-    become nn.LSTM and nn.GRU with `dropout` kept, BayesianEmbedding nn.Embedding, LockedDropout
-    nn.Dropout. Recurrent, input and word dropout are not taken over: torch has no such masks.
-    Parameters are the same objects as before.
+    For tools that know torch's layers alone: export, quantization, other runtimes. LSTM, GRU and
+    RNN become nn.LSTM, nn.GRU and nn.RNN with `dropout` kept, BayesianEmbedding nn.Embedding,
+    LockedDropout nn.Dropout. Recurrent, input and word dropout are not taken over: torch has no
+    such masks. Parameters are the same objects as before.
 
     Args:
         model: is changed in place, unless it is itself such a module.
@@ -95,7 +100,7 @@ def to_torch(model: nn.Module, *, leave: Iterable[str] = ()) -> nn.Module:
     """
 
     def replacement(module: Any) -> nn.Module | str | None:
-        kinds = (BayesianLSTM, BayesianGRU, BayesianEmbedding, LockedDropout)
+        kinds = (*_LAYERS, BayesianEmbedding, LockedDropout)
         base = next((kind for kind in kinds if isinstance(module, kind)), None)
         if base is None:
             return None
@@ -208,7 +213,7 @@ def _plain(kind: type[nn.Module], *arguments: Any) -> list[str]:
 
 
 _PLAIN: dict[type[nn.Module], list[str]] = {
-    **{kind: _plain(kind, 1, 1) for kind in (nn.LSTM, nn.GRU, BayesianLSTM, BayesianGRU)},
+    **{kind: _plain(kind, 1, 1) for kind in (*_OURS, *_LAYERS)},
     BayesianEmbedding: _plain(BayesianEmbedding, 1, 1),
     LockedDropout: list(_public(LockedDropout())),
 }

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .cells import CELLS
 from .checks import check_size
 
-ON_CUDA = ("block", "cluster", "grid", "grid_flags", "stepwise")
+ON_CUDA = tuple(torch.ops.bayesrnn.cuda_engines().split(", ")[1:])  # without auto
 ENGINES = ("auto", "cpu", *ON_CUDA, "reference")
 CUDA_BUILT = bool(ops.CUDA_ARCHITECTURES)
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -58,10 +60,11 @@ def _cudnn_allows_tf32() -> bool:
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def check(cell: str, *tensors: Tensor | None) -> None:
+def check(cell: str, x: Tensor, states: Sequence[Tensor], *tensors: Tensor | None) -> None:
     """The checks of csrc/checks.h, for the reference engine. ArgumentError if one fails."""
     if not torch.compiler.is_compiling():
-        ops.call(torch.ops.bayesrnn.check_layer, cell, *tensors)
+        h0, c0 = states if len(states) > 1 else (states[0], None)
+        ops.call(torch.ops.bayesrnn.check_layer, cell, x, h0, c0, *tensors)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def plan(
     Planned for training with a mask per gate, the method's own case.
 
     Args:
-        cell: "lstm" or "gru".
+        cell: the name of one, "lstm" say.
         T, B, I, H: time steps, batch, input size, hidden size; each >= 1.
         dtype: of input and weights.
         device: a torch.device, or the name of a GPU that need not be here, as "H100".
@@ -122,8 +125,8 @@ def plan(
         ValueError: unknown cell or device, or a size below 1.
         TypeError: a size that is no integer, or a dtype that is not torch's.
     """
-    if cell not in ("lstm", "gru"):
-        raise ValueError(f"cell: expected lstm or gru, got {cell!r}")
+    if cell not in tuple(CELLS):  # which takes what has no hash, too
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
     for name, size in (("T", T), ("B", B), ("I", I), ("H", H)):
         check_size(name, size)
     if not isinstance(dtype, torch.dtype):

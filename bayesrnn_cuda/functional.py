@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from . import autograd, engines, reference
+from .cells import GRU, LSTM, RNN, Cell
 from .checks import check_flag, check_number, check_tensor
 from .masks import LayerMasks
 from .reference import LayerWeights
 
-__all__ = ["LayerMasks", "LayerWeights", "gru", "lstm"]
+__all__ = ["LayerMasks", "LayerWeights", "gru", "lstm", "rnn"]
 
 # Asked here, because torch.compile of torch 2.10 does not take the question.
 _AUTOCAST_DEVICES = {
@@ -55,20 +56,7 @@ def lstm(
         TypeError: an argument of another type.
         torch.OutOfMemoryError: no memory for the results or for what the engine needs meanwhile.
     """
-    states = {"x": x, "h0": h0, "c0": c0}
-    keep_x, keep_h, scale_x, scale_h = _check(states, weights, masks, lengths, reverse)
-    x, h0, c0, *parameters = _autocast(x, h0, c0, *weights)
-    tensors = (x, h0, c0, *parameters, keep_x, keep_h, lengths)
-    if _resolve(engine, x) == "reference":
-        engines.check("lstm", *tensors)
-        weights = LayerWeights(*parameters)
-        return reference.lstm(x, h0, c0, weights, masks, lengths=lengths, reverse=reverse)
-    save = _needs_grad(x, h0, c0, *parameters)
-    tf32 = engines.allow_tf32(x)
-    y, h_n, c_n, _, _ = autograd.call(
-        "lstm", *tensors, scale_x, scale_h, reverse, save, tf32, engine, gradient=save
-    )
-    return y, h_n, c_n
+    return _layer(LSTM, (x, h0, c0), weights, masks, lengths, reverse, engine)
 
 
 def gru(
@@ -95,33 +83,70 @@ def gru(
         y [T, B, H], h_n [B, H] in the dtype of x.
     """
     check_flag("reset_after", reset_after)
-    states = {"x": x, "h0": h0}
-    keep_x, keep_h, scale_x, scale_h = _check(states, weights, masks, lengths, reverse)
-    x, h0, *parameters = _autocast(x, h0, *weights)
-    tensors = (x, h0, *parameters, keep_x, keep_h, lengths)
+    return _layer(GRU, (x, h0), weights, masks, lengths, reverse, engine, reset_after)
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    weights: LayerWeights,
+    masks: LayerMasks | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    engine: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One layer of Elman's RNN in one direction with variational dropout (paper, section 3).
+
+    h_t = tanh(W (m^x s_x x_t) + b^ih + U (m^h s_h h_{t-1}) + b^hh), as torch.nn.RNN.
+
+    Args, Raises: as `lstm`, with one gate and no c0.
+
+    Returns:
+        y [T, B, H], h_n [B, H] in the dtype of x.
+    """
+    return _layer(RNN, (x, h0), weights, masks, lengths, reverse, engine)
+
+
+def _layer(
+    cell: Cell,
+    x_and_states: tuple[Tensor, ...],
+    weights: LayerWeights,
+    masks: LayerMasks | None,
+    lengths: Tensor | None,
+    reverse: bool,
+    engine: str,
+    *flags: bool,
+) -> tuple[Any, ...]:
+    """One layer of any cell; `flags` are those that the cell names. (y, *final states)."""
+    keep_x, keep_h, scale_x, scale_h = _check(x_and_states, weights, masks, lengths, reverse)
+    tensors = _autocast(*x_and_states, *weights)
+    count = len(x_and_states)
+    x, *states = tensors[:count]
+    parameters = tensors[count:]
     if _resolve(engine, x) == "reference":
-        engines.check("gru", x, h0, None, *tensors[2:])
+        engines.check(cell.name, x, states, *parameters, keep_x, keep_h, lengths)
+        options = dict(zip(cell.flags, flags, strict=True))
+        run = getattr(reference, cell.name)
         weights = LayerWeights(*parameters)
-        return reference.gru(
-            x, h0, weights, masks, lengths=lengths, reverse=reverse, reset_after=reset_after
-        )
-    save = _needs_grad(x, h0, *parameters)
-    tf32 = engines.allow_tf32(x)
-    y, h_n, _, _ = autograd.call(
-        "gru", *tensors, scale_x, scale_h, reverse, reset_after, save, tf32, engine, gradient=save
-    )
-    return y, h_n
+        return run(x, *states, weights, masks, lengths=lengths, reverse=reverse, **options)
+    save = _needs_grad(*tensors)
+    results = autograd.call(
+        cell.name, *tensors, keep_x, keep_h, lengths, scale_x, scale_h, reverse, *flags, save,
+        engines.allow_tf32(x), engine, gradient=save,
+    )  # fmt: skip
+    return tuple(results[:count])
 
 
 def _check(
-    states: dict[str, Tensor],
+    x_and_states: tuple[Tensor, ...],
     weights: LayerWeights,
     masks: LayerMasks | None,
     lengths: Tensor | None,
     reverse: bool,
 ) -> LayerMasks:
     """The types of the arguments; csrc/checks.h has the rest. Returns the masks, or none."""
-    for name, state in states.items():
+    for name, state in zip(("x", "h0", "c0"), x_and_states, strict=False):
         check_tensor(name, state)
     if not isinstance(weights, LayerWeights):
         raise TypeError(f"weights: expected LayerWeights, got {type(weights).__name__}")

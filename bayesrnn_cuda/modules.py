@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from .cells import GRU, LSTM, RNN
 from .checks import (
     ArgumentError,
     check_flag,
@@ -18,7 +18,7 @@ from .checks import (
     check_tensor,
 )
 from .masks import LayerMasks, apply_mask, sample_keep
-from .recurrent import RecurrentLayer
+from .recurrent import OneStateLayer, RecurrentLayer
 from .settings import Settings
 from .switch import DropoutModule, single
 
@@ -51,8 +51,7 @@ class BayesianLSTM(RecurrentLayer):
         TypeError: an argument of another type.
     """
 
-    gates = 4
-    states = 2
+    cell = LSTM
     mode = "LSTM"
     _torch = nn.LSTM
 
@@ -80,21 +79,15 @@ class BayesianLSTM(RecurrentLayer):
         output, (h_n, c_n) = self._forward(input, hx, masks)
         return output, (h_n, c_n)
 
-    def _run_layer(self, x, initial, weights, masks, lengths, reverse):
-        return functional.lstm(
-            x, *initial, weights, masks, lengths=lengths, reverse=reverse, engine=self.engine
-        )
 
-
-class BayesianGRU(RecurrentLayer):
+class BayesianGRU(OneStateLayer):
     """torch.nn.GRU with variational dropout on inputs and recurrent connections.
 
     Arguments as `BayesianLSTM`, and `reset_after`: where the reset gate acts. True is
     torch.nn.GRU, r * (U h + b); False is Cho et al. (2014), U (r * h) + b.
     """
 
-    gates = 3
-    states = 1
+    cell = GRU
     mode = "GRU"
     _torch = nn.GRU
     settings: ClassVar = RecurrentLayer.settings | {"reset_after": check_flag}
@@ -131,29 +124,62 @@ class BayesianGRU(RecurrentLayer):
             raise ValueError("reset_after: expected True, which is torch.nn.GRU's, got False")
         return super().to_torch()
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        masks: Sequence[LayerMasks] | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
-        if (leaf := self._as_leaf(input, hx, masks=masks)) is not None:
-            return leaf  # type: ignore[return-value]
-        if hx is not None and not isinstance(hx, Tensor):
-            raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
-        output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
-        return output, h_n
-
-    def _run_layer(self, x, initial, weights, masks, lengths, reverse):
-        return functional.gru(
-            x, *initial, weights, masks, lengths=lengths, reverse=reverse,
-            reset_after=self.reset_after, engine=self.engine,
-        )  # fmt: skip
-
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+
+
+def _check_tanh(name: str, value: str) -> str:
+    """The one nonlinearity of a BayesianRNN; ValueError for another, "relu" say."""
+    if value != "tanh":
+        raise ValueError(f"{name}: expected 'tanh', got {value!r}")
+    return value
+
+
+class BayesianRNN(OneStateLayer):
+    """torch.nn.RNN with variational dropout on inputs and recurrent connections (Elman's cell).
+
+    Arguments in the order of torch.nn.RNN, whose fourth is `nonlinearity`: "tanh" and no other. The
+    rest, by keyword, as `BayesianLSTM` has them.
+    """
+
+    cell = RNN
+    mode = "RNN_TANH"
+    _torch = nn.RNN
+    settings: ClassVar = RecurrentLayer.settings | {"nonlinearity": _check_tanh}
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        input_dropout: float | Sequence[float] | None = None,
+        recurrent_dropout: float = 0.0,
+        tie_gates: bool = False,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first,
+            dropout=dropout, bidirectional=bidirectional, proj_size=proj_size,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, tie_gates=tie_gates,
+            engine=engine, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.nonlinearity = nonlinearity
+
+    @classmethod
+    def from_torch(cls, module: nn.RNNBase, **options: Any) -> "BayesianRNN":
+        """As `BayesianLSTM.from_torch`, of a torch.nn.RNN whose nonlinearity is tanh."""
+        if isinstance(module, nn.RNN):
+            _check_tanh("nonlinearity", module.nonlinearity)
+        return super().from_torch(module, **options)
 
 
 class BayesianEmbedding(Settings, DropoutModule):

@@ -7,11 +7,13 @@ lengths, direction and engine go in, new tensors come out, nothing is mutated.
 import importlib.util
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .cells import CELLS, Cell
 from .checks import ArgumentError
 
 _spec = importlib.util.find_spec("bayesrnn_cuda._C")
@@ -51,57 +53,55 @@ def _error_of(message: str) -> type[Exception] | None:
     return ArgumentError if re.match(r"\w+: expected .+, got ", message) else None
 
 
-_OPTIONAL = ("bias_ih", "bias_hh", "keep_x", "keep_h", "lengths", "dy", "dh_n", "dc_n")
+def _arguments(schema: torch.FunctionSchema, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """What an op was called with, by name; checks the tensors among them.
 
-
-def _check_devices(x: Tensor, **tensors: Tensor | None) -> None:
-    """Meta tensors come here whatever device x has: a real x would get uninitialised results."""
-    for name, t in {"x": x, **tensors}.items():
-        if t is None and name not in _OPTIONAL:
+    Meta tensors come here whatever device x has: a real x would get uninitialised results.
+    """
+    defaults = {a.name: a.default_value for a in schema.arguments}
+    given = defaults | dict(zip(defaults, args, strict=False)) | kwargs
+    x = given["x"]
+    for argument in schema.arguments:
+        value, name = given[argument.name], argument.name
+        if value is None and not isinstance(argument.type, torch.OptionalType):
             raise RuntimeError(f"{name}: expected a tensor, got None")
-        if t is not None and t.device != x.device:
-            raise RuntimeError(f"{name}: expected device {x.device} as x, got {t.device}")
+        if isinstance(value, Tensor) and value.device != x.device:
+            raise RuntimeError(f"{name}: expected device {x.device} as x, got {value.device}")
+    return given
 
 
-@torch.library.register_fake("bayesrnn::lstm")
-def _lstm_fake(
-    x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
-    scale_x=1.0, scale_h=1.0, reverse=False, save=True, allow_tf32=False,
-    engine="auto",
-):  # fmt: skip
-    _check_devices(
-        x, h0=h0, c0=c0, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih,
-        bias_hh=bias_hh, keep_x=keep_x, keep_h=keep_h, lengths=lengths,
-    )  # fmt: skip
+def _forward_fake(cell: Cell, schema: torch.FunctionSchema, *args, **kwargs):
+    given = _arguments(schema, args, kwargs)
+    x, h0 = given["x"], given["h0"]
     T, B, H = x.shape[0], x.shape[1], h0.shape[1]
-    saved = T if save else 0
+    steps = T if given["save"] else 0
+    # a flag that is off is that of a cell which has nothing to save beside its gates
+    saved = steps if all(given[flag] for flag in cell.flags) else 0
     return (
         x.new_empty(T, B, H),
-        x.new_empty(B, H),
-        x.new_empty(B, H),
-        x.new_empty(saved, B, 4 * H),
-        x.new_empty(saved, B, H),
+        *(x.new_empty(B, H) for _ in range(cell.states)),
+        x.new_empty(steps, B, cell.gates * H),
+        *(x.new_empty(saved, B, H) for _ in range(cell.saved)),
     )
 
 
-@torch.library.register_fake("bayesrnn::gru")
-def _gru_fake(
-    x, h0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths,
-    scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, save=True,
-    allow_tf32=False, engine="auto",
-):  # fmt: skip
-    _check_devices(
-        x, h0=h0, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih,
-        bias_hh=bias_hh, keep_x=keep_x, keep_h=keep_h, lengths=lengths,
-    )  # fmt: skip
-    T, B, H = x.shape[0], x.shape[1], h0.shape[1]
-    saved = T if save else 0
+def _backward_fake(cell: Cell, schema: torch.FunctionSchema, *args, **kwargs):
+    given = _arguments(schema, args, kwargs)
+    x, h0 = given["x"], given["h0"]
+    weights = given["weight_ih"], given["weight_hh"]
+    biases = weights[0].shape[0] if given["bias"] else 0
     return (
-        x.new_empty(T, B, H),
-        x.new_empty(B, H),
-        x.new_empty(saved, B, 3 * H),
-        x.new_empty(saved if reset_after else 0, B, H),
+        x.new_empty(x.shape if given["need_dx"] else (0,)),
+        *(x.new_empty(h0.shape) for _ in range(cell.states)),
+        *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights),
+        *(weights[0].new_empty(biases) for _ in range(2)),
     )
+
+
+for _cell in CELLS.values():
+    for _name, _fake in ((_cell.name, _forward_fake), (f"{_cell.name}_backward", _backward_fake)):
+        _schema = getattr(torch.ops.bayesrnn, _name).default._schema
+        torch.library.register_fake(f"bayesrnn::{_name}", partial(_fake, _cell, _schema))
 
 
 @torch.library.register_fake("bayesrnn::sample_keep")
@@ -115,42 +115,3 @@ def _sample_layer_keep_fake(seeds, sets, B, I, H, p_x, p_h):  # noqa: E741
         seeds.new_empty((sets, B, size) if p else 0, dtype=torch.bool)
         for size, p in ((I, p_x), (H, p_h))
     )
-
-
-def _weight_grads(weight_ih: Tensor, weight_hh: Tensor, bias: bool) -> tuple[Tensor, ...]:
-    rows = weight_ih.shape[0] if bias else 0
-    return (
-        torch.empty_like(weight_ih, memory_format=torch.contiguous_format),
-        torch.empty_like(weight_hh, memory_format=torch.contiguous_format),
-        weight_ih.new_empty(rows),
-        weight_ih.new_empty(rows),
-    )
-
-
-@torch.library.register_fake("bayesrnn::lstm_backward")
-def _lstm_backward_fake(
-    dy, dh_n, dc_n, x, h0, c0, weight_ih, weight_hh, keep_x, keep_h, lengths, y, gates, cells,
-    scale_x=1.0, scale_h=1.0, reverse=False, bias=True, need_dx=True,
-    allow_tf32=False, engine="auto",
-):  # fmt: skip
-    _check_devices(
-        x, dy=dy, dh_n=dh_n, dc_n=dc_n, h0=h0, c0=c0, weight_ih=weight_ih, weight_hh=weight_hh,
-        keep_x=keep_x, keep_h=keep_h, lengths=lengths, y=y, gates=gates, cells=cells,
-    )  # fmt: skip
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    grads = _weight_grads(weight_ih, weight_hh, bias)
-    return (dx, x.new_empty(h0.shape), x.new_empty(c0.shape), *grads)
-
-
-@torch.library.register_fake("bayesrnn::gru_backward")
-def _gru_backward_fake(
-    dy, dh_n, x, h0, weight_ih, weight_hh, keep_x, keep_h, lengths, y, gates, hidden_n,
-    scale_x=1.0, scale_h=1.0, reverse=False, reset_after=True, bias=True, need_dx=True,
-    allow_tf32=False, engine="auto",
-):  # fmt: skip
-    _check_devices(
-        x, dy=dy, dh_n=dh_n, h0=h0, weight_ih=weight_ih, weight_hh=weight_hh, keep_x=keep_x,
-        keep_h=keep_h, lengths=lengths, y=y, gates=gates, hidden_n=hidden_n,
-    )  # fmt: skip
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    return (dx, x.new_empty(h0.shape), *_weight_grads(weight_ih, weight_hh, bias))

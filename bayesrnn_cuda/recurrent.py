@@ -1,4 +1,4 @@
-"""What BayesianLSTM and BayesianGRU share: parameters, masks, layers, directions, layouts."""
+"""What BayesianLSTM and its like share: parameters, masks, layers, directions, layouts."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import autograd, functional
+from .cells import Cell
 from .checks import ArgumentError, check_flag, check_probability, check_size, check_tensor
 from .masks import LayerMasks, dropout_scale, sample_layer_masks
 from .reference import LayerWeights
@@ -20,12 +21,11 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class RecurrentLayer(LayerSettings, DropoutModule):
-    """Base of BayesianLSTM and BayesianGRU, whose cells are in `_run_layer`."""
+    """Base of BayesianLSTM and its like: all that does not depend on the cell."""
 
     _mask_batch_dim = 1
-    gates: int  # G
-    states: int  # tensors in hx: 2 for LSTM, 1 for GRU
-    _torch: type[nn.LSTM] | type[nn.GRU]  # what it stands for
+    cell: Cell
+    _torch: type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]  # what it stands for
     weight_ih_l0: nn.Parameter
 
     def __init__(
@@ -60,7 +60,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         self.tie_gates = tie_gates
         self.engine = engine
 
-        rows = self.gates * hidden_size
+        rows = self.cell.gates * hidden_size
         for layer, suffix in self._directions():
             columns = self._layer_input_size(layer)
             shapes: dict[str, tuple[int, ...]] = {
@@ -96,7 +96,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         weights the values.
 
         Args:
-            module: torch.nn.LSTM for BayesianLSTM, torch.nn.GRU for BayesianGRU.
+            module: torch.nn.LSTM for BayesianLSTM, and so on.
             input_dropout: as the constructor has it. None: `module.dropout` is the layer's
                 (whose masks torch draws anew at each time step).
             recurrent_dropout, tie_gates, engine: as the constructor has them.
@@ -112,15 +112,16 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         dropout = module.dropout if input_dropout is None else 0.0
         like = module.all_weights[0][0]
         layer = cls(
-            module.input_size, module.hidden_size, module.num_layers, module.bias,
-            module.batch_first, dropout, module.bidirectional, module.proj_size,
-            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, tie_gates=tie_gates,
-            engine=engine, device="meta", dtype=like.dtype,
+            module.input_size, module.hidden_size, module.num_layers, bias=module.bias,
+            batch_first=module.batch_first, dropout=dropout, bidirectional=module.bidirectional,
+            proj_size=module.proj_size, input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout, tie_gates=tie_gates, engine=engine,
+            device="meta", dtype=like.dtype,
         )  # fmt: skip
         return _fill(layer, module, like.device)
 
     def to_torch(self) -> nn.RNNBase:
-        """The torch.nn.LSTM or torch.nn.GRU that computes what this layer does in `eval()`.
+        """The layer of torch.nn that computes what this layer does in `eval()`.
 
         Weights are copied; layout, `dropout`, dtype, device, mode and frozen parameters are taken
         over. `input_dropout` and `recurrent_dropout` are not: torch has no such masks.
@@ -129,8 +130,9 @@ class RecurrentLayer(LayerSettings, DropoutModule):
             ValueError: a GRU with reset_after=False, which torch does not have.
         """
         module = self._torch(
-            self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first,
-            self.dropout, self.bidirectional, device="meta", dtype=self.weight_ih_l0.dtype,
+            self.input_size, self.hidden_size, self.num_layers, bias=self.bias,
+            batch_first=self.batch_first, dropout=self.dropout, bidirectional=self.bidirectional,
+            device="meta", dtype=self.weight_ih_l0.dtype,
         )  # fmt: skip
         return _fill(module, self, self.weight_ih_l0.device)
 
@@ -206,7 +208,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         return [keep for m in masks for keep in (m.keep_x, m.keep_h)]
 
     def _mask_shapes(self, sequences: int, features: int) -> list[tuple[int, ...] | None]:
-        sets = 1 if self.tie_gates else self.gates
+        sets = 1 if self.tie_gates else self.cell.gates
         shapes: list[tuple[int, ...] | None] = []
         for layer, _ in self._directions():
             by_input = (sets, sequences, self._layer_input_size(layer))
@@ -235,7 +237,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
     ) -> list[LayerMasks]:
         return [
             sample_layer_masks(
-                self.gates,
+                self.cell.gates,
                 batch_size,
                 self._layer_input_size(layer),
                 self.hidden_size,
@@ -251,7 +253,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
     def _forward(
         self, input: Tensor | PackedSequence, hx: tuple | None, masks: Sequence[LayerMasks] | None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """`forward` with hx as a tuple of `states` tensors, in and out."""
+        """`forward` with hx as a tuple of the cell's states, in and out."""
         # once a call: a parametrized weight is computed at each access
         weights = [self.layer_weights(suffix) for _, suffix in self._directions()]
         lengths = None
@@ -299,8 +301,8 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         """hx as a tuple of [layers*D, B, H]; zeros if None."""
         shape = (self.num_layers * self.num_directions, x.shape[1], self.hidden_size)
         if hx is None:
-            return (x.new_zeros(shape),) * self.states
-        if not isinstance(hx, tuple | list) or len(hx) != self.states:
+            return (x.new_zeros(shape),) * self.cell.states
+        if not isinstance(hx, tuple | list) or len(hx) != self.cell.states:
             got = f"{len(hx)} values" if isinstance(hx, tuple | list) else type(hx).__name__
             error = ArgumentError if isinstance(hx, tuple | list) else TypeError
             raise error(f"hx: expected a tuple (h_0, c_0), got {got}")
@@ -361,10 +363,34 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         return x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
 
     def _run_layer(self, x, initial, weights, masks, lengths, reverse) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        run = getattr(functional, self.cell.name)
+        flags = {name: getattr(self, name) for name in self.cell.flags}
+        return run(
+            x, *initial, weights, masks, lengths=lengths, reverse=reverse, engine=self.engine,
+            **flags,
+        )  # fmt: skip
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights need no common buffer. Here so that nn.LSTM's users find it."""
+
+
+class OneStateLayer(RecurrentLayer):
+    """Base of the layers that carry h and nothing beside it, whose hx is a tensor, not a tuple."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        masks: Sequence[LayerMasks] | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
+        if (leaf := self._as_leaf(input, hx, masks=masks)) is not None:
+            return leaf  # type: ignore[return-value]
+        if hx is not None and not isinstance(hx, Tensor):
+            raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
+        output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
+        return output, h_n
 
 
 def _fill(target: _Module, source: nn.Module, device: torch.device) -> _Module:

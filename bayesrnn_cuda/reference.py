@@ -1,4 +1,4 @@
-"""LSTM and GRU with variational dropout in plain PyTorch: what every engine is tested against.
+"""LSTM, GRU and RNN with variational dropout in plain PyTorch: what every engine is tested against.
 
 Any dtype and device, any order of derivatives, a Python loop over time. One notation throughout:
 a_k = W_k (m^x_k s_x x_t) + b^ih_k is the input part of gate k and
@@ -84,6 +84,28 @@ def gru(
         else:
             n = torch.tanh(a[2] + _affine(r * q[2], u[2], b[2]))
         h_t = (1 - z) * n + z * h
+        h, _, y[t] = _advance(t, lengths, (h_t, h), (h_t, h))
+    return torch.stack(y), h
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    weights: LayerWeights,
+    masks: LayerMasks | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One RNN layer in one direction. Arguments and results as `bayesrnn_cuda.functional.rnn`."""
+    masks = masks or LayerMasks()
+    x = _inside(x, lengths)
+    h = h0
+    y = [x.new_zeros(h0.shape)] * x.shape[0]
+    for t in _steps(x.shape[0], reverse):
+        (a,) = _linear(x[t], weights.weight_ih, weights.bias_ih, masks.keep_x, masks.scale_x, 1)
+        (r,) = _linear(h, weights.weight_hh, weights.bias_hh, masks.keep_h, masks.scale_h, 1)
+        h_t = torch.tanh(a + r)
         h, _, y[t] = _advance(t, lengths, (h_t, h), (h_t, h))
     return torch.stack(y), h
 

@@ -13,7 +13,7 @@ Batched = tuple[tuple[Tensor, ...], tuple[int, ...]]
 def forward(
     op: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple, *arguments: Any, states: int
 ) -> Batched:
-    """Rule of lstm (2 states) and gru (1): S samples of B sequences run as S * B sequences."""
+    """Rule of a layer's op, which carries `states`: S samples of B sequences run as S * B."""
     if any(dim is not None for dim in in_dims[1 + states : 5 + states]):  # weights and biases
         return loop(op, info, in_dims, *arguments)
     # where x, states, masks and lengths have their batch; arguments beyond are no tensors
@@ -22,9 +22,11 @@ def forward(
     for i, batch_dim in enumerate(batch_dims):
         if batch_dim is not None and folded[i] is not None:
             folded[i] = _fold(folded[i], in_dims[i], batch_dim, info.batch_size)
-    out_dims = (1, *(0,) * states, 1, 1)  # y, states, what backward needs
-    results = zip(op(*folded), out_dims, strict=True)
-    return tuple(t.unflatten(dim, (info.batch_size, -1)) for t, dim in results), out_dims
+    results = op(*folded)
+    kept = len(results) - 1 - states  # what backward needs
+    out_dims = (1, *(0,) * states, *(1,) * kept)
+    pairs = zip(results, out_dims, strict=True)
+    return tuple(t.unflatten(dim, (info.batch_size, -1)) for t, dim in pairs), out_dims
 
 
 def loop(

@@ -1,4 +1,7 @@
-// cells.h - the gate algebra of LSTM and GRU, forward and backward: the only copy in the project.
+// cells.h - everything that identifies a cell, and its gate algebra forward and backward: the only
+// copy in the project. What differs between cells is asked of the traits here, by name; nothing is
+// inferred from a number of gates. A new cell is an enumerator, a struct, and a line in each of
+// with_cell and for_each_cell.
 //
 // Math supplies Value (a scalar or a vector of units), sigmoid and tanh; host and device share
 // this. Notation: a = input part W (m x) + b_ih and q = recurrent part U (m h) + b_hh, one value
@@ -18,13 +21,23 @@
 
 namespace brnn {
 
+enum class Cell { lstm, gru, gru_reset_before, rnn };
+
+// In which storage types the persistent CUDA kernels of a cell are compiled.
+enum class Persistent { none, bfloat16, all };
+
 template <class Math>
 struct Lstm {
   using V = typename Math::Value;
+  static constexpr Cell id = Cell::lstm;
+  static constexpr const char* name = "lstm";
   static constexpr int gates = 4;  // i, f, g, o
   static constexpr int slots = 4;
-  static constexpr bool has_saved = true;  // c_t
+  static constexpr bool has_c = true;  // c_t is carried beside h_t, and is `prev`
+  static constexpr bool has_saved = true;
+  static constexpr const char* saved_name = "cells";  // c_t
   static constexpr bool reset_before = false;
+  static constexpr Persistent persistent = Persistent::all;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
 
@@ -58,10 +71,15 @@ struct Lstm {
 template <class Math>
 struct Gru {
   using V = typename Math::Value;
-  static constexpr int gates = 3;          // r, z, n
-  static constexpr int slots = 4;          // n into a, r, z, n into q: the q stand together
-  static constexpr bool has_saved = true;  // q_n
+  static constexpr Cell id = Cell::gru;
+  static constexpr const char* name = "gru";
+  static constexpr int gates = 3;  // r, z, n
+  static constexpr int slots = 4;  // n into a, r, z, n into q: the q stand together
+  static constexpr bool has_c = false;
+  static constexpr bool has_saved = true;
+  static constexpr const char* saved_name = "hidden_n";  // q_n
   static constexpr bool reset_before = false;
+  static constexpr Persistent persistent = Persistent::all;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate == 2 ? 0 : gate + 1; }
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate + 1; }
 
@@ -96,10 +114,15 @@ struct Gru {
 template <class Math>
 struct GruResetBefore {
   using V = typename Math::Value;
+  static constexpr Cell id = Cell::gru_reset_before;
+  static constexpr const char* name = "gru_reset_before";
   static constexpr int gates = 3;  // r, z, n
   static constexpr int slots = 3;
+  static constexpr bool has_c = false;
   static constexpr bool has_saved = false;
+  static constexpr const char* saved_name = "hidden_n";  // of the op that it shares; empty
   static constexpr bool reset_before = true;
+  static constexpr Persistent persistent = Persistent::none;  // two products a step
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
 
@@ -129,5 +152,114 @@ struct GruResetBefore {
     return dmasked * r;
   }
 };
+
+// Elman's, as torch.nn.RNN: h = tanh(a + q). Its one gate is h itself.
+template <class Math>
+struct Rnn {
+  using V = typename Math::Value;
+  static constexpr Cell id = Cell::rnn;
+  static constexpr const char* name = "rnn";
+  static constexpr int gates = 1;
+  static constexpr int slots = 1;
+  static constexpr bool has_c = false;
+  static constexpr bool has_saved = false;
+  static constexpr const char* saved_name = nullptr;
+  static constexpr bool reset_before = false;
+  static constexpr Persistent persistent = Persistent::bfloat16;
+  BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
+  BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
+
+  BRNN_INLINE static void forward(const V (&a)[1], const V (&q)[1], V, V (&gate)[1], V&, V& state) {
+    gate[0] = state = Math::tanh(a[0] + q[0]);
+  }
+  BRNN_INLINE static V output(V, V state) { return state; }
+
+  // carry stays zero: nothing of h skips the gate.
+  BRNN_INLINE static void backward(const V (&gate)[1], V, V, V dh, V&, V (&dslot)[1]) {
+    dslot[0] = dh * (Math::value(1) - gate[0] * gate[0]);
+  }
+};
+
+// Whether something multiplies the recurrent part of a gate before it meets the input part: then
+// the gate's b_hh goes with the recurrent part, and its gradient has a slot of its own. (In the GRU
+// that resets before U, r multiplies h and leaves the bias alone.)
+template <class C>
+BRNN_INLINE constexpr bool bias_is_recurrent(int gate) {
+  return C::slot_of_a(gate) != C::slot_of_q(gate);
+}
+
+// The first gates, whose b_hh joins the input part.
+template <class C>
+constexpr int biases_of_input() {
+  int count = 0;
+  while (count < C::gates && !bias_is_recurrent<C>(count)) ++count;
+  return count;
+}
+
+// ---- cells that are known at run time
+
+// use.operator()<CellOf>() for the cell: the one place where it becomes a type.
+template <class Use>
+constexpr auto with_cell(Cell cell, const Use& use) {
+  switch (cell) {
+    case Cell::lstm: return use.template operator()<Lstm>();
+    case Cell::gru: return use.template operator()<Gru>();
+    case Cell::gru_reset_before: return use.template operator()<GruResetBefore>();
+    case Cell::rnn: return use.template operator()<Rnn>();
+  }
+  __builtin_unreachable();  // the enumeration has no other value
+}
+
+// use.operator()<CellOf>() for every cell.
+template <class Use>
+constexpr void for_each_cell(const Use& use) {
+  use.template operator()<Lstm>();
+  use.template operator()<Gru>();
+  use.template operator()<GruResetBefore>();
+  use.template operator()<Rnn>();
+}
+
+// What the traits say, for code that computes no gates.
+struct CellTraits {
+  Cell id;
+  const char* name;
+  int gates, slots;
+  bool has_c, has_saved;
+  const char* saved_name;
+  bool reset_before;
+  Persistent persistent;
+  int biases_of_input;
+  int slot_of_a[4], slot_of_q[4];  // by gate
+};
+
+struct NoMath {
+  using Value = float;
+};
+
+template <template <class> class CellOf>
+constexpr CellTraits traits_of() {
+  using C = CellOf<NoMath>;
+  CellTraits traits{.id = C::id,
+                    .name = C::name,
+                    .gates = C::gates,
+                    .slots = C::slots,
+                    .has_c = C::has_c,
+                    .has_saved = C::has_saved,
+                    .saved_name = C::saved_name,
+                    .reset_before = C::reset_before,
+                    .persistent = C::persistent,
+                    .biases_of_input = biases_of_input<C>(),
+                    .slot_of_a = {},
+                    .slot_of_q = {}};
+  for (int gate = 0; gate < C::gates; ++gate) {
+    traits.slot_of_a[gate] = C::slot_of_a(gate);
+    traits.slot_of_q[gate] = C::slot_of_q(gate);
+  }
+  return traits;
+}
+
+constexpr CellTraits traits(Cell cell) {
+  return with_cell(cell, [&]<template <class> class CellOf>() { return traits_of<CellOf>(); });
+}
 
 }  // namespace brnn

@@ -125,9 +125,10 @@ inline void check_keep(const char* argument, const OptionalTensor& keep, const T
   check_device(argument, *keep, x);
   check_dtype(argument, *keep, ScalarType::Bool, "");
   const Shape untied{G, x.size(1), K}, tied{1, x.size(1), K};
-  if (shape_of(*keep) != untied && shape_of(*keep) != tied)
-    fail(argument, "shape " + text(untied) + " or " + text(tied) + " (" + letters + ")",
-         text(shape_of(*keep)));
+  if (shape_of(*keep) != untied && shape_of(*keep) != tied) {
+    const std::string either = G > 1 ? text(untied) + " or " : "";
+    fail(argument, "shape " + either + text(tied) + " (" + letters + ")", text(shape_of(*keep)));
+  }
   check_memory(argument, *keep);
 }
 
@@ -160,10 +161,15 @@ inline void check_probability(const char* name, double p) {
 }
 
 inline Cell cell_of(const std::string& name) {
-  if (name == "lstm") return Cell::lstm;
-  if (name == "gru") return Cell::gru;
-  if (name == "gru_reset_before") return Cell::gru_reset_before;
-  fail("cell", "lstm, gru or gru_reset_before", "'" + name + "'");
+  std::optional<Cell> found;
+  std::string names;
+  for_each_cell([&]<template <class> class CellOf>() {
+    constexpr CellTraits kCell = traits_of<CellOf>();
+    if (name == kCell.name) found = kCell.id;
+    names += (names.empty() ? "" : ", ") + std::string(kCell.name);
+  });
+  if (!found) fail("cell", "one of " + names, "'" + name + "'");
+  return *found;
 }
 
 inline cuda::Precision precision_of(const std::string& dtype, bool allow_tf32) {
@@ -213,10 +219,9 @@ inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
 
 // What the CUDA engines can run.
 inline void check_cuda_engine(const Tensor& x, const std::string& engine) {
-  const char* names[] = {"auto", "block", "cluster", "grid", "grid_flags", "stepwise"};
-  if (std::find(std::begin(names), std::end(names), engine) == std::end(names))
-    fail("engine", "auto, block, cluster, grid, grid_flags or stepwise for x on CUDA",
-         "'" + engine + "'");
+  const auto is_it = [&](const cuda::EngineTraits& known) { return engine == known.name; };
+  if (engine != "auto" && std::none_of(std::begin(cuda::kEngines), std::end(cuda::kEngines), is_it))
+    fail("engine", "one of " + cuda::engine_names() + " for x on CUDA", "'" + engine + "'");
   const auto type = x.scalar_type();
   if (type != ScalarType::Half && type != ScalarType::BFloat16 && type != ScalarType::Float &&
       type != ScalarType::Double)

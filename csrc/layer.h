@@ -7,17 +7,9 @@
 #include <cstdint>
 
 #include "cells.h"
+#include "dtypes.h"
 
 namespace brnn {
-
-enum class Cell { lstm, gru, gru_reset_before };
-
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
 
 // What is kept of an operand with K columns. keep == nullptr: everything.
 struct Mask {

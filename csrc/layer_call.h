@@ -34,7 +34,7 @@ struct Options {
   std::string engine;
 };
 
-// c0 exists for LSTM only, biases for forward only.
+// c0 exists where the cell has a c, biases for forward only.
 struct LayerTensors {
   Tensor x, h0;
   OptionalTensor c0;
@@ -42,10 +42,11 @@ struct LayerTensors {
   OptionalTensor bias_ih, bias_hh, keep_x, keep_h, lengths;
 };
 
-// What backward takes beside them. saved: cells of LSTM, hidden_n of GRU.
+// What backward takes beside them. saved: see cells.h.
 struct BackwardTensors {
   OptionalTensor dy, dh_n, dc_n;
-  Tensor y, gates, saved;
+  Tensor y, gates;
+  OptionalTensor saved;
 };
 
 struct ForwardResults {
@@ -59,8 +60,6 @@ struct BackwardResults {
   OptionalTensor dc0;
   Tensor dweight_ih, dweight_hh, dbias_ih, dbias_hh;
 };
-
-inline int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
 
 // make(), which allocates a tensor of that shape.
 template <class Make>
@@ -159,7 +158,7 @@ void with_storage_type(const Tensor& x, const Use& use) {
 }
 
 inline void check_layer(Cell cell, const LayerTensors& t) {
-  checks::check_layer(gates_of(cell), t.x, t.h0, t.c0, t.weight_ih, t.weight_hh, t.bias_ih,
+  checks::check_layer(traits(cell).gates, t.x, t.h0, t.c0, t.weight_ih, t.weight_hh, t.bias_ih,
                       t.bias_hh, t.keep_x, t.keep_h, t.lengths);
 }
 
@@ -168,12 +167,13 @@ ForwardResults forward(Cell cell, const LayerTensors& given, const Options& opti
   check_layer(cell, given);
   Backend::check(given.x, options);
   const Tensor& x = given.x;
-  const int64_t T = x.size(0), B = x.size(1), H = given.h0.size(1), GH = gates_of(cell) * H;
+  const CellTraits is = traits(cell);
+  const int64_t T = x.size(0), B = x.size(1), H = given.h0.size(1), GH = is.gates * H;
   const int64_t steps = options.save ? T : 0;
-  const int64_t saved = cell == Cell::gru_reset_before ? 0 : steps;
+  const int64_t saved = is.has_saved ? steps : 0;
   const Backend backend(cell, x, options);
   ForwardResults r{result(x, {T, B, H}), result(x, {B, H}),
-                   given.c0 ? OptionalTensor(result(x, {B, H})) : std::nullopt,
+                   is.has_c ? OptionalTensor(result(x, {B, H})) : std::nullopt,
                    result(x, {steps, B, GH}), result(x, {saved, B, H})};
   if (B == 0) return r;
   const LayerTensors t = dense<Backend>(given);
@@ -192,14 +192,14 @@ ForwardResults forward(Cell cell, const LayerTensors& given, const Options& opti
 inline void check_backward(Cell cell, const LayerTensors& t, const BackwardTensors& given) {
   check_layer(cell, t);
   const int64_t T = t.x.size(0), B = t.x.size(1), H = t.h0.size(1);
-  const int64_t saved = cell == Cell::gru_reset_before ? 0 : T;
-  const char* saved_name = cell == Cell::lstm ? "cells" : "hidden_n";
+  const CellTraits is = traits(cell);
   checks::check_tensor("dy", given.dy, t.x, {T, B, H}, "T, B, H");
   checks::check_tensor("dh_n", given.dh_n, t.x, {B, H}, "B, H");
   checks::check_tensor("dc_n", given.dc_n, t.x, {B, H}, "B, H");
   checks::check_tensor("y", given.y, t.x, {T, B, H}, "T, B, H");
-  checks::check_tensor("gates", given.gates, t.x, {T, B, gates_of(cell) * H}, "T, B, G*H");
-  checks::check_tensor(saved_name, given.saved, t.x, {saved, B, H}, "T, B, H");
+  checks::check_tensor("gates", given.gates, t.x, {T, B, is.gates * H}, "T, B, G*H");
+  const int64_t saved = is.has_saved ? T : 0;
+  checks::check_tensor(is.saved_name, given.saved, t.x, {saved, B, H}, "T, B, H");
 }
 
 template <class Backend>
@@ -209,12 +209,13 @@ BackwardResults backward(Cell cell, const LayerTensors& given, const BackwardTen
   Backend::check(given.x, options);
   const Tensor& x = given.x;
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = given.h0.size(1);
-  const int64_t GH = gates_of(cell) * H, bias_rows = options.bias ? GH : 0;
+  const CellTraits is = traits(cell);
+  const int64_t GH = is.gates * H, bias_rows = options.bias ? GH : 0;
   const Backend backend(cell, x, options);
   const auto make = B == 0 ? zeros : result;  // no sequence, no gradient
   BackwardResults r{options.need_dx ? make(x, {T, B, I}) : make(x, {0}),
                     make(x, {B, H}),
-                    given.c0 ? OptionalTensor(make(x, {B, H})) : std::nullopt,
+                    is.has_c ? OptionalTensor(make(x, {B, H})) : std::nullopt,
                     make(x, {GH, I}),
                     make(x, {GH, H}),
                     make(x, {bias_rows}),

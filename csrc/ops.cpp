@@ -30,59 +30,170 @@ std::string taken(StringHandle handle) {
   return text;
 }
 
-template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
-    Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
-    OptionalTensor bias_hh, OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths,
-    double scale_x, double scale_h, bool reverse, bool save, bool allow_tf32, StringHandle engine) {
-  const auto r = forward<Backend>(
-      Cell::lstm, {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths},
-      {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, taken(engine)});
-  return {r.y, r.h_n, *r.c_n, r.gates, r.saved};
+// ---- the op pairs of the layers, NAME and NAME_backward
+
+// One pair: of a cell, or of two with the same tensors between which a flag of the ops chooses.
+struct OpPair {
+  const char* name;
+  Cell cell;
+  const char* flag = nullptr;  // where it is false: `otherwise`
+  Cell otherwise = cell;
+
+  // What both cells have, or either.
+  constexpr bool has_c() const { return traits(cell).has_c; }
+  constexpr bool has_saved() const { return traits(cell).has_saved; }
+  constexpr bool has_flag() const { return flag; }
+  Cell of() const { return cell; }
+  Cell of(bool flag) const { return flag ? cell : otherwise; }
+};
+
+constexpr OpPair kOpPairs[] = {
+    {"lstm", Cell::lstm},
+    {"gru", Cell::gru, "reset_after", Cell::gru_reset_before},
+    {"rnn", Cell::rnn},
+};
+
+// use.operator()<i>() for every pair.
+template <class Use>
+void for_each_op_pair(const Use& use) {
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    (use.template operator()<i>(), ...);
+  }(std::make_index_sequence<std::size(kOpPairs)>());
+}
+
+// The arguments and results that some pairs have and others not: each a pack of one or none.
+template <class... T>
+struct Some {};
+template <bool Has, class T>
+using SomeIf = std::conditional_t<Has, Some<T>, Some<>>;
+
+OptionalTensor optional() { return {}; }
+OptionalTensor optional(const OptionalTensor& t) { return t; }
+
+// C0: of tensors of c, Saved: of what is saved beside the gates, Flag: of the pair's flag.
+template <class Backend, size_t Pair, class C0, class Saved, class Flag>
+struct LayerOps;
+
+template <class Backend, size_t Pair, class... C0, class... Saved, class... Flag>
+struct LayerOps<Backend, Pair, Some<C0...>, Some<Saved...>, Some<Flag...>> {
+  static constexpr OpPair kPair = kOpPairs[Pair];
+
+  static std::tuple<Tensor, Tensor, C0..., Tensor, Saved...> forward(
+      Tensor x, Tensor h0, C0... c0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
+      OptionalTensor bias_hh, OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths,
+      double scale_x, double scale_h, bool reverse, Flag... flag, bool save, bool allow_tf32,
+      StringHandle engine) {
+    const auto r = brnn::forward<Backend>(kPair.of(flag...),
+                                          {.x = x,
+                                           .h0 = h0,
+                                           .c0 = optional(c0...),
+                                           .weight_ih = weight_ih,
+                                           .weight_hh = weight_hh,
+                                           .bias_ih = bias_ih,
+                                           .bias_hh = bias_hh,
+                                           .keep_x = keep_x,
+                                           .keep_h = keep_h,
+                                           .lengths = lengths},
+                                          {.scale_x = scale_x,
+                                           .scale_h = scale_h,
+                                           .reverse = reverse,
+                                           .save = save,
+                                           .allow_tf32 = allow_tf32,
+                                           .engine = taken(engine)});
+    return {r.y, r.h_n, static_cast<C0>(*r.c_n)..., r.gates, static_cast<Saved>(r.saved)...};
+  }
+
+  static std::tuple<Tensor, Tensor, C0..., Tensor, Tensor, Tensor, Tensor> backward(
+      OptionalTensor dy, OptionalTensor dh_n, std::optional<C0>... dc_n, Tensor x, Tensor h0,
+      C0... c0, Tensor weight_ih, Tensor weight_hh, OptionalTensor keep_x, OptionalTensor keep_h,
+      OptionalTensor lengths, Tensor y, Tensor gates, Saved... saved, double scale_x,
+      double scale_h, bool reverse, Flag... flag, bool bias, bool need_dx, bool allow_tf32,
+      StringHandle engine) {
+    const auto r = brnn::backward<Backend>(kPair.of(flag...),
+                                           {.x = x,
+                                            .h0 = h0,
+                                            .c0 = optional(c0...),
+                                            .weight_ih = weight_ih,
+                                            .weight_hh = weight_hh,
+                                            .keep_x = keep_x,
+                                            .keep_h = keep_h,
+                                            .lengths = lengths},
+                                           {.dy = dy,
+                                            .dh_n = dh_n,
+                                            .dc_n = optional(dc_n...),
+                                            .y = y,
+                                            .gates = gates,
+                                            .saved = optional(saved...)},
+                                           {.scale_x = scale_x,
+                                            .scale_h = scale_h,
+                                            .reverse = reverse,
+                                            .save = true,
+                                            .bias = bias,
+                                            .need_dx = need_dx,
+                                            .allow_tf32 = allow_tf32,
+                                            .engine = taken(engine)});
+    return {r.dx,       r.dh0,     static_cast<C0>(*r.dc0)..., r.dweight_ih, r.dweight_hh,
+            r.dbias_ih, r.dbias_hh};
+  }
+};
+
+template <class Backend, size_t Pair>
+using OpsOf =
+    LayerOps<Backend, Pair, SomeIf<kOpPairs[Pair].has_c(), Tensor>,
+             SomeIf<kOpPairs[Pair].has_saved(), Tensor>, SomeIf<kOpPairs[Pair].has_flag(), bool>>;
+
+// `text` with a name in it, where there is one.
+std::string named(bool is, const char* before, const char* name, const char* after) {
+  return is ? std::string(before) + name + after : "";
+}
+
+std::string forward_schema(const OpPair& pair) {
+  const bool has_c = pair.has_c(), has_saved = pair.has_saved();
+  return std::string(pair.name) + "(Tensor x, Tensor h0, " + named(has_c, "Tensor ", "c0", ", ") +
+         "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? keep_x, "
+         "Tensor? keep_h, Tensor? lengths, float scale_x=1.0, float scale_h=1.0, "
+         "bool reverse=False, " +
+         named(pair.has_flag(), "bool ", pair.flag, "=True, ") +
+         "bool save=True, bool allow_tf32=False, str engine=\"auto\") -> "
+         "(Tensor y, Tensor h_n, " +
+         named(has_c, "Tensor ", "c_n", ", ") + "Tensor gates" +
+         named(has_saved, ", Tensor ", traits(pair.cell).saved_name, "") + ")";
+}
+
+std::string backward_schema(const OpPair& pair) {
+  const bool has_c = pair.has_c(), has_saved = pair.has_saved();
+  return std::string(pair.name) + "_backward(Tensor? dy, Tensor? dh_n, " +
+         named(has_c, "Tensor? ", "dc_n", ", ") + "Tensor x, Tensor h0, " +
+         named(has_c, "Tensor ", "c0", ", ") +
+         "Tensor weight_ih, Tensor weight_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths, "
+         "Tensor y, Tensor gates, " +
+         named(has_saved, "Tensor ", traits(pair.cell).saved_name, ", ") +
+         "float scale_x=1.0, float scale_h=1.0, bool reverse=False, " +
+         named(pair.has_flag(), "bool ", pair.flag, "=True, ") +
+         "bool bias=True, bool need_dx=True, bool allow_tf32=False, str engine=\"auto\") -> "
+         "(Tensor dx, Tensor dh0, " +
+         named(has_c, "Tensor ", "dc0", ", ") +
+         "Tensor dweight_ih, Tensor dweight_hh, Tensor dbias_ih, Tensor dbias_hh)";
+}
+
+void define_layer_ops(auto& library) {
+  for (const OpPair& pair : kOpPairs) {
+    library.def(forward_schema(pair).c_str());
+    library.def(backward_schema(pair).c_str());
+  }
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(
-    OptionalTensor dy, OptionalTensor dh_n, OptionalTensor dc_n, Tensor x, Tensor h0, Tensor c0,
-    Tensor weight_ih, Tensor weight_hh, OptionalTensor keep_x, OptionalTensor keep_h,
-    OptionalTensor lengths, Tensor y, Tensor gates, Tensor cells, double scale_x, double scale_h,
-    bool reverse, bool bias, bool need_dx, bool allow_tf32, StringHandle engine) {
-  const auto r = backward<Backend>(
-      Cell::lstm, {x, h0, c0, weight_ih, weight_hh, {}, {}, keep_x, keep_h, lengths},
-      {dy, dh_n, dc_n, y, gates, cells},
-      {scale_x, scale_h, reverse, true, bias, need_dx, allow_tf32, taken(engine)});
-  return {r.dx, r.dh0, *r.dc0, r.dweight_ih, r.dweight_hh, r.dbias_ih, r.dbias_hh};
+void implement_layer_ops(auto& library) {
+  for_each_op_pair([&]<size_t Pair>() {
+    using Ops = OpsOf<Backend, Pair>;
+    const std::string name = kOpPairs[Pair].name;
+    library.impl(name.c_str(), TORCH_BOX(&Ops::forward));
+    library.impl((name + "_backward").c_str(), TORCH_BOX(&Ops::backward));
+  });
 }
 
-Cell gru_cell(bool reset_after) { return reset_after ? Cell::gru : Cell::gru_reset_before; }
-
-template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor> gru(Tensor x, Tensor h0, Tensor weight_ih,
-                                               Tensor weight_hh, OptionalTensor bias_ih,
-                                               OptionalTensor bias_hh, OptionalTensor keep_x,
-                                               OptionalTensor keep_h, OptionalTensor lengths,
-                                               double scale_x, double scale_h, bool reverse,
-                                               bool reset_after, bool save, bool allow_tf32,
-                                               StringHandle engine) {
-  const auto r =
-      forward<Backend>(gru_cell(reset_after),
-                       {x, h0, {}, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths},
-                       {scale_x, scale_h, reverse, save, {}, {}, allow_tf32, taken(engine)});
-  return {r.y, r.h_n, r.gates, r.saved};
-}
-
-template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
-    OptionalTensor dy, OptionalTensor dh_n, Tensor x, Tensor h0, Tensor weight_ih, Tensor weight_hh,
-    OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths, Tensor y, Tensor gates,
-    Tensor hidden_n, double scale_x, double scale_h, bool reverse, bool reset_after, bool bias,
-    bool need_dx, bool allow_tf32, StringHandle engine) {
-  const auto r = backward<Backend>(
-      gru_cell(reset_after), {x, h0, {}, weight_ih, weight_hh, {}, {}, keep_x, keep_h, lengths},
-      {dy, dh_n, {}, y, gates, hidden_n},
-      {scale_x, scale_h, reverse, true, bias, need_dx, allow_tf32, taken(engine)});
-  return {r.dx, r.dh0, r.dweight_ih, r.dweight_hh, r.dbias_ih, r.dbias_hh};
-}
+// ---- other ops
 
 // For engines outside this library (the reference): the same checks. Returns G.
 int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0, Tensor weight_ih,
@@ -90,7 +201,7 @@ int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0
                        OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths) {
   const Cell which = checks::cell_of(taken(cell));
   check_layer(which, {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths});
-  return gates_of(which);
+  return traits(which).gates;
 }
 
 // A mask of that shape from the random numbers of a seed: bool.
@@ -134,7 +245,7 @@ std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t
   const std::string type = taken(dtype);
   const cpu::Isa& isa = cpu::isa();
   const Cell which = checks::cell_of(taken(cell));
-  const int threads = cpu::host(cpu::forward_flop(T, B, I, H, gates_of(which))).threads;
+  const int threads = cpu::host(cpu::forward_flop(T, B, I, H, traits(which).gates)).threads;
   std::ostringstream out;
   const auto describe = [&](auto s) {
     using S = decltype(s);
@@ -202,33 +313,10 @@ std::string cuda_architectures() { return BRNN_CUDA_ARCHITECTURES; }
 }  // namespace brnn
 
 // Functional ops: nothing is mutated, forward returns what backward needs (empty where save is
-// false), backward is an op. Shapes stand in layer.h; results that are not wanted are empty.
+// false), backward is an op. Shapes stand in layer.h; results that are not wanted are empty. The
+// layers' own have their arguments in an order that Python's ops.py and autograd.py count on.
 STABLE_TORCH_LIBRARY(bayesrnn, m) {
-  m.def(
-      "lstm(Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
-      "Tensor? bias_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths, float scale_x=1.0, "
-      "float scale_h=1.0, bool reverse=False, bool save=True, bool allow_tf32=False, "
-      "str engine=\"auto\") -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
-  m.def(
-      "lstm_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor c0, "
-      "Tensor weight_ih, Tensor weight_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths, "
-      "Tensor y, Tensor gates, Tensor cells, float scale_x=1.0, float scale_h=1.0, "
-      "bool reverse=False, bool bias=True, bool need_dx=True, bool allow_tf32=False, "
-      "str engine=\"auto\") -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dweight_ih, "
-      "Tensor dweight_hh, Tensor dbias_ih, Tensor dbias_hh)");
-  m.def(
-      "gru(Tensor x, Tensor h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
-      "Tensor? bias_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths, float scale_x=1.0, "
-      "float scale_h=1.0, bool reverse=False, bool reset_after=True, bool save=True, "
-      "bool allow_tf32=False, str engine=\"auto\") -> "
-      "(Tensor y, Tensor h_n, Tensor gates, Tensor hidden_n)");
-  m.def(
-      "gru_backward(Tensor? dy, Tensor? dh_n, Tensor x, Tensor h0, Tensor weight_ih, "
-      "Tensor weight_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths, Tensor y, Tensor gates, "
-      "Tensor hidden_n, float scale_x=1.0, float scale_h=1.0, bool reverse=False, "
-      "bool reset_after=True, bool bias=True, bool need_dx=True, bool allow_tf32=False, "
-      "str engine=\"auto\") -> (Tensor dx, Tensor dh0, Tensor dweight_ih, Tensor dweight_hh, "
-      "Tensor dbias_ih, Tensor dbias_hh)");
+  brnn::define_layer_ops(m);
   m.def(
       "check_layer(str cell, Tensor x, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, "
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths) -> int");
@@ -241,6 +329,7 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
       "bool untied=True, bool save=True, str engine=\"auto\") -> str");
   m.def("known_gpus() -> str");
+  m.def("cuda_engines() -> str");
   m.def("build_info() -> str");
   m.def("cuda_architectures() -> str");
 }
@@ -248,25 +337,18 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CPU, m) {
   m.impl("sample_keep", TORCH_BOX(&brnn::sample_keep));
   m.impl("sample_layer_keep", TORCH_BOX(&brnn::sample_layer_keep));
-  m.impl("lstm", TORCH_BOX(&brnn::lstm<brnn::cpu::Backend>));
-  m.impl("lstm_backward", TORCH_BOX(&brnn::lstm_backward<brnn::cpu::Backend>));
-  m.impl("gru", TORCH_BOX(&brnn::gru<brnn::cpu::Backend>));
-  m.impl("gru_backward", TORCH_BOX(&brnn::gru_backward<brnn::cpu::Backend>));
+  brnn::implement_layer_ops<brnn::cpu::Backend>(m);
 }
 
 #ifdef BRNN_CUDA
-STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) {
-  m.impl("lstm", TORCH_BOX(&brnn::lstm<brnn::cuda::Backend>));
-  m.impl("lstm_backward", TORCH_BOX(&brnn::lstm_backward<brnn::cuda::Backend>));
-  m.impl("gru", TORCH_BOX(&brnn::gru<brnn::cuda::Backend>));
-  m.impl("gru_backward", TORCH_BOX(&brnn::gru_backward<brnn::cuda::Backend>));
-}
+STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) { brnn::implement_layer_ops<brnn::cuda::Backend>(m); }
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CompositeExplicitAutograd, m) {
   m.impl("check_layer", TORCH_BOX(&brnn::check_layer_op));
   m.impl("cpu_plan", TORCH_BOX(&brnn::cpu_plan));
   m.impl("cuda_plan", TORCH_BOX(&brnn::cuda_plan));
+  m.impl("cuda_engines", TORCH_BOX(&brnn::cuda::engine_names));
   m.impl("known_gpus", TORCH_BOX(&brnn::cuda::known_device_names));
   m.impl("build_info", TORCH_BOX(&brnn::build_info));
   m.impl("cuda_architectures", TORCH_BOX(&brnn::cuda_architectures));

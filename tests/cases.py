@@ -9,11 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayesrnn_cuda import functional, reference
+from bayesrnn_cuda import cells, functional, reference
 from bayesrnn_cuda.masks import LayerMasks, dropout_scale
 from bayesrnn_cuda.reference import LayerWeights
 
-CELLS = ("lstm", "gru", "gru_reset_before")
+# What a test calls a cell: the entry of the package's table, and its flags.
+VARIANTS = {
+    "lstm": (cells.LSTM, {}),
+    "gru": (cells.GRU, {"reset_after": True}),
+    "gru_reset_before": (cells.GRU, {"reset_after": False}),
+    "rnn": (cells.RNN, {}),
+}
+CELLS = tuple(VARIANTS)
 MASKS = ("none", "tied", "untied", "only_x", "only_h", "tied_x_untied_h", "all_dropped", "scaled")
 SIZES = ((1, 1, 1), (3, 5, 7), (5, 37, 33))  # B, I, H
 
@@ -36,8 +43,20 @@ class Case:
     frozen: tuple[str, ...] = ()  # inputs that need none
 
     @property
+    def kind(self) -> cells.Cell:
+        return VARIANTS[self.cell][0]
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        return VARIANTS[self.cell][1]
+
+    @property
     def gates(self) -> int:
-        return 4 if self.cell == "lstm" else 3
+        return self.kind.gates
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("y", "h_n", "c_n")[: 1 + self.kind.states]
 
     def __str__(self) -> str:
         text = f"{self.cell}-T{self.T}-B{self.B}-I{self.I}-H{self.H}-{self.masks}"
@@ -79,6 +98,9 @@ class Inputs(NamedTuple):
             cotangents={name: cast(t) for name, t in self.cotangents.items()},
         )
 
+    def states(self) -> list[Tensor]:
+        return [t for t in (self.h0, self.c0) if t is not None]
+
     def differentiable(self) -> dict[str, Tensor]:
         states = {"x": self.x, "h0": self.h0, "c0": self.c0}
         return {k: t for k, t in (states | self.weights._asdict()).items() if t is not None}
@@ -118,12 +140,12 @@ def sample(
         return (2 * torch.rand(shape, generator=rng, dtype=torch.float64) - 1) / H**0.5
 
     cotangents = {"y": normal(T, B, H), "h_n": normal(B, H)}
-    if case.cell == "lstm":
+    if "c_n" in case.outputs:
         cotangents["c_n"] = normal(B, H)
     inputs = Inputs(
         x=normal(T, B, I),
         h0=normal(B, H),
-        c0=normal(B, H) if case.cell == "lstm" else None,
+        c0=normal(B, H) if "c_n" in case.outputs else None,
         weights=LayerWeights(
             weight(G * H, I),
             weight(G * H, H),
@@ -198,17 +220,12 @@ def with_strides(inputs: Inputs) -> Inputs:
 
 
 def outputs(case: Case, inputs: Inputs, engine: str) -> dict[str, Tensor]:
-    """y, h_n and for LSTM c_n. `engine` "reference" is bayesrnn_cuda.reference itself."""
+    """y, h_n and, if there is one, c_n. `engine` "reference" is bayesrnn_cuda.reference itself."""
     module, options = (reference, {}) if engine == "reference" else (functional, {"engine": engine})
-    options |= {"lengths": inputs.lengths, "reverse": case.reverse}
-    if case.cell == "lstm":
-        results = module.lstm(
-            inputs.x, inputs.h0, inputs.c0, inputs.weights, inputs.masks, **options
-        )
-    else:
-        options["reset_after"] = case.cell == "gru"
-        results = module.gru(inputs.x, inputs.h0, inputs.weights, inputs.masks, **options)
-    return dict(zip(("y", "h_n", "c_n"), results, strict=False))
+    options |= {"lengths": inputs.lengths, "reverse": case.reverse} | case.flags
+    layer = getattr(module, case.kind.name)
+    results = layer(inputs.x, *inputs.states(), inputs.weights, inputs.masks, **options)
+    return dict(zip(case.outputs, results, strict=True))
 
 
 def leaves(case: Case, inputs: Inputs) -> Inputs:
@@ -275,15 +292,13 @@ def run_each_alone(case: Case, inputs: Inputs, engine: str) -> dict[str, Tensor]
 
 
 def op_arguments(case: Case, inputs: Inputs, *, save: bool = True, engine: str = "cpu") -> tuple:
-    """(op, its arguments) of a case, for torch.ops.bayesrnn.lstm or .gru."""
+    """(op, its arguments) of a case, for torch.ops.bayesrnn.lstm and its like."""
     masks = inputs.masks or LayerMasks()
-    states = [t for t in (inputs.h0, inputs.c0) if t is not None]
+    states = inputs.states()
     tensors = [inputs.x, *states, *inputs.weights, masks.keep_x, masks.keep_h, inputs.lengths]
-    options = [masks.scale_x, masks.scale_h, case.reverse, save, False, engine]
-    if case.cell == "lstm":
-        return torch.ops.bayesrnn.lstm, (*tensors, *options)
-    options.insert(3, case.cell == "gru")
-    return torch.ops.bayesrnn.gru, (*tensors, *options)
+    options = [masks.scale_x, masks.scale_h, case.reverse, *case.flags.values()]
+    op = getattr(torch.ops.bayesrnn, case.kind.name)
+    return op, (*tensors, *options, save, False, engine)
 
 
 def backward_arguments(
@@ -293,14 +308,13 @@ def backward_arguments(
     op, forward = op_arguments(case, inputs, engine=engine)
     with torch.no_grad():
         results = op(*forward)
-    states = 2 if case.cell == "lstm" else 1
-    cotangents = [inputs.cotangents.get(k) for k in ("y", "h_n", "c_n")[: states + 1]]
+    states = case.kind.states
+    cotangents = [inputs.cotangents.get(k) for k in case.outputs]
     x_states_weights, keeps = forward[: 3 + states], forward[5 + states : 8 + states]
     saved = (results[0], *results[states + 1 :])
     *options, _save, allow_tf32, engine = forward[8 + states :]
     options += [case.bias, need_dx, allow_tf32, engine]
-    name = "lstm_backward" if states == 2 else "gru_backward"
-    op = getattr(torch.ops.bayesrnn, name)
+    op = getattr(torch.ops.bayesrnn, f"{case.kind.name}_backward")
     return op, (*cotangents, *x_states_weights, *keeps, *saved, *options)
 
 

@@ -7,8 +7,8 @@ import torch
 
 import bayesrnn_cuda as brnn
 
-CELLS = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU}
-GATES = {"lstm": 4, "gru": 3}
+CELLS = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU, "rnn": brnn.BayesianRNN}
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 
 every_cell = pytest.mark.parametrize("cell", CELLS)

@@ -8,7 +8,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 import bayesrnn_cuda as brnn
 
-PAIRS = {"lstm": (brnn.BayesianLSTM, nn.LSTM), "gru": (brnn.BayesianGRU, nn.GRU)}
+PAIRS = {
+    "lstm": (brnn.BayesianLSTM, nn.LSTM),
+    "gru": (brnn.BayesianGRU, nn.GRU),
+    "rnn": (brnn.BayesianRNN, nn.RNN),
+}
 CELLS = list(PAIRS)
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 
@@ -27,6 +31,11 @@ def layout_id(layout):
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
 every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def in_order(cell, *arguments):
+    """Positional arguments of nn.LSTM as the cell has them: nn.RNN's fourth is its nonlinearity."""
+    return arguments[:3] + ("tanh",) * (cell == "rnn" and len(arguments) > 3) + arguments[3:]
 
 
 def flat(value):

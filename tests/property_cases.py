@@ -141,7 +141,7 @@ def layers(draw, dtypes: tuple[str, ...] = tuple(DTYPES), max_size: int = 70) ->
     size = st.one_of(st.integers(1, 9), st.integers(15, 18), st.integers(31, 34))
     size = st.one_of(size, st.integers(1, max_size))
     p = st.sampled_from([0.0, 0.1, 0.5, 1.0])  # from 0.9 on the recurrence amplifies rounding
-    outputs = ("y", "h_n", "c_n") if cell == "lstm" else ("y", "h_n")
+    outputs = Case(cell).outputs
     tensors = (
         "x", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "keep_x", "keep_h",
         "lengths", *outputs,
@@ -225,7 +225,7 @@ def sees_the_unseen(layer: Layer) -> list[str]:
 
 @dataclass(frozen=True)
 class Stack:
-    """A call of BayesianLSTM or BayesianGRU."""
+    """A call of BayesianLSTM or its like."""
 
     cell: str
     T: int

@@ -18,9 +18,9 @@ import bayesrnn_cuda as brnn
 from bayesrnn_cuda import LayerMasks, LayerWeights, functional
 
 T, B, I, H = 3, 2, 5, 4  # noqa: E741
-CELLS = {cell: Case(cell, T, B, I, H, lengths=True) for cell in ("lstm", "gru")}
-MODULES = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU}
-STATES = {"lstm": ("h0", "c0"), "gru": ("h0",)}
+CELLS = {cell: Case(cell, T, B, I, H, lengths=True) for cell in ("lstm", "gru", "rnn")}
+MODULES = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU, "rnn": brnn.BayesianRNN}
+STATES = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",)}
 
 # What an error may be. IndexError: torch's own for a word out of the vocabulary.
 ERRORS = (ValueError, RuntimeError, TypeError, IndexError)
@@ -96,7 +96,7 @@ def wrong_lengths(t: Tensor, free: set[int]) -> list[str]:
 
 
 def wrong_masks(t: Tensor, free: set[int]) -> list[str]:
-    return [*wrong_of_layer(t, free), "t[:2]", "t[:0]", "~t.to(torch.uint8)"]
+    return [*wrong_of_layer(t, free), "torch.cat([t, t])[:2]", "t[:0]", "~t.to(torch.uint8)"]
 
 
 def always(*expressions: str) -> Callable[[Any, set[int]], list[str]]:
@@ -104,6 +104,10 @@ def always(*expressions: str) -> Callable[[Any, set[int]], list[str]]:
 
 
 NO_TENSOR = ("None", *OBJECTS)
+NO_PROBABILITY = (
+    "-0.1", "1.5", "float('nan')", "float('inf')", "'0.5'", "True", "[[0.5]]",
+    "torch.tensor([0.5, 0.5])", "1j",
+)  # fmt: skip
 EXPRESSIONS = {
     "tensor": lambda t, free: ["None", *wrong_of_layer(t, free)],
     "tensor or None": wrong_of_layer,
@@ -124,16 +128,14 @@ EXPRESSIONS = {
         "0", "-1", "-2**63", "2.0", "float('nan')", "None", "'4'", "[4]", "True",
         "torch.tensor([4, 4])",
     ),
-    "probability": always(
-        "-0.1", "1.5", "float('nan')", "float('inf')", "None", "'0.5'", "True", "[[0.5]]",
-        "torch.tensor([0.5, 0.5])", "1j",
-    ),
+    "probability": always("None", *NO_PROBABILITY),
+    "probability or None": always(*NO_PROBABILITY),
     "positive": always("0", "-1.0", "float('nan')", "None", "'1'", "[1]", "1j"),
     "anything": always(*NO_TENSOR),
     "module": always("None", "'abc'", "3", "[]", "torch.zeros(1)", "object()"),
     "dtype": always("'float32'", "torch.int64", "3", "'abc'"),
     "device": always("'abc'", "3.5", "[]", "'cpu:x'"),
-    "cell": always("None", "'rnn'", "3", "['lstm']", "''"),
+    "cell": always("None", "'mlp'", "3", "['lstm']", "''"),
     "dimension": always("7", "-9", "'0'", "1.5", "[0]"),
 }  # fmt: skip
 
@@ -214,7 +216,7 @@ def constructor_target(cell: str) -> Target:
     }  # fmt: skip
     kinds = {
         "input_size": "size", "hidden_size": "size", "num_layers": "count", "bias": "flag",
-        "batch_first": "flag", "bidirectional": "flag", "input_dropout": "probability",
+        "batch_first": "flag", "bidirectional": "flag", "input_dropout": "probability or None",
         "recurrent_dropout": "probability", "tie_gates": "flag", "engine": "module engine",
     }  # fmt: skip
     if cell == "gru":
@@ -234,12 +236,12 @@ def forward_target(cell: str, engine: str) -> Target:
     arguments |= {"keep_x": masks.keep_x, "keep_h": masks.keep_h}
 
     def call(input, h_0, c_0=None, *, keep_x, keep_h):
-        hx = h_0 if cell == "gru" else (h_0, c_0)
+        hx = (h_0, c_0) if cell == "lstm" else h_0
         return module(input, hx, masks=[LayerMasks(keep_x, keep_h, 2.0, 2.0)])
 
     kinds = {"input": "tensor", "keep_x": "mask", "keep_h": "mask"}
-    # None is the state of zeros, of GRU: an LSTM has no hx with one None
-    kinds |= {"h_0": "state or None"} if cell == "gru" else {"h_0": "state", "c_0": "state"}
+    # None is the state of zeros, where there is one: an LSTM has no hx with one None
+    kinds |= {"h_0": "state", "c_0": "state"} if cell == "lstm" else {"h_0": "state or None"}
     also = {"input": ("x", *arguments, "h0"), "h_0": ("h0", "hx"), "c_0": ("c0", "hx")}
     return Target(call, arguments, kinds, frozenset({("input", 0)}), also)
 
@@ -257,7 +259,7 @@ def module_target(cell: str, engine: str) -> Target:
 
 
 EXPRESSIONS["hx of lstm"] = always(*OBJECTS, "t[0]", "t[:1]", "(*t, t[0])", "{0: t}", "(t, t)")
-EXPRESSIONS["hx of gru"] = always(*OBJECTS, "(t,)", "(t, t)", "[t]")
+EXPRESSIONS["hx of gru"] = EXPRESSIONS["hx of rnn"] = always(*OBJECTS, "(t,)", "(t, t)", "[t]")
 EXPRESSIONS["list of masks"] = always(*OBJECTS, "t[0]", "t * 2", "[t]", "[tuple(t[0])]", "[None]")
 
 

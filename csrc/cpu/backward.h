@@ -109,7 +109,7 @@ class BackwardPass {
   }
   // The state that is carried and never masked: c_{t-1} of the LSTM, h_{t-1} of the GRU.
   const S* state_before(int64_t s, int64_t b) const {
-    return p_.c0 ? before(p_.c0, p_.saved, s, b) : before(p_.h0, p_.y, s, b);
+    return Cell::has_c ? before(p_.c0, p_.saved, s, b) : before(p_.h0, p_.y, s, b);
   }
 
   void pack_weights(const Host& host) {
@@ -299,7 +299,7 @@ class BackwardPass {
           const int64_t b = b0 + i, u = panels_hh_.begin(panel) + v;
           const int n = lanes(u);
           if (n <= 0) break;
-          if (p_.c0) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
+          if (Cell::has_c) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
           V d = load(dh + i * width + v) * scale_h_;
           if (p_.dh_n && p_.length(b) == 0) d = d + load(p_.dh_n + b * p_.H + u, n);
           if (!began_later(b)) write_dh0(b, u, n, d);
@@ -314,7 +314,8 @@ class BackwardPass {
   }
 
   void write_dh0(int64_t b, int64_t u, int n, V dh) const {
-    const V carry = p_.c0 ? V{} : load(carry_ + b * pitch_ + u);  // of the GRU it is part of dh
+    const V carry =
+        Cell::has_c ? V{} : load(carry_ + b * pitch_ + u);  // of the GRU it is part of dh
     store(p_.dh0 + b * p_.H + u, dh + carry, n);
   }
 

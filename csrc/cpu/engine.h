@@ -50,9 +50,10 @@ struct Isa {
 
   template <class S>
   const Engine<S>& engine() const {
-    if constexpr (sizeof(S) == 4) return *f32;
-    if constexpr (sizeof(S) == 8) return *f64;
-    if constexpr (sizeof(S) == 2) return *bf16;
+    constexpr Dtype kDtype = DtypeOf<S>::id;
+    if constexpr (kDtype == Dtype::float32) return *f32;
+    if constexpr (kDtype == Dtype::float64) return *f64;
+    if constexpr (kDtype == Dtype::bfloat16) return *bf16;
   }
 };
 

@@ -134,13 +134,13 @@ class ForwardPass {
     piece.each(part.rows, [&](int64_t row) {
       const int64_t b = part.b0 + row;
       const S* h0 = p_.h0 + b * p_.H;
-      const S* state0 = p_.c0 ? p_.c0 + b * p_.H : h0;
+      const S* state0 = Cell::has_c ? p_.c0 + b * p_.H : h0;
       if (Cell::reset_before) part.reset.clear_tail(1, row, p_.H);
       for (int64_t u = 0; u < p_.H; u += V::size) {
         const int n = lanes(u);
         store(part.state + row * pitch_ + u, load(state0 + u, n));
         store(p_.h_n + b * p_.H + u, load(h0 + u, n), n);  // stays where the length is 0
-        if (p_.c0) store(p_.c_n + b * p_.H + u, load(state0 + u, n), n);
+        if (Cell::has_c) store(p_.c_n + b * p_.H + u, load(state0 + u, n), n);
       }
     });
   }
@@ -308,7 +308,7 @@ class ForwardPass {
       store(y + i * H, result, n);
       if (p_.ends(b + i, t)) {
         store(p_.h_n + (b + i) * H + u, result, n);
-        if (p_.c0) store(p_.c_n + (b + i) * H + u, state, n);
+        if (Cell::has_c) store(p_.c_n + (b + i) * H + u, state, n);
       }
     }
   }

@@ -307,7 +307,7 @@ template <class C, class Stored = C>
 struct Math {
   using Value = Vec<C>;
   using Native = typename Value::Native;
-  static constexpr bool kCoarse = sizeof(Stored) == 2;
+  static constexpr bool kCoarse = DtypeOf<Stored>::coarse;
 
   BRNN_INLINE static Value value(C c) { return broadcast(c); }
 

@@ -92,7 +92,7 @@ class Backend {
  private:
   template <class S>
   double flop(const Layer<S>& layer) const {
-    return forward_flop(layer.T, layer.B, layer.I, layer.H, gates_of(cell_));
+    return forward_flop(layer.T, layer.B, layer.I, layer.H, traits(cell_).gates);
   }
 
   Cell cell_;

@@ -35,23 +35,19 @@ inline size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
 template <class S>
 size_t gate_count(Cell cell, const Layer<S>& layer) {
-  return size_t(layer.T) * layer.B * (cell == Cell::lstm ? 4 : 3) * layer.H;
+  return size_t(layer.T) * layer.B * traits(cell).gates * layer.H;
 }
 template <class S>
 size_t slot_count(Cell cell, const Layer<S>& layer) {
-  return size_t(layer.T) * layer.B * (cell == Cell::gru_reset_before ? 3 : 4) * layer.H;
+  return size_t(layer.T) * layer.B * traits(cell).slots * layer.H;
 }
 
 }  // namespace workspace
 
-// float64 has no tensor cores and no persistent kernels.
-template <class S>
-constexpr bool kHasKernels = sizeof(S) <= 4;
-
 // Part 1 of bfloat16 and float16 is always gate_gemm's: every GPU that the kernels are compiled for
 // has tensor cores for them.
 template <class S>
-constexpr bool kHasLibrary = sizeof(S) > 2;
+constexpr bool kHasLibrary = !DtypeOf<S>::tensor_cores || DtypeOf<S>::rounds_operands;
 template <class S>
 bool by_library(const Plan& plan) {
   return kHasLibrary<S> && !plan.tensor_cores;
@@ -66,8 +62,8 @@ size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& laye
   if constexpr (kHasLibrary<S>) {
     if (by_library<S>(plan)) rest = largest(rest, library::input_part_scratch_bytes(cell, layer));
   }
-  if constexpr (kHasKernels<S>) {
-    if (plan.forward.engine != Engine::stepwise)
+  if constexpr (DtypeOf<S>::tensor_cores) {
+    if (traits(plan.forward.engine).persistent)
       rest = largest(rest, recurrence::forward_scratch_bytes(plan.forward, cell, layer));
   }
   return arena.used() + rest;
@@ -81,14 +77,14 @@ void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& h
   workspace::Arena arena(scratch);
   S* const gates = layer.gates ? layer.gates : arena.take<S>(workspace::gate_count(cell, layer));
   const auto input_part = [&] {
-    if constexpr (kHasKernels<S>) {
+    if constexpr (DtypeOf<S>::tensor_cores) {
       if (!by_library<S>(plan)) return gate_gemm::input_part(cell, layer, gates, host.stream);
     }
     if constexpr (kHasLibrary<S>) library::input_part(cell, layer, gates, host, arena.rest());
   };
   if (!plan.forward.fused_input) input_part();
-  if constexpr (kHasKernels<S>) {
-    if (plan.forward.engine != Engine::stepwise &&
+  if constexpr (DtypeOf<S>::tensor_cores) {
+    if (traits(plan.forward.engine).persistent &&
         recurrence::forward(plan.forward, cell, layer, gates, arena.rest(), host.stream))
       return;
     if (plan.forward.fused_input) input_part();
@@ -108,10 +104,10 @@ size_t backward_scratch_bytes(const Plan& plan, Cell cell, const Backward<S>& la
       rest = largest(rest, library::weight_gradients_scratch_bytes(cell, layer));
     }
   }
-  if constexpr (kHasKernels<S>) {
+  if constexpr (DtypeOf<S>::tensor_cores) {
     if (!by_library<S>(plan))
       rest = largest(rest, gate_gemm::weight_gradients_scratch_bytes(cell, layer));
-    if (plan.backward.engine != Engine::stepwise)
+    if (traits(plan.backward.engine).persistent)
       rest = largest(rest, recurrence::backward_scratch_bytes(plan.backward, cell, layer));
   }
   return arena.used() + rest;
@@ -124,11 +120,11 @@ void backward(const Plan& plan, Cell cell, const Backward<S>& layer, const Host&
   S* const dz = arena.take<S>(workspace::slot_count(cell, layer));
   void* const rest = arena.rest();
   bool started = false;
-  if constexpr (kHasKernels<S>)
-    started = plan.backward.engine != Engine::stepwise &&
+  if constexpr (DtypeOf<S>::tensor_cores)
+    started = traits(plan.backward.engine).persistent &&
               recurrence::backward(plan.backward, cell, layer, dz, rest, host.stream);
   if (!started) stepwise::backward(cell, layer, dz, host, rest);
-  if constexpr (kHasKernels<S>) {
+  if constexpr (DtypeOf<S>::tensor_cores) {
     if (!by_library<S>(plan)) {
       if (layer.dx) gate_gemm::input_gradient(cell, layer, dz, host.stream);
       gate_gemm::weight_gradients(cell, layer, dz, rest, host.stream);

@@ -19,8 +19,6 @@
 
 namespace brnn::cuda {
 
-enum class Type { bfloat16, float16, float32, float64 };
-
 // A matrix on the device, `batch` of them; strides count elements.
 struct Matrix {
   const void* data;
@@ -29,7 +27,7 @@ struct Matrix {
 
 // c = a b, or c += a b: [batch, M, K] times [batch, K, N]. c has column_stride 1.
 struct Product {
-  Type type;
+  Dtype dtype;
   int64_t batch, M, N, K;
   Matrix a, b, c;
   bool accumulate;

@@ -48,23 +48,24 @@ const TorchCuda& torch_cuda() {
   return functions;
 }
 
-int32_t dtype_of(Type type) {
-  switch (type) {
-    case Type::bfloat16: return aoti_torch_dtype_bfloat16();
-    case Type::float16: return aoti_torch_dtype_float16();
-    case Type::float32: return aoti_torch_dtype_float32();
-    case Type::float64: return aoti_torch_dtype_float64();
+int32_t code_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::bfloat16: return aoti_torch_dtype_bfloat16();
+    case Dtype::float16: return aoti_torch_dtype_float16();
+    case Dtype::float32: return aoti_torch_dtype_float32();
+    case Dtype::float64: return aoti_torch_dtype_float64();
   }
-  throw std::logic_error("a type without a dtype");
+  throw std::logic_error("dtype: not one of dtypes.h");
 }
 
 // The matrices as a tensor [batch, rows, columns] that does not own them.
-Tensor view(const Matrix& m, Type type, int64_t batch, int64_t rows, int64_t columns, int device) {
+Tensor view(const Matrix& m, Dtype dtype, int64_t batch, int64_t rows, int64_t columns,
+            int device) {
   const int64_t sizes[3] = {batch, rows, columns};
   const int64_t strides[3] = {m.batch_stride, m.row_stride, m.column_stride};
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-      const_cast<void*>(m.data), 3, sizes, strides, 0, dtype_of(type),
+      const_cast<void*>(m.data), 3, sizes, strides, 0, code_of(dtype),
       aoti_torch_device_type_cuda(), device, &handle));
   return Tensor(handle);
 }
@@ -73,9 +74,9 @@ Tensor view(const Matrix& m, Type type, int64_t batch, int64_t rows, int64_t col
 // torch's.
 void multiply(void* context, const Product& p) {
   const int device = static_cast<const Stream*>(context)->device();
-  const Tensor a = view(p.a, p.type, p.batch, p.M, p.K, device);
-  const Tensor b = view(p.b, p.type, p.batch, p.K, p.N, device);
-  const Tensor c = view(p.c, p.type, p.batch, p.M, p.N, device);
+  const Tensor a = view(p.a, p.dtype, p.batch, p.M, p.K, device);
+  const Tensor b = view(p.b, p.dtype, p.batch, p.K, p.N, device);
+  const Tensor c = view(p.c, p.dtype, p.batch, p.M, p.N, device);
   const AOTITorchError error =
       p.accumulate ? torch_cuda().baddbmm_out(c.get(), c.get(), a.get(), b.get(), 1.0, 1.0)
                    : torch_cuda().bmm_out(c.get(), a.get(), b.get());

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -22,14 +23,17 @@ Precision parse_precision(const std::string& wanted) {
 }
 
 Cell parse_cell(const std::string& wanted) {
-  if (wanted == "lstm") return Cell::lstm;
-  return wanted == "gru" ? Cell::gru : Cell::gru_reset_before;
+  std::optional<Cell> found;
+  for_each_cell([&]<template <class> class CellOf>() {
+    if (wanted == traits_of<CellOf>().name) found = traits_of<CellOf>().id;
+  });
+  return found.value();
 }
 
 Engine parse_engine(const std::string& wanted) {
-  for (Engine e : {Engine::block, Engine::cluster, Engine::grid, Engine::grid_flags})
-    if (wanted == name(e)) return e;
-  return Engine::stepwise;
+  for (const EngineTraits& engine : kEngines)
+    if (wanted == engine.name) return engine.id;
+  throw std::runtime_error("engine: " + wanted);
 }
 
 Pass pass_of(bool forward) { return forward ? Pass::forward : Pass::backward; }
@@ -85,12 +89,12 @@ PYBIND11_MODULE(bind_plan, m) {
                                            gates, untied);
         });
   m.def("shared_bytes",
-        [](const std::string& engine, bool forward, std::tuple<int, int, int, bool> t, int gates,
-           bool untied, int batch_tiles, int all_chunks) {
+        [](const std::string& engine, bool forward, std::tuple<int, int, int, bool> t,
+           const std::string& cell, bool untied, int batch_tiles, int all_chunks) {
           const auto [chunks, k_warps, unit_tiles, looped] = t;
           return shared_bytes(parse_engine(engine), pass_of(forward),
-                              {chunks, k_warps, unit_tiles, looped}, gates, untied, batch_tiles,
-                              all_chunks);
+                              {chunks, k_warps, unit_tiles, looped}, traits(parse_cell(cell)),
+                              untied, batch_tiles, all_chunks);
         });
 }
 

@@ -54,7 +54,7 @@ def test_cuda_tensors_take_the_op(cell, engine, dtype, cuda_built):
     with FakeTensorMode(), Recorder() as recorder:
         results = outputs(case, fake_on_cuda(case, dtype), engine)
     ((name, arguments),) = recorder.calls
-    assert name == ("lstm" if cell == "lstm" else "gru")
+    assert name == case.kind.name
     assert arguments["engine"] == engine
     assert all(t.device == torch.device("cuda", 0) and t.dtype == dtype for t in results.values())
     assert results["y"].shape == (case.T, case.B, case.H)

@@ -33,7 +33,12 @@ class Problem:
 
     @property
     def gates(self):
-        return 4 if self.cell == "lstm" else 3
+        return {"lstm": 4, "rnn": 1}.get(self.cell, 3)
+
+    @property
+    def own_masks(self):
+        """Whether the kernel keeps a mask for each gate: with one gate there is nothing to keep."""
+        return self.untied and self.gates > 1
 
     @property
     def bytes(self):
@@ -142,6 +147,7 @@ def test_the_model_agrees_with_design(planner, sizes, cell, untied, low, high):
         ({"precision": "float32"}, "bfloat16, float16 or tf32, got float32"),
         ({"precision": "float64"}, "bfloat16, float16 or tf32, got float64"),
         ({"cell": "gru_reset_before"}, "a cell with one product a step, got the GRU that resets"),
+        ({"cell": "rnn", "precision": "float16"}, "bfloat16 for rnn, got float16"),
         ({"H": 1537}, "H of at most 1536 in bfloat16, got H = 1537"),
         ({"B": 0}, "a batch of at least 1, got 0"),
     ],
@@ -264,7 +270,7 @@ def random_problem(rng):
     def size(most):
         return int(2 ** rng.uniform(0, most))
 
-    cell = rng.choice(["lstm", "gru", "gru", "lstm", "gru_reset_before"])
+    cell = rng.choice(["lstm", "gru", "gru", "lstm", "gru_reset_before", "rnn"])
     precision = rng.choice(PRECISIONS)
     sizes = (size(11), size(12), size(11), rng.choice([size(11), rng.randint(1, 1600)]))
     return Problem(*sizes, cell, precision, rng.random() < 0.6, rng.random() < 0.5)
@@ -287,6 +293,7 @@ def check(planner, problem, device, forward, r):
     x, y = r["blocks"]
     tiling = (r["chunks"], r["k_warps"], r["unit_tiles"], r["looped"])
     assert problem.precision in TENSOR_CORES and problem.cell != "gru_reset_before"
+    assert problem.precision == "bfloat16" or problem.cell != "rnn"
     assert tiling in planner.table(r["engine"], forward, problem.bytes)
     assert r["threads"] == 32 * r["k_warps"] * r["unit_tiles"] <= 1024
     assert r["registers"] <= 255
@@ -301,14 +308,14 @@ def check(planner, problem, device, forward, r):
     assert r["batch_tiles"] * y >= tiles > r["batch_tiles"] * (y - 1)
     assert r["batch_tiles"] == 1 or r["looped"]
     shared = planner.shared_bytes(
-        r["engine"], forward, tiling, problem.gates, problem.untied, r["batch_tiles"],
+        r["engine"], forward, tiling, problem.cell, problem.own_masks, r["batch_tiles"],
         published * problem.bytes // 64,
     )  # fmt: skip
     assert r["shared_bytes"] == shared <= device.shared_bytes
     if r["engine"].startswith("grid"):
         together = -(-x * y // device.multiprocessors)
         assert together <= planner.blocks_per_multiprocessor(
-            forward, tiling, problem.gates, problem.untied
+            forward, tiling, problem.gates, problem.own_masks
         )
         assert together * (r["shared_bytes"] + 1024) <= device.shared_bytes + 1024
     if r["engine"] == "block":

@@ -136,7 +136,7 @@ def test_options_reach_the_configuration(capsys, text, tiny_arguments, tmp_path)
         (["sample", "--checkpoint", "x", "--length", "0"], "argument --length: expected a whole"),
         (["sample", "--checkpoint", "x", "--temperature", "0"], "argument --temperature: expected"),
         (["sample", "--checkpoint", "x", "--top-k", "-1"], "argument --top-k: expected a whole"),
-        (["plan", "rnn", "1", "1", "1", "1"], "cell: expected lstm or gru, got 'rnn'"),
+        (["plan", "mlp", "1", "1", "1", "1"], "cell: expected one of lstm, gru, rnn, got 'mlp'"),
         (["plan", "lstm", "1", "1", "1", "1", "--device", "foo"], "device: expected cpu, cuda,"),
         (["plan", "lstm", "0", "1", "1", "1"], "T: expected an integer of at least 1, got 0"),
         (

@@ -23,7 +23,7 @@ class Model(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(9, 4)
         self.encoder = nn.LSTM(4, 6, 2, dropout=0.25, bidirectional=True)
-        self.parts = nn.ModuleList([nn.GRU(12, 5), nn.Sequential(Sized(5))])
+        self.parts = nn.ModuleList([nn.GRU(12, 5), nn.Sequential(Sized(5)), nn.RNN(5, 5)])
         self.again = self.parts[0]
         self.out = nn.Linear(5, 3)
 
@@ -31,7 +31,8 @@ class Model(nn.Module):
         x, _ = self.encoder(self.embedding(tokens))
         x, _ = self.again(x)
         x, _ = self.parts[1][0](x.transpose(0, 1))
-        return self.out(x.transpose(0, 1))
+        x, _ = self.parts[2](x.transpose(0, 1))
+        return self.out(x)
 
 
 TOKENS = torch.randint(9, (7, 3), generator=torch.Generator().manual_seed(0))
@@ -51,6 +52,7 @@ def test_every_layer_becomes_ours_with_its_parameters(training):
     new = brnn.convert(model, recurrent_dropout=0.5)
     assert new is model
     assert type(model.encoder) is type(model.parts[1][0]) is brnn.BayesianLSTM
+    assert type(model.parts[2]) is brnn.BayesianRNN
     assert type(model.again) is brnn.BayesianGRU and model.again is model.parts[0]
     assert model.encoder.input_dropout == (0.0, 0.25) and model.parts[1][0].batch_first
     assert model.encoder.training == model.encoder.draws_masks == training
@@ -140,7 +142,7 @@ def parametrized():
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (lambda: nn.RNN(3, 4), "RNN has no counterpart here"),
+        (lambda: nn.RNN(3, 4, nonlinearity="relu"), "its nonlinearity is 'relu', not 'tanh'"),
         (lambda: nn.LSTMCell(3, 4), "LSTMCell has no counterpart here"),
         (lambda: nn.LSTM(3, 4, proj_size=2), r"it has projections \(proj_size\)"),
         (lambda: Own(3, 4), "Own has forward of its own"),

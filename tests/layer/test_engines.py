@@ -9,7 +9,7 @@ import torch
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda import engines
 
-CELLS = ["lstm", "gru"]
+CELLS = ["lstm", "gru", "rnn"]
 FUSED = [torch.float32, torch.float64, torch.bfloat16]
 SIZES = (35, 20, 200, 100)  # T, B, I, H
 
@@ -23,7 +23,8 @@ def scratch(plan):
 
 
 def module_of(cell, **options):
-    return {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU}[cell](4, 6, **options)
+    kinds = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU, "rnn": brnn.BayesianRNN}
+    return kinds[cell](4, 6, **options)
 
 
 @every_cell
@@ -166,9 +167,9 @@ def test_plan_is_a_value():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cell": "rnn"}, r"cell: expected lstm or gru, got 'rnn'"),
-        ({"cell": "LSTM"}, r"cell: expected lstm or gru, got 'LSTM'"),
-        ({"cell": None}, r"cell: expected lstm or gru, got None"),
+        ({"cell": "gru_reset_before"}, r"cell: expected one of lstm, gru, rnn, got 'gru_.*'"),
+        ({"cell": "LSTM"}, r"cell: expected one of lstm, gru, rnn, got 'LSTM'"),
+        ({"cell": None}, r"cell: expected one of lstm, gru, rnn, got None"),
         ({"device": "H900"}, r"device: expected cpu, cuda, cuda:N or one of A100, .* got 'H900'"),
         *[
             ({name: size}, rf"{name}: expected an integer of at least 1, got {size}")
@@ -228,7 +229,8 @@ def test_auto_does_what_plan_says(cell):
 def test_the_public_names_are_those_of_the_package():
     assert set(brnn.__all__) <= set(dir(brnn))
     public = {
-        "BayesianLSTM", "BayesianGRU", "BayesianEmbedding", "LockedDropout", "LayerMasks",
+        "BayesianLSTM", "BayesianGRU", "BayesianRNN", "BayesianEmbedding", "LockedDropout",
+        "LayerMasks",
         "LayerWeights", "MCPrediction", "Plan", "functional", "reference", "mc_dropout",
         "mc_predict", "hold_masks", "fit_noise", "model_precision", "conformal_scale", "coverage",
         "interval_width", "convert", "to_torch", "kl_penalty", "weight_decay_groups", "plan",
@@ -249,4 +251,12 @@ def test_signatures_start_as_those_of_torch(cell):
     assert names[:8] == [
         "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
         "bidirectional", "proj_size",
+    ]  # fmt: skip
+
+
+def test_signature_of_the_rnn_starts_as_that_of_torch():
+    names = list(inspect.signature(brnn.BayesianRNN).parameters)
+    assert names[:8] == [
+        "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout",
+        "bidirectional",
     ]  # fmt: skip

@@ -33,11 +33,9 @@ def by_hand(module, x, masks):
         for suffix in ("", "_reverse")[: module.num_directions]:
             weights = module.layer_weights(f"l{layer}{suffix}")
             options = {"masks": next(masks), "reverse": bool(suffix)}
-            if isinstance(module, brnn.BayesianLSTM):
-                y, *final = brnn.reference.lstm(x, zero, zero, weights, **options)
-            else:
-                options["reset_after"] = module.reset_after
-                y, *final = brnn.reference.gru(x, zero, weights, **options)
+            options |= {flag: getattr(module, flag) for flag in module.cell.flags}
+            run = getattr(brnn.reference, module.cell.name)
+            y, *final = run(x, *(zero,) * module.cell.states, weights, **options)
             outputs.append(y)
             finals.append(final)
         x = torch.cat(outputs, dim=-1)

@@ -164,3 +164,14 @@ def test_frozen_parameters_get_no_gradient(cell):
     module(torch.randn(T, B, I))[0].sum().backward()
     assert module.weight_hh_l0.grad is None
     assert module.weight_ih_l0.grad is not None
+
+
+def test_rnn_takes_torchs_fourth_argument_and_refuses_relu_by_name():
+    assert brnn.BayesianRNN(I, H, 2, "tanh", False, True).batch_first
+    for make in (
+        lambda: brnn.BayesianRNN(I, H, 1, "relu"),
+        lambda: brnn.BayesianRNN(I, H, nonlinearity="relu"),
+        lambda: brnn.BayesianRNN.from_torch(nn.RNN(I, H, nonlinearity="relu")),
+    ):
+        with pytest.raises(ValueError, match=r"^nonlinearity: expected 'tanh', got 'relu'$"):
+            make()

@@ -40,7 +40,9 @@ KEPT = {
     "norm.weight": 1.0, "norm.bias": 1.0,
     "decoder.weight": 1.0, "decoder.bias": 1.0,
 }  # fmt: skip
-every_cell = pytest.mark.parametrize("cell", [brnn.BayesianLSTM, brnn.BayesianGRU])
+every_cell = pytest.mark.parametrize(
+    "cell", [brnn.BayesianLSTM, brnn.BayesianGRU, brnn.BayesianRNN]
+)
 
 
 def make(cell=brnn.BayesianLSTM, **options):

@@ -107,6 +107,8 @@ def test_everything_dropped(cell, engine):
     inputs = sample(case)
     if cell == "lstm":
         check(case, inputs, engine, c_n=inputs.c0 / 8, h_n=torch.tanh(inputs.c0 / 8) / 2)
+    elif cell == "rnn":
+        check(case, inputs, engine, h_n=torch.zeros_like(inputs.h0))
     else:
         check(case, inputs, engine, h_n=inputs.h0 / 8)
     gradients = run(case, inputs, engine)
@@ -116,7 +118,7 @@ def test_everything_dropped(cell, engine):
 
 def torch_layer(case: Case, weights: LayerWeights) -> nn.RNNBase:
     """torch.nn's layer with both directions, each with these weights."""
-    kind = nn.LSTM if case.cell == "lstm" else nn.GRU
+    kind = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[case.cell]
     layer = kind(case.I, case.H, bias=case.bias, bidirectional=True, dtype=torch.float64)
     with torch.no_grad():
         for suffix in ("l0", "l0_reverse"):
@@ -129,7 +131,11 @@ def torch_layer(case: Case, weights: LayerWeights) -> nn.RNNBase:
 @pytest.mark.parametrize(
     "case",
     product(
-        cell=("lstm", "gru"), T=(1, 7), masks=("none",), reverse=(False, True), bias=(True, False)
+        cell=("lstm", "gru", "rnn"),
+        T=(1, 7),
+        masks=("none",),
+        reverse=(False, True),
+        bias=(True, False),
     ),
     ids=str,
 )
@@ -220,16 +226,10 @@ def test_engine_reference_is_the_reference(cell):
     """brnn.functional with engine="reference" is the same computation, bit for bit."""
     case = Case(cell, lengths=True, reverse=True)
     inputs = sample(case)
-    options = {"lengths": inputs.lengths, "reverse": True}
-    states = [inputs.h0] if inputs.c0 is None else [inputs.h0, inputs.c0]
-    arguments = (inputs.x, *states, inputs.weights, inputs.masks)
-    if cell == "lstm":
-        got = functional.lstm(*arguments, **options, engine="reference")
-        expected = reference.lstm(*arguments, **options)
-    else:
-        options["reset_after"] = cell == "gru"
-        got = functional.gru(*arguments, **options, engine="reference")
-        expected = reference.gru(*arguments, **options)
+    options = {"lengths": inputs.lengths, "reverse": True} | case.flags
+    arguments = (inputs.x, *inputs.states(), inputs.weights, inputs.masks)
+    got = getattr(functional, case.kind.name)(*arguments, **options, engine="reference")
+    expected = getattr(reference, case.kind.name)(*arguments, **options)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

@@ -26,6 +26,8 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
+# Cells and the precisions in which they have persistent kernels.
+KERNELS = [(c, p) for c in ("lstm", "gru") for p in PRECISIONS[:3]] + [("rnn", "bfloat16")]
 NUMBERS = ("cell", "precision", "T", "B", "I", "H", "reverse", "gate_stride_x", "gate_stride_h")
 POINTERS = (
     *("lengths", "keep_x", "keep_h", "x", "h0", "c0"),
@@ -109,12 +111,12 @@ def run(
     fields = read_fields(case, inputs, memory)
     given = {k: t.clone() for k, t in fields.items() if isinstance(t, Tensor)}
     outputs = {"y": memory.new("y", T, B, H), "h_n": memory.new("h_n", B, H)}
-    if case.cell == "lstm":
+    if "c_n" in case.outputs:
         outputs["c_n"] = memory.new("c_n", B, H)
     saved = {}
     if save:
         saved["gates"] = memory.new("gates", T, B, G * H)
-        if case.cell != "gru_reset_before":
+        if case.kind.saved and all(case.flags.values()):
             saved["saved"] = memory.new("saved", T, B, H)
     made = Run(outputs)
     call(machine, case, precision, how, fields | outputs | saved, made, save=save, backward=False)

@@ -21,10 +21,10 @@ REFUSED = "engine: expected"
 LEFT_OUT: dict[str, str] = {}
 
 
-def problems(cells, precisions, engines):
-    """Sizes from 1 unit to more than any engine takes."""
-    for cell, precision, engine, masks, I, H, B in itertools.product(  # noqa: E741
-        cells, precisions, engines, ("none", "untied"), (24, 1024), WIDTHS, BATCHES
+def problems(kinds, engines):
+    """Sizes from 1 unit to more than any engine takes, of pairs of cell and precision."""
+    for (cell, precision), engine, masks, I, H, B in itertools.product(  # noqa: E741
+        kinds, engines, ("none", "untied"), (24, 1024), WIDTHS, BATCHES
     ):
         yield Case(cell, T=2, B=B, I=I, H=H, masks=masks), precision, engine
 
@@ -32,8 +32,8 @@ def problems(cells, precisions, engines):
 @functools.cache
 def launches(machine: Machine) -> frozenset[str]:
     """Every kernel that some plan launches; a launch that the device refuses is an error."""
-    own = problems(("lstm", "gru"), TYPES, ENGINES)
-    plain = problems(cases.CELLS, layer.PRECISIONS, ("stepwise",))
+    own = problems(layer.KERNELS, ENGINES)
+    plain = problems(list(itertools.product(cases.CELLS, layer.PRECISIONS)), ("stepwise",))
     found: set[str] = set()
     machine.device(dry=True)
     try:
@@ -71,8 +71,8 @@ BACKWARD = [1, 2, 3, 4, 6]
 
 def tilings():
     """Every tiling of a grid, with H so small that it takes little time."""
-    every = itertools.product(("lstm", "gru"), TYPES, ("tied", "untied"), FORWARD)
-    for i, (cell, precision, masks, (chunks, looped)) in enumerate(every):
+    every = itertools.product(layer.KERNELS, ("tied", "untied"), FORWARD)
+    for i, ((cell, precision), masks, (chunks, looped)) in enumerate(every):
         half = 2 if precision == "tf32" else 1
         H = (chunks * 32 + 40 * (i % 3)) // half + 9  # some warps have no chunk of their own
         H = min(H, BACKWARD[i % 5] * 8 * 32 // half)
@@ -85,7 +85,7 @@ def tilings():
 
 def others():
     """The other engines, and the products at sizes of their tiles and of several splits of k."""
-    for cell, precision, masks in itertools.product(("lstm", "gru"), TYPES, ("tied", "untied")):
+    for (cell, precision), masks in itertools.product(layer.KERNELS, ("tied", "untied")):
         half = 2 if precision == "tf32" else 1
         for engine, H, I in (  # noqa: E741
             ("block", 51, 80), ("block", 115, 8), ("block", 64, 32 // half),

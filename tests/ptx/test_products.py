@@ -19,8 +19,8 @@ from torch import Tensor
 from bayesrnn_cuda.masks import LayerMasks
 
 PRECISIONS = ("bfloat16", "float16", "tf32")
-SLOTS_A = {"lstm": (0, 1, 2, 3), "gru": (1, 2, 0), "gru_reset_before": (0, 1, 2)}
-SLOTS_Q = {"lstm": (0, 1, 2, 3), "gru": (1, 2, 3), "gru_reset_before": (0, 1, 2)}
+SLOTS_A = {"lstm": (0, 1, 2, 3), "gru": (1, 2, 0), "gru_reset_before": (0, 1, 2), "rnn": (0,)}
+SLOTS_Q = {"lstm": (0, 1, 2, 3), "gru": (1, 2, 3), "gru_reset_before": (0, 1, 2), "rnn": (0,)}
 
 
 class Problem(NamedTuple):

@@ -79,8 +79,8 @@ template <class S>
 std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   generator.seed(7);
   const auto [T, B, I, H] = p.size;
-  const bool lstm = p.cell == Cell::lstm;
-  const int64_t G = lstm ? 4 : 3, saved_rows = p.cell == Cell::gru_reset_before ? 0 : T;
+  const CellTraits is = traits(p.cell);
+  const int64_t G = is.gates, saved_rows = is.has_saved ? T : 0;
   Buffer<S> x(T * B * I), h0(B * H), c0(B * H), w(G * H * I), u(G * H * H), b(G * H), b2(G * H);
   Buffer<S> y(T * B * H, false), h_n(B * H, false), c_n(B * H, false);
   Buffer<S> gates(T * B * G * H, false), saved(saved_rows * B * H, false);
@@ -101,14 +101,14 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
       layer.mask_x = {keep_x.get(), sets > 1 ? B * I : 0, 2.0};
       layer.mask_h = {keep_h.get(), sets > 1 ? B * H : 0, 2.0};
     }
-    layer.x = x.get(), layer.h0 = h0.get(), layer.c0 = lstm ? c0.get() : nullptr;
+    layer.x = x.get(), layer.h0 = h0.get(), layer.c0 = is.has_c ? c0.get() : nullptr;
     layer.weight_ih = w.get(), layer.weight_hh = u.get();
   };
   const auto& engine = isa.engine<S>();
   Forward<S> f{};
   fill(f);
   f.bias_ih = b.get(), f.bias_hh = b2.get();
-  f.y = y.get(), f.h_n = h_n.get(), f.c_n = lstm ? c_n.get() : nullptr;
+  f.y = y.get(), f.h_n = h_n.get(), f.c_n = is.has_c ? c_n.get() : nullptr;
   f.gates = gates.get(), f.saved = saved_rows ? saved.get() : nullptr;
   const auto scratch = [](size_t bytes) {  // NaN wherever the engine reads before it writes
     std::unique_ptr<char, void (*)(void*)> memory(
@@ -123,8 +123,8 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   Backward<S> g{};
   fill(g);
   g.y = y.get(), g.gates = gates.get(), g.saved = f.saved;
-  g.dy = dy.get(), g.dh_n = dh_n.get(), g.dc_n = lstm ? dc_n.get() : nullptr;
-  g.dx = dx.get(), g.dh0 = dh0.get(), g.dc0 = lstm ? dc0.get() : nullptr;
+  g.dy = dy.get(), g.dh_n = dh_n.get(), g.dc_n = is.has_c ? dc_n.get() : nullptr;
+  g.dx = dx.get(), g.dh0 = dh0.get(), g.dc0 = is.has_c ? dc0.get() : nullptr;
   g.dweight_ih = dw.get(), g.dweight_hh = du.get(), g.dbias_ih = db.get(), g.dbias_hh = db2.get();
   {
     const auto memory = scratch(engine.backward_scratch_bytes(p.cell, g, kHost.threads));
@@ -133,7 +133,7 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   std::vector<double> all;
   for (Buffer<S>* r : {&y, &h_n, &dx, &dh0, &dw, &du, &db, &db2})
     for (int64_t i = 0; i < r->n; ++i) all.push_back(value(r->data[i]));
-  if (lstm)
+  if (is.has_c)
     for (Buffer<S>* r : {&c_n, &dc0})
       for (int64_t i = 0; i < r->n; ++i) all.push_back(value(r->data[i]));
   return all;
@@ -193,9 +193,9 @@ int main() {
   int runs = 0, failures = 0;
   for (const int64_t count : {0, 1, 63, 64, 65, 1000})
     for (const double p : {0.0, 0.3, 1.0}) failures += !masks_agree(count, p), ++runs;
-  for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before})
+  for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn})
     for (const Sizes size : {Sizes{1, 1, 1, 1}, {3, 13, 7, 9}, {4, 13, 33, 17}, {2, 7, 241, 250}})
-      for (const int masks : {0, 1, cell == Cell::lstm ? 4 : 3})
+      for (const int masks : {0, 1, traits(cell).gates})
         for (const bool lengths : {false, true}) {
           const Problem p{cell, size, masks, lengths, lengths};
           failures += !agrees<float>(p, 1e-5);
@@ -208,7 +208,7 @@ int main() {
   failures += !agrees<float>({Cell::lstm, {40, 33, 5, 19}, 4, false, true}, 1e-5), ++runs;
   for (const Sizes size : {Sizes{3, 4, 9, 400}, {2, 190, 3, 20}})
     for (const Cell cell : {Cell::lstm, Cell::gru_reset_before}) {
-      const Problem p{cell, size, cell == Cell::lstm ? 4 : 3, false, true};
+      const Problem p{cell, size, traits(cell).gates, false, true};
       failures += !agrees<float>(p, 1e-5);
       failures += !agrees<bfloat16>(p, 2e-2);
       runs += 2;

@@ -61,7 +61,9 @@ def layer(kind, *, train: bool, layers: int = 2, bidirectional: bool = True):
     return f, (x, *module.parameters())
 
 
-every_kind = pytest.mark.parametrize("kind", [brnn.BayesianLSTM, brnn.BayesianGRU])
+every_kind = pytest.mark.parametrize(
+    "kind", [brnn.BayesianLSTM, brnn.BayesianGRU, brnn.BayesianRNN]
+)
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -13,7 +13,9 @@ import bayesrnn_cuda as brnn
 I, H = 3, 4  # noqa: E741
 ANY_SIZES = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
 
-every_kind = pytest.mark.parametrize("kind", [brnn.BayesianLSTM, brnn.BayesianGRU])
+every_kind = pytest.mark.parametrize(
+    "kind", [brnn.BayesianLSTM, brnn.BayesianGRU, brnn.BayesianRNN]
+)
 
 
 def make(kind, **options):

@@ -201,14 +201,14 @@ class SentimentModel(nn.Module):
         naive = isinstance(self.recurrent, StepwiseDropoutRNN)
         layer = self.recurrent.layers[0] if naive else self.recurrent
         weights = layer.layer_weights("l0")
-        for gate in weights.weight_ih.chunk(layer.gates):
+        for gate in weights.weight_ih.chunk(layer.cell.gates):
             nn.init.xavier_uniform_(gate, generator=generator)
-        for gate in weights.weight_hh.chunk(layer.gates):
+        for gate in weights.weight_hh.chunk(layer.cell.gates):
             nn.init.orthogonal_(gate, gain=1.1, generator=generator)
         for bias in (weights.bias_ih, weights.bias_hh, self.decoder.bias):
             nn.init.zeros_(bias)
         if isinstance(layer, brnn.BayesianLSTM):
-            nn.init.ones_(weights.bias_ih.chunk(layer.gates)[1])  # gates i, f, g, o
+            nn.init.ones_(weights.bias_ih.chunk(layer.cell.gates)[1])  # gates i, f, g, o
         nn.init.xavier_uniform_(self.decoder.weight, generator=generator)
 
 

@@ -24,18 +24,9 @@ template <template <class, class, template <class> class> class Pass, class Laye
           class Use>
 auto with_pass(Cell cell, const Layer& layer, int threads, void* scratch, const Use& use) {
   using E = typename Multiplied<S>::type;
-  switch (cell) {
-    case Cell::lstm: {
-      return use(Pass<S, E, Lstm>(layer, threads, scratch));
-    }
-    case Cell::gru: {
-      return use(Pass<S, E, Gru>(layer, threads, scratch));
-    }
-    case Cell::gru_reset_before: {
-      return use(Pass<S, E, GruResetBefore>(layer, threads, scratch));
-    }
-  }
-  __builtin_unreachable();  // the enumeration has no other value
+  return with_cell(cell, [&]<template <class> class CellOf>() {
+    return use(Pass<S, E, CellOf>(layer, threads, scratch));
+  });
 }
 
 template <template <class, class, template <class> class> class Pass, class Layer, class S>

@@ -136,7 +136,7 @@ BRNN_DEVICE void store_relaxed(uint32_t* to, uint32_t value) {
 // From L2, past L1: what another block has written.
 template <class T>
 BRNN_DEVICE T load_l2(const T* from) {
-  if constexpr (sizeof(T) == 2)
+  if constexpr (requires { from->bits; })
     return {__ldcg(&from->bits)};
   else
     return __ldcg(from);

@@ -18,7 +18,7 @@ inline int64_t tiles_of(int64_t size, int64_t tile) { return size ? (size + tile
 template <class S>
 int vector_of(int64_t size) {
   if (size % kLanes<S> == 0) return kLanes<S>;
-  return sizeof(S) == 2 && size % 2 == 0 ? 2 : 1;
+  return size % kPerWord<S> == 0 ? kPerWord<S> : 1;
 }
 
 template <class S>
@@ -26,31 +26,6 @@ int rows_of(const Layer<S>& layer) {
   const int64_t rows = layer.T * layer.B;
   if (rows >= 1 << 29) throw std::runtime_error("T * B must be below 2^29");
   return int(rows);
-}
-
-// What the products need to know of a cell.
-struct Slots {
-  int gates, slots;
-  int of_a[4], of_q[4];  // which slot of dz flows into a, into q, of each gate
-};
-
-template <class C>
-Slots slots_of() {
-  Slots slots{C::gates, C::slots, {}, {}};
-  for (int gate = 0; gate < C::gates; ++gate) {
-    slots.of_a[gate] = C::slot_of_a(gate);
-    slots.of_q[gate] = C::slot_of_q(gate);
-  }
-  return slots;
-}
-
-inline Slots slots_of(Cell cell) {
-  switch (cell) {
-    case Cell::lstm: return slots_of<Lstm<DeviceMath>>();
-    case Cell::gru: return slots_of<Gru<DeviceMath>>();
-    case Cell::gru_reset_before: return slots_of<GruResetBefore<DeviceMath>>();
-  }
-  throw std::runtime_error("unknown cell");
 }
 
 template <class S>
@@ -73,8 +48,9 @@ Operand<S> state_of(Cell cell, const Backward<S>& layer) {
   h.keep = layer.mask_h.keep, h.gate_rows = int(layer.mask_h.untied() ? layer.B : 0);
   h.K = int(layer.H), h.vector = vector_of<S>(layer.H);
   h.reverse = layer.reverse;
-  if (cell == Cell::gru_reset_before)  // U_n sees r * m h
-    h.reset = layer.gates, h.reset_pitch = int(3 * layer.H), h.reset_gate = 2;
+  const CellTraits is = traits(cell);
+  if (is.reset_before)  // U_n sees r * m h
+    h.reset = layer.gates, h.reset_pitch = int(is.gates * layer.H), h.reset_gate = is.gates - 1;
   return h;
 }
 
@@ -90,7 +66,8 @@ void launch_tiles(void (*kernel)(Params), int64_t blocks, int threads, int share
 
 template <class S>
 InputPart<S> input_part_of(Cell cell, const Forward<S>& layer, S* gates) {
-  const int G = slots_of(cell).gates, groups = layer.mask_x.untied() ? G : 1;
+  const CellTraits is = traits(cell);
+  const int G = is.gates, groups = layer.mask_x.untied() ? G : 1;
   const int64_t H = layer.H;
   return {input_of(layer),
           layer.weight_ih,
@@ -100,7 +77,7 @@ InputPart<S> input_part_of(Cell cell, const Forward<S>& layer, S* gates) {
           rows_of(layer),
           groups,
           int(G / groups * H),
-          int((cell == Cell::gru ? 2 : G) * H),
+          int(is.biases_of_input * H),
           0,
           vector_of<S>(G / groups * H),
           float(layer.mask_x.scale)};
@@ -133,16 +110,16 @@ void input_part(Cell cell, const Forward<S>& layer, S* gates, void* stream) {
 
 template <class S>
 InputGradient<S> input_gradient_of(Cell cell, const Backward<S>& layer, const S* dz) {
-  const Slots slots = slots_of(cell);
+  const CellTraits is = traits(cell);
   const Mask& mask = layer.mask_x;
   InputGradient<S> p{dz,
                      layer.weight_ih,
                      layer.dx,
                      mask.keep,
                      mask.gate_stride,
-                     int(slots.slots * layer.H),
+                     int(is.slots * layer.H),
                      {},
-                     slots.gates,
+                     is.gates,
                      rows_of(layer),
                      int(layer.H),
                      int(layer.I),
@@ -152,7 +129,7 @@ InputGradient<S> input_gradient_of(Cell cell, const Backward<S>& layer, const S*
                      float(mask.scale),
                      Divider(layer.B),
                      Divider(tiles_of(layer.H, kDepth<S>))};
-  for (int gate = 0; gate < slots.gates; ++gate) p.column[gate] = int(slots.of_a[gate] * layer.H);
+  for (int gate = 0; gate < is.gates; ++gate) p.column[gate] = int(is.slot_of_a[gate] * layer.H);
   return p;
 }
 
@@ -197,16 +174,16 @@ WeightProduct<S> weight_product_of(const Operand<S>& operand, const Mask& mask, 
 
 template <class S>
 WeightGradients<S> weight_gradients_of(Cell cell, const Backward<S>& layer, const S* dz) {
-  const Slots slots = slots_of(cell);
-  const int64_t I = layer.I, H = layer.H, GH = slots.gates * H;
+  const CellTraits is = traits(cell);
+  const int64_t I = layer.I, H = layer.H, GH = is.gates * H;
   const Operand<S> x = input_of(layer), h = state_of(cell, layer);
-  WeightGradients<S> p{{weight_product_of(x, layer.mask_x, slots.gates, slots.of_a, H,
+  WeightGradients<S> p{{weight_product_of(x, layer.mask_x, is.gates, is.slot_of_a, H,
                                           layer.dweight_ih, layer.dbias_ih),
-                        weight_product_of(h, layer.mask_h, slots.gates, slots.of_q, H,
+                        weight_product_of(h, layer.mask_h, is.gates, is.slot_of_q, H,
                                           layer.dweight_hh, layer.dbias_hh)},
                        dz};
   p.rows = rows_of(layer);
-  p.pitch = int(slots.slots * H);
+  p.pitch = int(is.slots * H);
   p.vector_dz = vector_of<S>(H);
   p.steps = p.split_steps = int((int64_t{p.rows} + kDepth<S> - 1) / kDepth<S>);
   p.splits = 1;

@@ -39,17 +39,16 @@ struct Chunk {
 // The first `count` numbers, zeros behind.
 template <class S>
 BRNN_DEVICE Chunk<S> load_chunk(const S* from, int count, int vector) {
-  constexpr int kPerWord = 4 / int(sizeof(S));
   if (vector == kLanes<S>) {
     uint4 v = {};
     if (count > 0) v = *reinterpret_cast<const uint4*>(from);
     return {{v.x, v.y, v.z, v.w}};
   }
   Chunk<S> chunk;
-  if (vector == kPerWord) {
+  if (vector == kPerWord<S>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (i * kPerWord < count) chunk.word[i] = reinterpret_cast<const uint32_t*>(from)[i];
+      if (i * kPerWord<S> < count) chunk.word[i] = reinterpret_cast<const uint32_t*>(from)[i];
     return chunk;
   }
   uint16_t half[8] = {};
@@ -68,7 +67,6 @@ struct Keep {
 
 template <class S>
 BRNN_DEVICE Keep load_keep(const uint8_t* from, int count, int vector) {
-  constexpr int kPerWord = 4 / int(sizeof(S));
   Keep keep;
   if (vector == kLanes<S>) {
 #pragma unroll
@@ -76,7 +74,7 @@ BRNN_DEVICE Keep load_keep(const uint8_t* from, int count, int vector) {
       if (count > 0) keep.word[i] = reinterpret_cast<const uint32_t*>(from)[i];
     return keep;
   }
-  if (sizeof(S) == 2 && vector == kPerWord) {
+  if (kPerWord<S> == 2 && vector == kPerWord<S>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       if (i * 2 < count) keep.word[i] = reinterpret_cast<const uint16_t*>(from)[i];
@@ -88,20 +86,20 @@ BRNN_DEVICE Keep load_keep(const uint8_t* from, int count, int vector) {
     if (i < count) byte[i] = from[i];
 #pragma unroll
   for (int i = 0; i < kLanes<S>; ++i)
-    keep.word[i / kPerWord] |= uint32_t(byte[i]) << i % kPerWord * 8;
+    keep.word[i / kPerWord<S>] |= uint32_t(byte[i]) << i % kPerWord<S> * 8;
   return keep;
 }
 
 // Clears what is not kept.
 template <class S>
 BRNN_DEVICE void mask_chunk(Chunk<S>& chunk, const Keep& keep, int vector) {
-  constexpr int kPerWord = 4 / int(sizeof(S));
-  constexpr uint32_t kFirst = sizeof(S) == 2 ? 0x1100 : 0;  // spreads the bytes of a word's numbers
+  constexpr uint32_t kFirst =
+      kPerWord<S> == 2 ? 0x1100 : 0;  // spreads the bytes of a word's numbers
   if (vector == kLanes<S>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      chunk.word[i] &=
-          permute_bytes(keep.word[i * kPerWord / 4] * 0xFF, kFirst + i * kPerWord % 4 * 0x1111);
+      chunk.word[i] &= permute_bytes(keep.word[i * kPerWord<S> / 4] * 0xFF,
+                                     kFirst + i * kPerWord<S> % 4 * 0x1111);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) chunk.word[i] &= permute_bytes(keep.word[i] * 0xFF, kFirst);
@@ -127,7 +125,7 @@ BRNN_DEVICE void store_chunk(unsigned char* to, const Chunk<S>& chunk) {
 // As the tensor cores want it.
 template <class S>
 BRNN_DEVICE Chunk<S> rounded(Chunk<S> chunk) {
-  if constexpr (sizeof(S) == 4)
+  if constexpr (DtypeOf<S>::rounds_operands)
 #pragma unroll
     for (uint32_t& word : chunk.word) word = to_tf32(bits_to_float(word));
   return chunk;
@@ -136,13 +134,12 @@ BRNN_DEVICE Chunk<S> rounded(Chunk<S> chunk) {
 // To shared memory as it is, asynchronously where words are aligned.
 template <class S>
 BRNN_DEVICE void copy_chunk(unsigned char* to, const S* from, int count, int vector) {
-  constexpr int kPerWord = 4 / int(sizeof(S));
   if (vector == kLanes<S>)
     copy_async(to, from, count > 0);
-  else if (vector == kPerWord)
+  else if (vector == kPerWord<S>)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      copy_async_word(to + i * 4, from + i * kPerWord, i * kPerWord < count);
+      copy_async_word(to + i * 4, from + i * kPerWord<S>, i * kPerWord<S> < count);
   else
     store_chunk(to, load_chunk(from, count, vector));
 }
@@ -187,7 +184,7 @@ class Plain {
   BRNN_DEVICE void fetch(int) {}
   // A copy cannot round; the thread that asked for a chunk does, when it has arrived.
   BRNN_DEVICE void finish(unsigned char* tile) {
-    if constexpr (sizeof(S) == 4) {
+    if constexpr (DtypeOf<S>::rounds_operands) {
       const Share<S, Tile, kThreads> mine;
 #pragma unroll
       for (int j = 0; j < kShare; ++j) {

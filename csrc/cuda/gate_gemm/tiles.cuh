@@ -8,6 +8,8 @@
 namespace brnn::cuda::gate_gemm {
 
 template <class S>
+constexpr int kPerWord = 4 / int(sizeof(S));
+template <class S>
 constexpr int kLanes = 16 / int(sizeof(S));  // numbers of a chunk of 16 bytes
 template <class S>
 constexpr int kDepth = 64 / int(sizeof(S));  // k of a tile: two tensor-core steps
@@ -76,7 +78,7 @@ struct AcrossK {
   BRNN_DEVICE static int offset(int row, int chunk) { return row * kPitch + chunk * 16; }
   BRNN_DEVICE static void load_a(uint32_t (&a)[4], const unsigned char* tile, int outer, int step,
                                  int lane) {
-    if constexpr (sizeof(S) == 2)
+    if constexpr (kPerWord<S> == 2)
       load_matrices_transposed(
           a, tile + offset(step * 16 + lane / 16 * 8 + lane % 8, outer / 8 + lane / 8 % 2));
     else
@@ -85,7 +87,7 @@ struct AcrossK {
   }
   BRNN_DEVICE static void load_b(uint32_t (&b)[4], const unsigned char* tile, int outer, int step,
                                  int lane) {
-    if constexpr (sizeof(S) == 2)
+    if constexpr (kPerWord<S> == 2)
       load_matrices_transposed(
           b, tile + offset(step * 16 + lane / 8 % 2 * 8 + lane % 8, outer / 8 + lane / 16));
     else
@@ -142,7 +144,7 @@ BRNN_DEVICE void sum_over_k(float (&sums)[4], const unsigned char* tile_a) {
 
 // Stages of the ring. Rounding to tf32 in place takes one of its own.
 template <class S, int kWanted>
-constexpr int kStages = kWanted + (sizeof(S) == 4);
+constexpr int kStages = kWanted + DtypeOf<S>::rounds_operands;
 
 // Brings the tiles of steps first .. last through a ring in shared memory and calls
 // use(tile_a, tile_b, step) on each pair.

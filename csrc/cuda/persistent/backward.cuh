@@ -26,33 +26,33 @@ struct BackwardParams {
   const uint4* weights;  // packed transpose of weight_hh [G*H, H] (packed_weights.cuh)
   Mask mask_h;
   const S* h0;     // [B, H]
-  const S* c0;     // [B, H]; LSTM only
+  const S* c0;     // [B, H]; where the cell has a c
   const S* y;      // [T, B, H]
   const S* gates;  // [T, B, G*H]
-  const S* saved;  // [T, B, H]
+  const S* saved;  // [T, B, H]; where the cell has something to save
   const S* dy;     // [T, B, H] or nullptr: zero
   const S* dh_n;   // [B, H] or nullptr
   const S* dc_n;   // [B, H] or nullptr
 
   S* dz;   // [T, B, slots*H]
   S* dh0;  // [B, H]
-  S* dc0;  // [B, H]; LSTM only
+  S* dc0;  // [B, H]; where the cell has a c
 
   ExchangeMemory exchange;
   int batch_tiles;  // of a block
 };
 
 template <template <class> class CellOf, class S, class Exchange, class Tile>
-class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
+class BackwardPass
+    : TimePass<BackwardParams<S>, Tile, state_floats(Pass::backward, CellOf<DeviceMath>::has_c)> {
   using Cell = CellOf<DeviceMath>;
   static constexpr int G = Cell::gates;
   static constexpr int kSlots = Cell::slots;
-  using Base = TimePass<BackwardParams<S>, Tile, 2>;
+  using Base = TimePass<BackwardParams<S>, Tile, state_floats(Pass::backward, Cell::has_c)>;
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
   using Base::C, Base::kSums, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
   using Base::stored_state, Base::stored_states, Base::tiles, Base::time, Base::unit;
-  static constexpr bool kLstm = G == 4;
 
  public:
   BRNN_DEVICE explicit BackwardPass(const BackwardParams<S>& p)
@@ -242,8 +242,8 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
     for (int i = 0; i < C; ++i) {
       if (!exists(n, i)) continue;
       const int64_t to = int64_t(sequence(n, i)) * p_.H + unit(i);
-      p_.dh0[to] = round_to(S{}, dh[i] + held_[i] + (kLstm ? 0.f : carry_[i]));
-      if (kLstm) p_.dc0[to] = round_to(S{}, carry_[i]);
+      p_.dh0[to] = round_to(S{}, dh[i] + held_[i] + (Cell::has_c ? 0.f : carry_[i]));
+      if (Cell::has_c) p_.dc0[to] = round_to(S{}, carry_[i]);
     }
   }
 
@@ -257,12 +257,12 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
       const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
 #pragma unroll
       for (int k = 0; k < G; ++k) gates_[i][k] = load_l2(p_.gates + (row * G + k) * p_.H + unit(i));
-      saved_[i] = load_l2(p_.saved + at);
+      if (Cell::has_saved) saved_[i] = load_l2(p_.saved + at);
       if (p_.dy) dy_[i] = load_l2(p_.dy + at);
       const bool starts = t == (p_.reverse ? length(b) - 1 : 0);
       const int64_t own = int64_t(b) * p_.H + unit(i);
-      const S* states = kLstm ? p_.saved : p_.y;
-      const S* initial = kLstm ? p_.c0 : p_.h0;
+      const S* states = Cell::has_c ? p_.saved : p_.y;
+      const S* initial = Cell::has_c ? p_.c0 : p_.h0;
       const bool first = starts || before < 0 || before >= p_.T;
       previous_[i] = first ? load_l2(initial + own)
                            : load_l2(states + (int64_t(before) * p_.B + b) * p_.H + unit(i));
@@ -276,7 +276,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, 2> {  // held and carry
 
   Weights<S, G, Tile::chunks> weights_;
   uint32_t masks_ = 0;
-  float held_[C] = {}, carry_[C] = {};  // carry: dc of the LSTM, what skips the gates of a GRU
+  float held_[C] = {}, carry_[C] = {};  // carry: see Cell::backward
   S gates_[C][G] = {}, saved_[C] = {}, previous_[C] = {}, dy_[C] = {};
 };
 

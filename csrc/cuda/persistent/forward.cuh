@@ -27,17 +27,17 @@ struct ForwardParams {
   const int64_t* lengths;  // [B] or nullptr: all T; see length_of
 
   const uint4* weights;  // packed weight_hh [G*H, H] (packed_weights.cuh)
-  const S* bias_hh;      // [G*H] or nullptr; where the input part is not fused only that of GRU's n
+  const S* bias_hh;      // [G*H] or nullptr; the input part has it, but for what is recurrent in it
   Mask mask_h;
   const S* h0;  // [B, H]
-  const S* c0;  // [B, H]; LSTM only
+  const S* c0;  // [B, H]; where the cell has a c
 
   S* gates;  // [T, B, G*H] the input part unless it is fused; activated gates after it if `save`
   bool save;
   S* y;      // [T, B, H]
   S* h_n;    // [B, H]
-  S* c_n;    // [B, H]; LSTM only
-  S* saved;  // [T, B, H] or nullptr
+  S* c_n;    // [B, H]; where the cell has a c
+  S* saved;  // [T, B, H] if `save`; where the cell has something to save
 
   int I;                       // the rest only where the input part is fused
   const S* x;                  // [T, B, I]
@@ -53,27 +53,28 @@ struct ForwardParams {
 template <template <class> class CellOf, class S, class Exchange, class Tile, MaskForm Form,
           int InputChunks>
 class ForwardPass
-    : TimePass<ForwardParams<S>, Tile, CellOf<DeviceMath>::gates == 4 ? 2 : 1> {  // c and h, or h
+    : TimePass<ForwardParams<S>, Tile, state_floats(Pass::forward, CellOf<DeviceMath>::has_c)> {
   using Cell = CellOf<DeviceMath>;
   static constexpr int G = Cell::gates;
-  using Base = TimePass<ForwardParams<S>, Tile, G == 4 ? 2 : 1>;
+  using Base = TimePass<ForwardParams<S>, Tile, state_floats(Pass::forward, Cell::has_c)>;
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
   using Base::C, Base::kSums, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
   using Base::stored_state, Base::stored_states, Base::tiles, Base::time, Base::unit;
-  static constexpr bool kLstm = G == 4;
-  static constexpr bool kHasBias = Cell::slot_of_a(G - 1) != Cell::slot_of_q(G - 1);
+  static constexpr bool kHasBias = bias_is_recurrent<Cell>(G - 1);
   static constexpr bool kFused = InputChunks > 0;
-  using Input = std::conditional_t<kFused, FusedInput<S, Tile, G, kFused ? InputChunks : 1>,
+  using Input = std::conditional_t<kFused, FusedInput<S, Tile, Cell, kFused ? InputChunks : 1>,
                                    StoredInput<S, Tile, G>>;
   using Words = WordMasks<Form, S, G, Tile::chunks>;
   static constexpr bool kPublishMasked = Form == MaskForm::none;  // one mask, or none
   static constexpr int kStoredWords = kPublishMasked ? 1 : Words::words;
+  using Sum = std::conditional_t<G == 1, float, float4>;  // of all gates, of one warp
+  static_assert(sizeof(Sum) == sum_floats(Pass::forward, G) * sizeof(float));
 
  public:
   BRNN_DEVICE explicit ForwardPass(const ForwardParams<S>& p)
       : Base(p),
-        sums_(shared_memory<float4>()),
+        sums_(shared_memory<Sum>()),
         states_(reinterpret_cast<float*>(sums_ + kSums)),
         packed_(reinterpret_cast<uint32_t*>(states_ + stored_states()) + threadIdx.x),
         exchange_(p.exchange, packed_ + stored_words() - threadIdx.x, at_) {}
@@ -139,7 +140,7 @@ class ForwardPass
     for (int i = 0; i < C; ++i) {
       const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
       h_[i] = exists(n, i) ? to_float(p_.h0[from]) : 0.f;
-      state_[i] = !kLstm ? h_[i] : exists(n, i) ? to_float(p_.c0[from]) : 0.f;
+      state_[i] = !Cell::has_c ? h_[i] : exists(n, i) ? to_float(p_.c0[from]) : 0.f;
     }
     store_state(n);
   }
@@ -174,7 +175,7 @@ class ForwardPass
 #pragma unroll
       for (int i = 0; i < C; ++i) {
         states_[stored_state(n, i)] = state_[i];
-        if (kLstm) states_[stored_state(n, i) + 1] = h_[i];
+        if (Cell::has_c) states_[stored_state(n, i) + 1] = h_[i];
       }
     }
   }
@@ -183,7 +184,7 @@ class ForwardPass
 #pragma unroll
       for (int i = 0; i < C; ++i) {
         state_[i] = states_[stored_state(n, i)];
-        h_[i] = kLstm ? states_[stored_state(n, i) + 1] : state_[i];
+        h_[i] = Cell::has_c ? states_[stored_state(n, i) + 1] : state_[i];
       }
     }
   }
@@ -202,8 +203,7 @@ class ForwardPass
     if constexpr (!Tile::whole_sums) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        sums_[buffer + partial_slot_after(write_at_, j)] = {sums[0][j], sums[1][j], sums[2][j],
-                                                            G > 3 ? sums[G - 1][j] : 0.f};
+        sums_[buffer + partial_slot_after(write_at_, j)] = sum_of_gates(sums, j);
       group_barrier<Tile>(at_.local);
     }
     if (at_.maker) update(s, n, buffer, sums);
@@ -215,6 +215,14 @@ class ForwardPass
       const int soon = (next > 0 ? s : s + 1) + kFused;  // a fused part is a step further already
       if (soon < p_.T) prefetch(soon, next);
     }
+  }
+
+  BRNN_DEVICE static Sum sum_of_gates(const float (&sums)[G][4], int j) {
+    if constexpr (G == 1)
+      return sums[0][j];
+    else
+      return {sums[0][j], sums[1][j], G > 2 ? sums[G > 2 ? 2 : 0][j] : 0.f,
+              G > 3 ? sums[G - 1][j] : 0.f};
   }
 
   BRNN_DEVICE void multiply(float (&sums)[G][4], int chunk, const uint4& h) const {
@@ -240,11 +248,15 @@ class ForwardPass
       const int at = cell ? sum_of(cell) : read_at_;
 #pragma unroll
       for (int w = 0; w < Tile::k_warps; ++w) {
-        const float4 part = sums_[buffer + at + w * kTileCells];
-        q[0] = w ? q[0] + part.x : part.x;
-        q[1] = w ? q[1] + part.y : part.y;
-        q[2] = w ? q[2] + part.z : part.z;
-        if constexpr (G > 3) q[3] = w ? q[3] + part.w : part.w;
+        const Sum part = sums_[buffer + at + w * kTileCells];
+        if constexpr (G == 1) {
+          q[0] = w ? q[0] + part : part;
+        } else {
+          q[0] = w ? q[0] + part.x : part.x;
+          q[1] = w ? q[1] + part.y : part.y;
+          if constexpr (G > 2) q[2] = w ? q[2] + part.z : part.z;
+          if constexpr (G > 3) q[3] = w ? q[3] + part.w : part.w;
+        }
       }
     }
     const float scale = float(p_.mask_h.scale);
@@ -290,7 +302,7 @@ class ForwardPass
       const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
       p_.y[at] = round_to(S{}, in ? h_[i] : 0.f);
       if (p_.save) {
-        p_.saved[at] = round_to(S{}, in ? saved_[i] : 0.f);
+        if constexpr (Cell::has_saved) p_.saved[at] = round_to(S{}, in ? saved_[i] : 0.f);
 #pragma unroll
         for (int k = 0; k < G; ++k)
           p_.gates[(row * G + k) * p_.H + unit(i)] = round_to(S{}, in ? gates_[i][k] : 0.f);
@@ -298,7 +310,7 @@ class ForwardPass
       if (s + 1 == p_.T) {
         const int64_t last = int64_t(b) * p_.H + unit(i);
         p_.h_n[last] = round_to(S{}, h_[i]);
-        if (kLstm) p_.c_n[last] = round_to(S{}, state_[i]);
+        if (Cell::has_c) p_.c_n[last] = round_to(S{}, state_[i]);
       }
     }
   }
@@ -316,7 +328,7 @@ class ForwardPass
     }
   }
 
-  float4* const sums_;
+  Sum* const sums_;
   float* const states_;
   uint32_t* const packed_;
   Exchange exchange_;
@@ -324,7 +336,7 @@ class ForwardPass
   Weights<S, G, Tile::chunks> weights_;
   Words masks_;
   uint32_t kept_units_ = 0;
-  float state_[C] = {}, h_[C] = {}, bias_[C] = {};  // state: c of the LSTM, h of the GRU
+  float state_[C] = {}, h_[C] = {}, bias_[C] = {};  // state: c where the cell has one, else h
   float gates_[C][G] = {}, saved_[C] = {};
   Input input_;
 };

@@ -44,9 +44,9 @@ inline MaskForm mask_form(const Mask& mask, const Recurrence& plan) {
 
 // A kernel in words: "forward kernel for grid, lstm, 8 chunks, 4 k warps, 1 unit tiles".
 inline std::string describe(const char* direction, Cell cell, const Recurrence& plan) {
-  return std::string(direction) + " kernel for " + name(plan.engine) + ", " +
-         (cell == Cell::lstm ? "lstm" : "gru") + ", " + std::to_string(plan.tiling.chunks) +
-         " chunks, " + std::to_string(plan.tiling.k_warps) + " k warps, " +
+  return std::string(direction) + " kernel for " + traits(plan.engine).name + ", " +
+         traits(cell).name + ", " + std::to_string(plan.tiling.chunks) + " chunks, " +
+         std::to_string(plan.tiling.k_warps) + " k warps, " +
          std::to_string(plan.tiling.unit_tiles) + " unit tiles" +
          (plan.tiling.looped ? ", looped" : "") + (plan.fused_input ? ", fused input" : "");
 }
@@ -72,10 +72,6 @@ auto backward_kernel_of(const Recurrence& plan, Cell cell) {
   no_kernel("backward", cell, plan);
 }
 
-inline bool waits_across_blocks(Engine engine) {
-  return engine == Engine::grid || engine == Engine::grid_flags;
-}
-
 inline Grid grid_of(const Recurrence& plan) {
   return {unsigned(plan.blocks_x),
           unsigned(plan.blocks_y),
@@ -83,7 +79,7 @@ inline Grid grid_of(const Recurrence& plan) {
           plan.threads,
           plan.shared_bytes,
           plan.engine == Engine::cluster ? plan.blocks_x : 0,
-          waits_across_blocks(plan.engine)};
+          traits(plan.engine).waits_over_device};
 }
 
 // Blocks that wait for each other must run at the same time. What they need and what is there in
@@ -101,7 +97,7 @@ Shortage shortage_of_room(const Recurrence& plan, void (*entry)(Params)) {
     return {"room for a cluster of " + blocks(plan.blocks_x),
             why.empty() ? "room for none" : "'" + why + "' from the driver"};
   }
-  if (!waits_across_blocks(plan.engine)) return {};
+  if (!traits(plan.engine).waits_over_device) return {};
   const int all = plan.blocks_x * plan.blocks_y, most = resident_blocks(entry, grid_of(plan));
   return most < all ? Shortage{"room for " + blocks(all), "room for " + std::to_string(most)}
                     : Shortage{};
@@ -125,11 +121,10 @@ inline bool started(const Shortage& shortage, const char* direction, Cell cell,
                     const Recurrence& plan) {
   if (shortage.needs.empty()) return true;
   if (!plan.named) return false;
-  throw std::runtime_error("engine: expected " + shortage.needs + " for '" + name(plan.engine) +
-                           "' (" + describe(direction, cell, plan) + "), got " + shortage.has);
+  throw std::runtime_error("engine: expected " + shortage.needs + " for '" +
+                           traits(plan.engine).name + "' (" + describe(direction, cell, plan) +
+                           "), got " + shortage.has);
 }
-
-inline int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
 
 // ---- the workspace of an exchange
 
@@ -148,7 +143,7 @@ struct ExchangeBytes {
 
 template <class S>
 ExchangeBytes exchange_bytes(const Recurrence& plan, int64_t T, int planes) {
-  if (!waits_across_blocks(plan.engine)) return {};
+  if (!traits(plan.engine).waits_over_device) return {};
   const ExchangeMemory m = exchange_memory<S>(plan, nullptr);
   const bool ring = plan.engine == Engine::grid_flags;
   const size_t slot = size_t(planes) * m.batch_tiles * m.chunks * kChunkWords * 4;
@@ -174,7 +169,7 @@ ExchangeMemory prepare_exchange(const Recurrence& plan, int64_t T, int planes, v
 template <class S>
 size_t packed_bytes(const Recurrence& plan, Cell cell, int chunks) {
   const size_t slices = size_t(plan.blocks_x) * plan.tiling.unit_tiles * plan.tiling.k_warps;
-  return slices * gates_of(cell) * chunks * 64 * sizeof(uint4);
+  return slices * traits(cell).gates * chunks * 64 * sizeof(uint4);
 }
 
 // Packs a weight of `chunks` chunks for each warp into `to` and returns it.
@@ -184,7 +179,7 @@ const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_co
   const PackParams<S> p{weight,
                         static_cast<uint4*>(to),
                         by_columns,
-                        gates_of(cell),
+                        traits(cell).gates,
                         int(H),
                         int(K),
                         plan.blocks_x * plan.tiling.unit_tiles,
@@ -218,7 +213,7 @@ size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>
 }
 template <class S>
 size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer) {
-  return Workspace<S>(plan, cell, layer.T, gates_of(cell)).end;
+  return Workspace<S>(plan, cell, layer.T, traits(cell).gates).end;
 }
 
 // The parameters of the kernel, with its workspace filled.
@@ -248,7 +243,7 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
 template <class S>
 BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz,
                           void* scratch, void* stream) {
-  const int G = gates_of(cell);
+  const int G = traits(cell).gates;
   const Workspace<S> parts(plan, cell, layer.T, G);
   char* const memory = static_cast<char*>(scratch);
   BackwardParams<S> p{};
@@ -295,8 +290,7 @@ template <template <class> class CellOf, class S, Engine E, Tiling Cut, MaskForm
           int InputChunks>
 constexpr ForwardKernel<S> forward_entry() {
   using T = Tile<Cut>;
-  constexpr Cell kCell = CellOf<DeviceMath>::gates == 4 ? Cell::lstm : Cell::gru;
-  return {kCell,
+  return {CellOf<DeviceMath>::id,
           E,
           Cut,
           Form,
@@ -307,32 +301,40 @@ template <template <class> class CellOf, class S, Engine E, Tiling Cut>
 constexpr BackwardKernel<S> backward_entry() {
   using T = Tile<Cut>;
   constexpr int G = CellOf<DeviceMath>::gates;
-  constexpr Cell kCell = G == 4 ? Cell::lstm : Cell::gru;
-  return {kCell, E, Cut, backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
+  return {CellOf<DeviceMath>::id, E, Cut, backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
 }
 
-// Adds the kernels of a table of tilings.h to a list: both cells, forward without masks of its own
-// and with those that its tilings have.
+// Whether the persistent kernels of a cell are compiled for S.
+template <template <class> class CellOf, class S>
+constexpr bool kCompiled =
+    CellOf<DeviceMath>::persistent == Persistent::all ||
+    (CellOf<DeviceMath>::persistent == Persistent::bfloat16 && std::is_same_v<S, bfloat16>);
+
+// Adds the kernels of a table of tilings.h to a list: of every cell, forward without masks of its
+// own and, where there are gates to tell apart, with those that its tilings have.
 template <class S, Engine E, const auto& Table, int InputChunks = 0>
 void add_forward(std::vector<ForwardKernel<S>>& list) {
   [&]<size_t... i>(std::index_sequence<i...>) {
-    const auto add = [&]<Tiling Cut>() {
+    const auto add = [&]<template <class> class CellOf, Tiling Cut>() {
       if constexpr (InputChunks == 0 || Cut.chunks <= kFusedChunks) {
         constexpr MaskForm kUntied = untied_form(Cut, InputChunks > 0);
-        list.push_back(forward_entry<Lstm, S, E, Cut, MaskForm::none, InputChunks>());
-        list.push_back(forward_entry<Lstm, S, E, Cut, kUntied, InputChunks>());
-        list.push_back(forward_entry<Gru, S, E, Cut, MaskForm::none, InputChunks>());
-        list.push_back(forward_entry<Gru, S, E, Cut, kUntied, InputChunks>());
+        list.push_back(forward_entry<CellOf, S, E, Cut, MaskForm::none, InputChunks>());
+        if constexpr (CellOf<DeviceMath>::gates > 1)
+          list.push_back(forward_entry<CellOf, S, E, Cut, kUntied, InputChunks>());
       }
     };
-    (add.template operator()<Table[i]>(), ...);
+    for_each_cell([&]<template <class> class CellOf>() {
+      if constexpr (kCompiled<CellOf, S>) (add.template operator()<CellOf, Table[i]>(), ...);
+    });
   }(std::make_index_sequence<std::size(Table)>());
 }
 template <class S, Engine E, const auto& Table>
 void add_backward(std::vector<BackwardKernel<S>>& list) {
   [&]<size_t... i>(std::index_sequence<i...>) {
-    (list.push_back(backward_entry<Lstm, S, E, Table[i]>()), ...);
-    (list.push_back(backward_entry<Gru, S, E, Table[i]>()), ...);
+    for_each_cell([&]<template <class> class CellOf>() {
+      if constexpr (kCompiled<CellOf, S>)
+        (list.push_back(backward_entry<CellOf, S, E, Table[i]>()), ...);
+    });
   }(std::make_index_sequence<std::size(Table)>());
 }
 

@@ -28,10 +28,11 @@ class StoredInput {
 };
 
 // From x [T, B, I], of at most `Chunks` chunks, by the warp that has all of k: its accumulators lie
-// in the order of its cells.
-template <class S, class Tile, int G, int Chunks>
+// in the order of its cells. Cell: see cells.h.
+template <class S, class Tile, class Cell, int Chunks>
 class FusedInput {
   static_assert(Tile::whole_sums && !Tile::looped);
+  static constexpr int G = Cell::gates;
 
  public:
   BRNN_DEVICE void start(const Place<Tile>& at, const uint4* weights, const S* bias_ih,
@@ -46,11 +47,10 @@ class FusedInput {
       const int unit = at.tile * kTileUnits + at.unit(2 * j);
 #pragma unroll
       for (int k = 0; k < G; ++k) {
-        const bool recurrent = G == 3 && k == 2;  // r multiplies the bias of n
         bias_[j][k] = 0.f;
         if (bias_ih && unit < H)
-          bias_[j][k] =
-              to_float(bias_ih[k * H + unit]) + (recurrent ? 0.f : to_float(bias_hh[k * H + unit]));
+          bias_[j][k] = to_float(bias_ih[k * H + unit]) +
+                        (bias_is_recurrent<Cell>(k) ? 0.f : to_float(bias_hh[k * H + unit]));
       }
     }
   }

@@ -34,7 +34,7 @@ BRNN_DEVICE uint4 load_words(const S* from, int64_t stride, int count) {
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(S) == 2) {
+    if constexpr (Number<S>::per_word == 2) {
       words[i] = 2 * i < count ? from[2 * i * stride].bits : 0u;
       if (2 * i + 1 < count) words[i] |= uint32_t(from[(2 * i + 1) * stride].bits) << 16;
     } else {
@@ -52,7 +52,7 @@ BRNN_DEVICE uint4 load_row(const S* from, int count, bool aligned) {
 // Rounds the words of float32 operands for the tensor cores; 16-bit words stay.
 template <class S>
 BRNN_DEVICE uint4 as_operand(uint4 v) {
-  if constexpr (sizeof(S) == 4) {
+  if constexpr (DtypeOf<S>::rounds_operands) {
     const auto rounded = [](uint32_t w) { return to_tf32(bits_to_float(w)); };
     return {rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
   }

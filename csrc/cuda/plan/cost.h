@@ -12,22 +12,10 @@ namespace brnn::cuda::cost {
 
 // ---- a persistent kernel
 
-// From the update of a cell to the moment when the last peer has its h, at every step. In L2: a
-// store one way, a load both ways, and what a poll loses; flags pay the way twice and a fence.
-constexpr double latency(Engine engine) {
-  switch (engine) {
-    case Engine::block: return 0.12;
-    case Engine::cluster: return 0.53;  // 0.30, and a fence of the whole GPU: 200 to 600 cycles
-    case Engine::grid: return 0.45;
-    case Engine::grid_flags: return 0.77;
-    case Engine::stepwise: break;
-  }
-  return 0;
-}
-// Before the first step: launch, U into registers; a grid: cooperative, and the slots are filled.
-constexpr double start(Engine engine) {
-  return engine == Engine::block ? 3 : engine == Engine::cluster ? 4 : 6;
-}
+// The latency of an engine (kEngines) is paid at every step. In L2: a store one way, a load both
+// ways, and what a poll loses; flags pay the way twice and a fence; a cluster 0.30, and a fence of
+// the whole GPU, 200 to 600 cycles. The start is the launch, and U into registers; of a grid a
+// cooperative launch, and the slots that are filled.
 
 // Per unit tile and batch tile: 128 cells through MUFU, 10 results each (LSTM), 16 a cycle.
 inline constexpr double kCells = 0.046;
@@ -48,7 +36,7 @@ constexpr double work(Engine engine, Pass pass, const Tiling& t, int gates, bool
   double time = kCells * t.unit_tiles * gates / 4 + kProduct * products;
   if (t.k_warps > 1) time += kSums;
   if (pass == Pass::backward)
-    time += products * (engine == Engine::block ? kLoadGradientsShared : kLoadGradients);
+    time += products * (traits(engine).exchanges_shared ? kLoadGradientsShared : kLoadGradients);
   else if (t.looped && untied)
     time += products * kUnpackMasks;
   return time;
@@ -88,7 +76,7 @@ inline double stepwise_step(const Problem& p, int gates, const Device& device) {
       std::max(2 * B * gates * H * H / (flop_rate(p.precision) * multiprocessors),
                gates * H * H * bytes / bandwidth);
   const double pointwise = B * H * (4 * gates + 3) * bytes / bandwidth;  // gates: 4 reads or writes
-  const int launches = p.cell == Cell::gru_reset_before ? 4 : 2;
+  const int launches = traits(p.cell).reset_before ? 4 : 2;
   return launches * kLaunch + product + pointwise;
 }
 

@@ -13,7 +13,6 @@ namespace brnn::cuda {
 
 namespace {
 
-constexpr Engine kPersistent[] = {Engine::block, Engine::cluster, Engine::grid, Engine::grid_flags};
 constexpr int kReservedShared = 1024;   // of each block that runs on a multiprocessor
 constexpr int kMostThreads = 1536;      // of a multiprocessor, the least of 8.0 to 12.0
 constexpr int64_t kMostBlocks = 65535;  // along y
@@ -49,6 +48,7 @@ struct Sizes {
   const Problem& problem;
   const Device& device;
   Pass pass;
+  CellTraits cell;
   int gates, bytes;  // bytes of a number
   int64_t batch_tiles, chunks;
 
@@ -56,16 +56,17 @@ struct Sizes {
       : problem(p),
         device(d),
         pass(pass),
-        gates(p.cell == Cell::lstm ? 4 : 3),
+        cell(traits(p.cell)),
+        gates(cell.gates),
         bytes(cost::bytes_of(p.precision)),
         batch_tiles(ceil_div(p.B, kTileSequences)),
         chunks(ceil_div(p.H, units_of_chunk(bytes))) {}
 
-  bool untied() const { return problem.untied_h; }
+  bool untied() const { return problem.untied_h && gates > 1; }
   int blocks(const Tiling& t) const { return unit_blocks(t, problem.H, bytes); }
   int shared(Engine engine, const Tiling& t, int64_t tiles) const {
     const int all_chunks = blocks(t) * t.unit_tiles * kTileUnits / units_of_chunk(bytes);
-    return shared_bytes(engine, pass, t, gates, untied(), int(tiles), all_chunks);
+    return shared_bytes(engine, pass, t, cell, untied(), int(tiles), all_chunks);
   }
 };
 
@@ -92,9 +93,9 @@ Attempt fill_in(const Sizes& s, Engine engine, const Tiling& t, const Spread& sp
   r.threads = t.threads();
   r.registers = std::min(kMostRegisters, registers(s.pass, t, s.gates, s.untied()));
   r.shared_bytes = s.shared(engine, t, spread.batch_tiles);
-  r.microseconds = double(spread.rounds) * cost::latency(engine) +
+  r.microseconds = double(spread.rounds) * traits(engine).latency +
                    double(spread.tiles) * cost::work(engine, s.pass, t, s.gates, s.untied()) +
-                   cost::start(engine) / double(s.problem.T);
+                   traits(engine).start / double(s.problem.T);
   if (r.shared_bytes > s.device.shared_bytes_per_block)
     return {kilobytes(r.shared_bytes) + " of shared memory for " + text(spread.batch_tiles) +
                 " batch tiles a block",
@@ -190,8 +191,10 @@ Attempt try_tilings(const Sizes& s, Engine engine) {
 Attempt try_persistent(const Sizes& s, Engine engine) {
   const Problem& p = s.problem;
   const Device& d = s.device;
-  if (p.cell == Cell::gru_reset_before)
+  if (s.cell.persistent == Persistent::none)
     return {"a cell with one product a step", "the GRU that resets before U"};
+  if (s.cell.persistent == Persistent::bfloat16 && p.precision != Precision::bfloat16)
+    return {std::string("bfloat16 for ") + s.cell.name, name(p.precision)};
   if (p.precision == Precision::float32 || p.precision == Precision::float64)
     return {"bfloat16, float16 or tf32", name(p.precision)};
   if (d.major < 8)
@@ -213,16 +216,18 @@ Recurrence stepwise(const Sizes& s) {
 
 std::string head(const Recurrence& r, const Device& device) {
   const std::string time = decimal(r.microseconds) + " us a step (model)";
-  if (r.engine == Engine::stepwise) return "stepwise: " + time;
-  return std::string(name(r.engine)) + ": " + text(r.blocks_x) + " x " + text(r.blocks_y) +
-         " blocks on " + text(device.multiprocessors) + " multiprocessors, " + time;
+  const std::string engine = traits(r.engine).name;
+  if (!traits(r.engine).persistent) return engine + ": " + time;
+  return engine + ": " + text(r.blocks_x) + " x " + text(r.blocks_y) + " blocks on " +
+         text(device.multiprocessors) + " multiprocessors, " + time;
 }
 
 Recurrence choose(const Sizes& s) {
   const Recurrence slow = stepwise(s);
   std::optional<Recurrence> best;
-  for (Engine engine : kPersistent) {
-    const Attempt attempt = try_persistent(s, engine);
+  for (const EngineTraits& engine : kEngines) {
+    if (!engine.persistent) continue;
+    const Attempt attempt = try_persistent(s, engine.id);
     if (attempt.recurrence && (!best || attempt.recurrence->microseconds < best->microseconds))
       best = attempt.recurrence;
   }
@@ -235,14 +240,14 @@ Recurrence choose(const Sizes& s) {
   const bool persistent = best->microseconds < slow.microseconds;
   Recurrence r = persistent ? *best : slow;
   const Recurrence& other = persistent ? slow : *best;
-  r.reason =
-      head(r, s.device) + "; " + name(other.engine) + " would take " + decimal(other.microseconds);
+  r.reason = head(r, s.device) + "; " + traits(other.engine).name + " would take " +
+             decimal(other.microseconds);
   return r;
 }
 
 // The engine that was asked for, or its obstacle as an exception.
 Recurrence obey(const Sizes& s, Engine engine, const std::string& wanted) {
-  Attempt attempt = engine == Engine::stepwise ? Attempt(stepwise(s)) : try_persistent(s, engine);
+  Attempt attempt = traits(engine).persistent ? try_persistent(s, engine) : Attempt(stepwise(s));
   if (!attempt.recurrence)
     throw std::runtime_error("engine: expected " + attempt.obstacle.needs + " for '" + wanted +
                              "', got '" + wanted + "' with " + attempt.obstacle.has);
@@ -253,20 +258,16 @@ Recurrence obey(const Sizes& s, Engine engine, const std::string& wanted) {
 
 std::optional<Engine> engine_of(const std::string& wanted) {
   if (wanted == "auto") return {};
-  std::string names = "auto";
-  for (Engine engine :
-       {Engine::block, Engine::cluster, Engine::grid, Engine::grid_flags, Engine::stepwise}) {
-    if (wanted == name(engine)) return engine;
-    names += std::string(", ") + name(engine);
-  }
-  throw std::runtime_error("engine: expected one of " + names + ", got '" + wanted + "'");
+  for (const EngineTraits& engine : kEngines)
+    if (wanted == engine.name) return engine.id;
+  throw std::runtime_error("engine: expected one of " + engine_names() + ", got '" + wanted + "'");
 }
 
 std::string describe(const Recurrence& r) {
   std::ostringstream out;
-  out << "{\"engine\": \"" << name(r.engine) << "\", \"reason\": \"" << r.reason
+  out << "{\"engine\": \"" << traits(r.engine).name << "\", \"reason\": \"" << r.reason
       << "\", \"microseconds_per_step\": " << decimal(r.microseconds);
-  if (r.engine != Engine::stepwise)
+  if (traits(r.engine).persistent)
     out << ", \"blocks\": [" << r.blocks_x << ", " << r.blocks_y << "], \"threads\": " << r.threads
         << ", \"registers\": " << r.registers << ", \"shared_bytes\": " << r.shared_bytes
         << ", \"batch_tiles\": " << r.batch_tiles << ", \"chunks\": " << r.tiling.chunks
@@ -279,15 +280,10 @@ std::string describe(const Recurrence& r) {
 
 }  // namespace
 
-const char* name(Engine engine) {
-  switch (engine) {
-    case Engine::block: return "block";
-    case Engine::cluster: return "cluster";
-    case Engine::grid: return "grid";
-    case Engine::grid_flags: return "grid_flags";
-    case Engine::stepwise: return "stepwise";
-  }
-  return "?";
+std::string engine_names() {
+  std::string names = "auto";
+  for (const EngineTraits& engine : kEngines) names += std::string(", ") + engine.name;
+  return names;
 }
 
 const char* name(Precision precision) {
@@ -310,7 +306,7 @@ Plan plan(const Problem& problem, const Device& device, const std::string& wante
                       problem.precision != Precision::float64;
   plan.forward = engine ? obey(forward, *engine, wanted) : choose(forward);
   const bool free = !engine || *engine == Engine::cluster ||
-                    (!problem.save && *engine != Engine::stepwise &&
+                    (!problem.save && traits(*engine).persistent &&
                      !try_persistent(backward, *engine).recurrence);
   plan.backward = free ? choose(backward) : obey(backward, *engine, wanted);
   return plan;

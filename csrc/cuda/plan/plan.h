@@ -56,7 +56,8 @@ struct Problem {
 // that will not come (!save), leaves the choice for backward to "auto".
 Plan plan(const Problem& problem, const Device& device, const std::string& wanted = "auto");
 
-const char* name(Engine engine);
+// "auto, block, ..." for messages: what `wanted` may be.
+std::string engine_names();
 const char* name(Precision precision);
 // JSON for bayesrnn_cuda.plan.
 std::string describe(const Plan& plan);

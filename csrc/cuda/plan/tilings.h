@@ -16,6 +16,31 @@ namespace brnn::cuda {
 enum class Engine { block, cluster, grid, grid_flags, stepwise };
 enum class Pass { forward, backward };
 
+// What an engine is. cost.h has where the times come from.
+struct EngineTraits {
+  Engine id;
+  const char* name;
+  bool persistent;         // one kernel for all steps
+  bool waits_over_device;  // its blocks wait for each other wherever they run: all run at once
+  bool exchanges_shared;   // h travels through shared memory, not through L2
+  double latency;          // microseconds from a cell's update until the last peer has its h
+  double start;            // microseconds before the first step
+};
+// Every engine, in the order of the enumeration and of messages.
+inline constexpr EngineTraits kEngines[] = {
+    {Engine::block, "block", true, false, true, 0.12, 3},
+    {Engine::cluster, "cluster", true, false, true, 0.53, 4},
+    {Engine::grid, "grid", true, true, false, 0.45, 6},
+    {Engine::grid_flags, "grid_flags", true, true, false, 0.77, 6},
+    {Engine::stepwise, "stepwise", false, false, false, 0, 0},
+};
+constexpr const EngineTraits& traits(Engine engine) { return kEngines[int(engine)]; }
+static_assert([] {
+  for (const EngineTraits& engine : kEngines)
+    if (traits(engine.id).id != engine.id) return false;
+  return true;
+}());
+
 struct Tiling {
   int chunks;      // of k, held by a warp: its slice of U stays in registers
   int k_warps;     // warps that share a unit tile, each with its slice of k
@@ -116,17 +141,22 @@ constexpr int blocks_per_multiprocessor(Pass pass, const Tiling& t, int gates, b
 
 // ---- shared memory, bytes; the parts lie in this order
 
-// What each warp sums, [2][unit_tiles][k_warps][128] of float4 (a value per gate) forward, of float
-// backward.
-BRNN_INLINE constexpr int partial_bytes(Pass pass, const Tiling& t) {
-  const int value = pass == Pass::forward ? 16 : 4;
-  return t.k_warps == 1 ? 0 : 2 * t.unit_tiles * t.k_warps * kTileCells * value;
+// What each warp sums, [2][unit_tiles][k_warps][128] of a value per gate forward (of 4 unless there
+// is one), of one value backward.
+BRNN_INLINE constexpr int sum_floats(Pass pass, int gates) {
+  return pass == Pass::forward && gates > 1 ? 4 : 1;
 }
-// What a cell carries from step to step, [batch_tiles][unit_tiles][128] of c and h (LSTM) or h
-// (GRU) forward, of what is held outside a length and what skips the gates backward.
-BRNN_INLINE constexpr int state_bytes(Pass pass, const Tiling& t, int gates, int batch_tiles) {
-  const int value = pass == Pass::forward && gates == 3 ? 4 : 8;
-  return t.looped ? batch_tiles * t.unit_tiles * kTileCells * value : 0;
+BRNN_INLINE constexpr int partial_bytes(Pass pass, const Tiling& t, int gates) {
+  return t.k_warps == 1 ? 0
+                        : 2 * t.unit_tiles * t.k_warps * kTileCells * 4 * sum_floats(pass, gates);
+}
+// What a cell carries from step to step, [batch_tiles][unit_tiles][128] of h, and c where the cell
+// has one, forward; of what is held outside a length and what skips the gates backward.
+BRNN_INLINE constexpr int state_floats(Pass pass, bool has_c) {
+  return pass == Pass::forward && !has_c ? 1 : 2;
+}
+BRNN_INLINE constexpr int state_bytes(Pass pass, const Tiling& t, bool has_c, int batch_tiles) {
+  return t.looped ? batch_tiles * t.unit_tiles * kTileCells * 4 * state_floats(pass, has_c) : 0;
 }
 // Masks as bits, [batch_tiles][words][threads].
 BRNN_INLINE constexpr int mask_bytes(Pass pass, const Tiling& t, int gates, bool untied,
@@ -135,15 +165,16 @@ BRNN_INLINE constexpr int mask_bytes(Pass pass, const Tiling& t, int gates, bool
   return t.looped ? batch_tiles * words * t.threads() * 4 : 0;
 }
 // h_t, or dz of every gate, of a batch tile, twice: where it does not travel through L2.
-BRNN_INLINE constexpr int exchange_bytes(Engine engine, Pass pass, int gates, int all_chunks) {
-  const bool here = engine == Engine::block || engine == Engine::cluster;
-  return here ? 2 * (pass == Pass::forward ? 1 : gates) * all_chunks * kChunkBytes : 0;
+constexpr int exchange_bytes(Engine engine, Pass pass, int gates, int all_chunks) {
+  return traits(engine).exchanges_shared
+             ? 2 * (pass == Pass::forward ? 1 : gates) * all_chunks * kChunkBytes
+             : 0;
 }
-BRNN_INLINE constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, int gates,
-                                       bool untied, int batch_tiles, int all_chunks) {
-  return partial_bytes(pass, t) + state_bytes(pass, t, gates, batch_tiles) +
-         mask_bytes(pass, t, gates, untied, batch_tiles) +
-         exchange_bytes(engine, pass, gates, all_chunks);
+constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, const CellTraits& cell,
+                           bool untied, int batch_tiles, int all_chunks) {
+  return partial_bytes(pass, t, cell.gates) + state_bytes(pass, t, cell.has_c, batch_tiles) +
+         mask_bytes(pass, t, cell.gates, untied, batch_tiles) +
+         exchange_bytes(engine, pass, cell.gates, all_chunks);
 }
 
 }  // namespace brnn::cuda

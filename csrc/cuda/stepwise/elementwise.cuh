@@ -53,25 +53,12 @@ struct PreciseMath {
 };
 
 template <class S>
-using MathOf = std::conditional_t<sizeof(S) == 2, DeviceMath, PreciseMath<Compute<S>>>;
-
-template <class S>
-constexpr Type type_of() {
-  if constexpr (std::is_same_v<S, bfloat16>) return Type::bfloat16;
-  if constexpr (std::is_same_v<S, float16>) return Type::float16;
-  if constexpr (std::is_same_v<S, float>) return Type::float32;
-  if constexpr (std::is_same_v<S, double>) return Type::float64;
-}
+using MathOf = std::conditional_t<DtypeOf<S>::coarse, DeviceMath, PreciseMath<Compute<S>>>;
 
 // f called with the gate algebra of `cell` (cells.h) for storage type S.
 template <class S, class F>
-auto with_cell(brnn::Cell cell, const F& f) {
-  switch (cell) {
-    case brnn::Cell::lstm: return f(Lstm<MathOf<S>>{});
-    case brnn::Cell::gru: return f(Gru<MathOf<S>>{});
-    case brnn::Cell::gru_reset_before: return f(GruResetBefore<MathOf<S>>{});
-  }
-  throw std::logic_error("cell: not one of lstm, gru, gru_reset_before");
+auto with_algebra(brnn::Cell cell, const F& f) {
+  return with_cell(cell, [&]<template <class> class CellOf>() { return f(CellOf<MathOf<S>>{}); });
 }
 
 // ---- threads

@@ -138,7 +138,8 @@ void for_each_run(const Joins& joins, const F& f) {
 template <class S>
 void multiply(const Host& host, int64_t M, int64_t N, int64_t K, const Matrix& a, const Matrix& b,
               const Matrix& c, bool accumulate) {
-  if (M > 0 && N > 0) host.multiply(host.context, {type_of<S>(), 1, M, N, K, a, b, c, accumulate});
+  if (M > 0 && N > 0)
+    host.multiply(host.context, {DtypeOf<S>::id, 1, M, N, K, a, b, c, accumulate});
 }
 
 inline bool changes(const Mask& mask) { return mask.keep || mask.scale != 1; }
@@ -158,7 +159,7 @@ void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) 
         multiply<S>(host, rows, count * H, I, {changes(l.mask_x) ? masked : l.x, 0, I, 1},
                     {l.weight_ih + gate * H * I, 0, 1, I}, {gates + gate * H, 0, G * H, 1}, false);
       });
-  const int64_t hh_columns = (Cell::slots > G ? G - 1 : G) * H;
+  const int64_t hh_columns = biases_of_input<Cell>() * H;
   if (l.bias_ih || l.bias_hh)
     launch_elements(add_bias<S>, host,
                     {Elements(rows, G * H), l.bias_ih, l.bias_hh, hh_columns, gates});
@@ -273,7 +274,7 @@ size_t input_part_scratch_bytes(brnn::Cell, const Forward<S>& layer) {
 template <class S>
 void input_part(brnn::Cell cell, const Forward<S>& layer, S* gates, const Host& host,
                 void* scratch) {
-  with_cell<S>(cell, [&](auto algebra) {
+  with_algebra<S>(cell, [&](auto algebra) {
     run_input_part<S, decltype(algebra)>(layer, gates, host, static_cast<S*>(scratch));
   });
 }
@@ -286,14 +287,14 @@ size_t input_gradient_scratch_bytes(brnn::Cell, const Backward<S>& layer) {
 template <class S>
 void input_gradient(brnn::Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
                     void* scratch) {
-  with_cell<S>(cell, [&](auto algebra) {
+  with_algebra<S>(cell, [&](auto algebra) {
     run_input_gradient<S, decltype(algebra)>(layer, dz, host, static_cast<S*>(scratch));
   });
 }
 
 template <class S>
 size_t weight_gradients_scratch_bytes(brnn::Cell cell, const Backward<S>& layer) {
-  return with_cell<S>(cell, [&](auto algebra) {
+  return with_algebra<S>(cell, [&](auto algebra) {
     return WeightGradients<S, decltype(algebra)>(layer, nullptr, nullptr).scratch_bytes();
   });
 }
@@ -301,7 +302,7 @@ size_t weight_gradients_scratch_bytes(brnn::Cell cell, const Backward<S>& layer)
 template <class S>
 void weight_gradients(brnn::Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
                       void* scratch) {
-  with_cell<S>(cell, [&](auto algebra) {
+  with_algebra<S>(cell, [&](auto algebra) {
     WeightGradients<S, decltype(algebra)>(layer, dz, scratch).run(host);
   });
 }

@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(kThreads) start(const __grid_constant__ Forwar
   const Forward<S>& l = p.layer;
   const int64_t index = e.index;
   const S h = l.h0[index];
-  p.state[index] = wide(l.c0 ? l.c0[index] : h);
+  p.state[index] = wide(Cell::has_c ? l.c0[index] : h);
   l.h_n[index] = h;
-  if (l.c0) l.c_n[index] = l.c0[index];
+  if (Cell::has_c) l.c_n[index] = l.c0[index];
   write_masked<Cell::gates>(p, index, kept_by<Cell::gates>(l.mask_h, index), h);
 }
 
@@ -85,7 +85,8 @@ BRNN_DEVICE void recurrent_part(const ForwardStep<S>& p, int64_t b, int64_t u,
     q[k] = wide(p.product[product_row(l.mask_h, l.B, gates, k, b) * l.H + u]);
   if constexpr (Cell::reset_before) q[2] = wide(p.product_n[b * l.H + u]);
   for (C& value : q) value *= C(l.mask_h.scale);
-  if (Cell::slots > Cell::gates && l.bias_hh) q[2] += wide(l.bias_hh[2 * l.H + u]);
+  for (int k = 0; k < Cell::gates; ++k)
+    if (bias_is_recurrent<Cell>(k) && l.bias_hh) q[k] += wide(l.bias_hh[k * l.H + u]);
 }
 
 // All loads come before the first store, so that they are under way together.
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Forwa
   if (Cell::has_saved && l.saved) l.saved[at] = narrow<S>(saved);
   if (!now.ends) return;
   l.h_n[index] = out;
-  if (l.c0) l.c_n[index] = narrow<S>(state);
+  if (Cell::has_c) l.c_n[index] = narrow<S>(state);
 }
 
 template <class S, class Cell>
@@ -163,7 +164,7 @@ class ForwardPass {
     const bool untied = p_.layer.mask_h.untied();
     const int64_t batch = untied ? count : 1, N = untied ? H : count * H;
     if (B * H == 0) return;
-    host.multiply(host.context, {type_of<S>(),
+    host.multiply(host.context, {DtypeOf<S>::id,
                                  batch,
                                  B,
                                  N,
@@ -240,8 +241,8 @@ __global__ void __launch_bounds__(kThreads)
   const C saved = Cell::has_saved ? wide(l.saved[at]) : C(0);
   const C dy = l.dy ? wide(l.dy[at]) : C(0);
   if (inside) {
-    const C prev = wide(l.c0 ? state_before(l, l.c0, l.saved, b, u, p.t)
-                             : state_before(l, l.h0, l.y, b, u, p.t));
+    const C prev = wide(Cell::has_c ? state_before(l, l.c0, l.saved, b, u, p.t)
+                                    : state_before(l, l.h0, l.y, b, u, p.t));
     Cell::backward(gate, saved, prev, dh + dy, carry, dslot);
   }
   S* dz = p.dz + (p.t * l.B + b) * Cell::slots * l.H + u;  // slot k at k * H
@@ -278,9 +279,9 @@ __global__ void __launch_bounds__(kThreads) finish(const __grid_constant__ Backw
   const int64_t index = e.index;
   const Compute<S> dh = state_gradient<S, Cell>(p, index);
   const Compute<S> carry = carried_gradient<S, Cell>(p, index);
-  const bool lstm = p.layer.c0;  // the carry of a GRU is a part of dh
-  p.layer.dh0[index] = narrow<S>(lstm ? dh : dh + carry);
-  if (lstm) p.layer.dc0[index] = narrow<S>(carry);
+  // Where nothing but h is carried, its carry is a part of dh.
+  p.layer.dh0[index] = narrow<S>(Cell::has_c ? dh : dh + carry);
+  if (Cell::has_c) p.layer.dc0[index] = narrow<S>(carry);
 }
 
 template <class S, class Cell>
@@ -327,7 +328,7 @@ class BackwardPass {
     const bool untied = p_.layer.mask_h.untied();
     const int64_t batch = untied ? count : 1, K = untied ? H : count * H;
     if (B * H == 0) return;
-    host.multiply(host.context, {type_of<S>(),
+    host.multiply(host.context, {DtypeOf<S>::id,
                                  batch,
                                  B,
                                  H,
@@ -346,28 +347,28 @@ class BackwardPass {
 
 template <class S>
 size_t forward_scratch_bytes(brnn::Cell cell, const Forward<S>& layer) {
-  return with_cell<S>(cell, [&](auto algebra) {
+  return with_algebra<S>(cell, [&](auto algebra) {
     return ForwardPass<S, decltype(algebra)>(layer, nullptr, nullptr).scratch_bytes();
   });
 }
 
 template <class S>
 void forward(brnn::Cell cell, const Forward<S>& layer, S* gates, const Host& host, void* scratch) {
-  with_cell<S>(cell, [&](auto algebra) {
+  with_algebra<S>(cell, [&](auto algebra) {
     ForwardPass<S, decltype(algebra)>(layer, gates, scratch).run(host);
   });
 }
 
 template <class S>
 size_t backward_scratch_bytes(brnn::Cell cell, const Backward<S>& layer) {
-  return with_cell<S>(cell, [&](auto algebra) {
+  return with_algebra<S>(cell, [&](auto algebra) {
     return BackwardPass<S, decltype(algebra)>(layer, nullptr, nullptr).scratch_bytes();
   });
 }
 
 template <class S>
 void backward(brnn::Cell cell, const Backward<S>& layer, S* dz, const Host& host, void* scratch) {
-  with_cell<S>(cell, [&](auto algebra) {
+  with_algebra<S>(cell, [&](auto algebra) {
     BackwardPass<S, decltype(algebra)>(layer, dz, scratch).run(host);
   });
 }

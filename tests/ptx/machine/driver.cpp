@@ -43,11 +43,11 @@ void multiply_as(const Product& p) {
 }
 void multiply(void*, const Product& p) {
   if (ptx::runtime().dry) return;
-  switch (p.type) {
-    case Type::bfloat16: return multiply_as<bfloat16>(p);
-    case Type::float16: return multiply_as<float16>(p);
-    case Type::float32: return multiply_as<float>(p);
-    case Type::float64: return multiply_as<double>(p);
+  switch (p.dtype) {
+    case Dtype::bfloat16: return multiply_as<bfloat16>(p);
+    case Dtype::float16: return multiply_as<float16>(p);
+    case Dtype::float32: return multiply_as<float>(p);
+    case Dtype::float64: return multiply_as<double>(p);
   }
 }
 
@@ -89,7 +89,6 @@ Plan plan_of(const Call& c, const How& how, Pass pass) {
                 device, how.engine);
   if (!how.chunks) return p;
   const int bytes = c.precision == int(Precision::tf32) ? 4 : 2;
-  const int gates = Cell(c.cell) == Cell::lstm ? 4 : 3;
   Recurrence& r = pass == Pass::forward ? p.forward : p.backward;
   r.tiling = {int(how.chunks), int(how.k_warps), int(how.unit_tiles), how.looped != 0};
   const int tiles = int((c.B + kTileSequences - 1) / kTileSequences);
@@ -98,7 +97,8 @@ Plan plan_of(const Call& c, const How& how, Pass pass) {
   r.blocks_y = (tiles + r.batch_tiles - 1) / r.batch_tiles;
   r.threads = r.tiling.threads();
   const int chunks = r.blocks_x * r.tiling.unit_tiles * kTileUnits / units_of_chunk(bytes);
-  r.shared_bytes = shared_bytes(r.engine, pass, r.tiling, gates, untied, r.batch_tiles, chunks);
+  r.shared_bytes =
+      shared_bytes(r.engine, pass, r.tiling, traits(Cell(c.cell)), untied, r.batch_tiles, chunks);
   r.fused_input = how.fused;
   return p;
 }

@@ -104,10 +104,6 @@ def always(*expressions: str) -> Callable[[Any, set[int]], list[str]]:
 
 
 NO_TENSOR = ("None", *OBJECTS)
-NO_PROBABILITY = (
-    "-0.1", "1.5", "float('nan')", "float('inf')", "'0.5'", "True", "[[0.5]]",
-    "torch.tensor([0.5, 0.5])", "1j",
-)  # fmt: skip
 EXPRESSIONS = {
     "tensor": lambda t, free: ["None", *wrong_of_layer(t, free)],
     "tensor or None": wrong_of_layer,
@@ -128,8 +124,10 @@ EXPRESSIONS = {
         "0", "-1", "-2**63", "2.0", "float('nan')", "None", "'4'", "[4]", "True",
         "torch.tensor([4, 4])",
     ),
-    "probability": always("None", *NO_PROBABILITY),
-    "probability or None": always(*NO_PROBABILITY),
+    "probability": always(
+        "-0.1", "1.5", "float('nan')", "float('inf')", "None", "'0.5'", "True", "[[0.5]]",
+        "torch.tensor([0.5, 0.5])", "1j",
+    ),
     "positive": always("0", "-1.0", "float('nan')", "None", "'1'", "[1]", "1j"),
     "anything": always(*NO_TENSOR),
     "module": always("None", "'abc'", "3", "[]", "torch.zeros(1)", "object()"),
@@ -211,12 +209,13 @@ EXPRESSIONS["masks"] = always(
 def constructor_target(cell: str) -> Target:
     arguments = {
         "input_size": I, "hidden_size": H, "num_layers": 2, "bias": True, "batch_first": False,
-        "bidirectional": False, "input_dropout": 0.5, "recurrent_dropout": 0.5,
-        "tie_gates": False, "engine": "auto",
+        "bidirectional": False, "input_dropout": 0.5, "dropout": 0.0, "proj_size": 0,
+        "recurrent_dropout": 0.5, "tie_gates": False, "engine": "auto",
     }  # fmt: skip
     kinds = {
         "input_size": "size", "hidden_size": "size", "num_layers": "count", "bias": "flag",
-        "batch_first": "flag", "bidirectional": "flag", "input_dropout": "probability or None",
+        "batch_first": "flag", "bidirectional": "flag", "input_dropout": "input dropout",
+        "dropout": "probability", "proj_size": "no projections",
         "recurrent_dropout": "probability", "tie_gates": "flag", "engine": "module engine",
     }  # fmt: skip
     if cell == "gru":
@@ -224,6 +223,20 @@ def constructor_target(cell: str) -> Target:
     return Target(MODULES[cell], arguments, kinds)
 
 
+EXPRESSIONS["input dropout"] = always(  # None is an answer
+    "-0.1",
+    "1.5",
+    "float('nan')",
+    "'0.5'",
+    "True",
+    "[[0.5]]",
+    "[]",
+    "[0.5] * 7",
+    "1j",
+    "{}",
+    "torch.tensor([0.5, 0.5])",
+)
+EXPRESSIONS["no projections"] = always("3", "-1", "None", "2.5", "'0'", "False")
 EXPRESSIONS["module engine"] = always("None", "'gpu'", "3", "['cpu']", "''", "torch.float32")
 
 

@@ -1,5 +1,8 @@
 """LSTM, GRU and RNN with variational dropout (Gal and Ghahramani, 2016), fused C++/CUDA kernels."""
 
+# Before torch, whose import it guards.
+from . import startup  # noqa: F401  # isort: skip
+
 import torch
 
 from . import functional, reference
@@ -21,7 +24,7 @@ from .switch import MaskDropout
 
 # A checkpoint of a whole module loads under torch.load's default, weights_only=True.
 torch.serialization.add_safe_globals(
-    [BayesianEmbedding, BayesianGRU, BayesianLSTM, LockedDropout, MaskDropout]
+    [BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout, MaskDropout]
 )
 
 __version__ = "0.1.0"

@@ -34,6 +34,7 @@ from .experiments.training.configuration import (
 )
 from .experiments.training.distributed import Workers, run_stoppable
 from .experiments.training.trainer import TrainingDiverged
+from .startup import INTERRUPTED, take_interrupts
 from .streams import drop_output, open_streams
 
 _TEMPERATURE = Range("a number in [0.01, 100]", 0.01, 100)
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     open_streams()
     try:
+        take_interrupts()
         parser = _make_parser(arguments)
         parsed = parser.parse_args(arguments)
         if not hasattr(parsed, "run"):
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         print("bayesrnn: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _make_parser(arguments: Sequence[str]) -> Parser:

@@ -237,3 +237,24 @@ def test_closing_the_terminal_saves_the_run(text, tmp_path):
     assert os.waitstatus_to_exitcode(status) == 129
     progress = load_checkpoint(out / "last.pt", "language model")["training"]["progress"]
     assert progress["epoch"] >= 3
+
+
+@pytest.mark.parametrize(
+    "start", [("-m", "bayesrnn_cuda"), ("bayesrnn",)], ids=["module", "script"]
+)
+def test_an_interrupt_while_torch_loads_is_one_line(tmp_path, start):
+    """A torch that takes long stands before the real one."""
+    (tmp_path / "torch").mkdir()
+    loading = "import time; print('loading', flush=True); time.sleep(60)"
+    (tmp_path / "torch/__init__.py").write_text(loading)
+    (tmp_path / "bayesrnn").write_text("from bayesrnn_cuda.__main__ import main; main()")
+    process = subprocess.Popen(
+        [sys.executable, *start.split(), "info"], cwd=tmp_path, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "bayesrnn: interrupted\n"

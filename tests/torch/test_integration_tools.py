@@ -76,6 +76,24 @@ def test_a_whole_model_loads_under_weights_only():
     assert loaded.train().lstm.draws_masks
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        brnn.BayesianLSTM(2, 3),
+        brnn.BayesianGRU(2, 3),
+        brnn.BayesianRNN(2, 3),
+        brnn.BayesianEmbedding(4, 2),
+        brnn.LockedDropout(0.5),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_each_module_loads_under_weights_only(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    assert type(torch.load(file, weights_only=True)) is type(module)
+
+
 @pytest.mark.parametrize("cell", [brnn.BayesianLSTM, brnn.BayesianGRU])
 def test_numpy_scalars_and_arrays_are_taken(cell):
     layer = cell(

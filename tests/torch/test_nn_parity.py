@@ -11,8 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from module_cases import PAIRS, B, H, I, T, every_cell, flat
-from test_modules import assert_same, make_pair, run, states
+from module_cases import PAIRS, B, H, I, T, assert_same, every_cell, flat, make_pair, run, states
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence

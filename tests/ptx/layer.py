@@ -205,7 +205,7 @@ def products(
 
 def dry(machine: Machine, case: Case, precision: str, how: How, *, backward: bool) -> list[str]:
     """The kernels of a pass on a machine whose device is dry: no memory is touched."""
-    untied = case.masks == "untied"
+    untied = case.masks == "untied" and case.gates > 1  # else one set of masks
     strides = {f"gate_stride_{k}": untied * case.B * n for k, n in (("x", case.I), ("h", case.H))}
     c = call_of(case, precision, {"scale_x": 1.0, "scale_h": 1.0} | strides)
     for name in POINTERS:

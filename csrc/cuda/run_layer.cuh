@@ -47,10 +47,10 @@ size_t slot_count(Cell cell, const Layer<S>& layer) {
 // Part 1 of bfloat16 and float16 is always gate_gemm's: every GPU that the kernels are compiled for
 // has tensor cores for them.
 template <class S>
-constexpr bool kHasLibrary = !DtypeOf<S>::tensor_cores || DtypeOf<S>::rounds_operands;
+constexpr bool kHasProducts = !DtypeOf<S>::tensor_cores || DtypeOf<S>::rounds_operands;
 template <class S>
-bool by_library(const Plan& plan) {
-  return kHasLibrary<S> && !plan.tensor_cores;
+bool by_products(const Plan& plan) {
+  return kHasProducts<S> && !plan.tensor_cores;
 }
 
 template <class S>
@@ -59,12 +59,12 @@ size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& laye
   Arena arena(nullptr);
   if (!layer.gates) arena.take<S>(gate_count(cell, layer));
   size_t rest = stepwise::forward_scratch_bytes(cell, layer);
-  if constexpr (kHasLibrary<S>) {
-    if (by_library<S>(plan)) rest = largest(rest, library::input_part_scratch_bytes(cell, layer));
+  if constexpr (kHasProducts<S>) {
+    if (by_products<S>(plan)) rest = largest(rest, products::input_part_scratch_bytes(cell, layer));
   }
   if constexpr (DtypeOf<S>::tensor_cores) {
     if (traits(plan.forward.engine).persistent)
-      rest = largest(rest, recurrence::forward_scratch_bytes(plan.forward, cell, layer));
+      rest = largest(rest, persistent::forward_scratch_bytes(plan.forward, cell, layer));
   }
   return arena.used() + rest;
 }
@@ -78,14 +78,14 @@ void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& h
   S* const gates = layer.gates ? layer.gates : arena.take<S>(workspace::gate_count(cell, layer));
   const auto input_part = [&] {
     if constexpr (DtypeOf<S>::tensor_cores) {
-      if (!by_library<S>(plan)) return gate_gemm::input_part(cell, layer, gates, host.stream);
+      if (!by_products<S>(plan)) return gate_gemm::input_part(cell, layer, gates, host.stream);
     }
-    if constexpr (kHasLibrary<S>) library::input_part(cell, layer, gates, host, arena.rest());
+    if constexpr (kHasProducts<S>) products::input_part(cell, layer, gates, host, arena.rest());
   };
   if (!plan.forward.fused_input) input_part();
   if constexpr (DtypeOf<S>::tensor_cores) {
     if (traits(plan.forward.engine).persistent &&
-        recurrence::forward(plan.forward, cell, layer, gates, arena.rest(), host.stream))
+        persistent::forward(plan.forward, cell, layer, gates, arena.rest(), host.stream))
       return;
     if (plan.forward.fused_input) input_part();
   }
@@ -98,17 +98,17 @@ size_t backward_scratch_bytes(const Plan& plan, Cell cell, const Backward<S>& la
   Arena arena(nullptr);
   arena.take<S>(slot_count(cell, layer));
   size_t rest = stepwise::backward_scratch_bytes(cell, layer);
-  if constexpr (kHasLibrary<S>) {
-    if (by_library<S>(plan)) {
-      rest = largest(rest, library::input_gradient_scratch_bytes(cell, layer));
-      rest = largest(rest, library::weight_gradients_scratch_bytes(cell, layer));
+  if constexpr (kHasProducts<S>) {
+    if (by_products<S>(plan)) {
+      rest = largest(rest, products::input_gradient_scratch_bytes(cell, layer));
+      rest = largest(rest, products::weight_gradients_scratch_bytes(cell, layer));
     }
   }
   if constexpr (DtypeOf<S>::tensor_cores) {
-    if (!by_library<S>(plan))
+    if (!by_products<S>(plan))
       rest = largest(rest, gate_gemm::weight_gradients_scratch_bytes(cell, layer));
     if (traits(plan.backward.engine).persistent)
-      rest = largest(rest, recurrence::backward_scratch_bytes(plan.backward, cell, layer));
+      rest = largest(rest, persistent::backward_scratch_bytes(plan.backward, cell, layer));
   }
   return arena.used() + rest;
 }
@@ -122,18 +122,18 @@ void backward(const Plan& plan, Cell cell, const Backward<S>& layer, const Host&
   bool started = false;
   if constexpr (DtypeOf<S>::tensor_cores)
     started = traits(plan.backward.engine).persistent &&
-              recurrence::backward(plan.backward, cell, layer, dz, rest, host.stream);
+              persistent::backward(plan.backward, cell, layer, dz, rest, host.stream);
   if (!started) stepwise::backward(cell, layer, dz, host, rest);
   if constexpr (DtypeOf<S>::tensor_cores) {
-    if (!by_library<S>(plan)) {
+    if (!by_products<S>(plan)) {
       if (layer.dx) gate_gemm::input_gradient(cell, layer, dz, host.stream);
       gate_gemm::weight_gradients(cell, layer, dz, rest, host.stream);
       return;
     }
   }
-  if constexpr (kHasLibrary<S>) {
-    if (layer.dx) library::input_gradient(cell, layer, dz, host, rest);
-    library::weight_gradients(cell, layer, dz, host, rest);
+  if constexpr (kHasProducts<S>) {
+    if (layer.dx) products::input_gradient(cell, layer, dz, host, rest);
+    products::weight_gradients(cell, layer, dz, host, rest);
   }
 }
 

@@ -11,13 +11,13 @@ template size_t backward_scratch_bytes(Cell, const Backward<float>&);
 template void backward(Cell, const Backward<float>&, float*, const Host&, void*);
 }  // namespace stepwise
 
-namespace library {
+namespace products {
 template size_t input_part_scratch_bytes(Cell, const Forward<float>&);
 template void input_part(Cell, const Forward<float>&, float*, const Host&, void*);
 template size_t input_gradient_scratch_bytes(Cell, const Backward<float>&);
 template void input_gradient(Cell, const Backward<float>&, const float*, const Host&, void*);
 template size_t weight_gradients_scratch_bytes(Cell, const Backward<float>&);
 template void weight_gradients(Cell, const Backward<float>&, const float*, const Host&, void*);
-}  // namespace library
+}  // namespace products
 
 }  // namespace brnn::cuda

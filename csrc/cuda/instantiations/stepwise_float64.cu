@@ -11,13 +11,13 @@ template size_t backward_scratch_bytes(Cell, const Backward<double>&);
 template void backward(Cell, const Backward<double>&, double*, const Host&, void*);
 }  // namespace stepwise
 
-namespace library {
+namespace products {
 template size_t input_part_scratch_bytes(Cell, const Forward<double>&);
 template void input_part(Cell, const Forward<double>&, double*, const Host&, void*);
 template size_t input_gradient_scratch_bytes(Cell, const Backward<double>&);
 template void input_gradient(Cell, const Backward<double>&, const double*, const Host&, void*);
 template size_t weight_gradients_scratch_bytes(Cell, const Backward<double>&);
 template void weight_gradients(Cell, const Backward<double>&, const double*, const Host&, void*);
-}  // namespace library
+}  // namespace products
 
 }  // namespace brnn::cuda

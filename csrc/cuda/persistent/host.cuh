@@ -10,7 +10,7 @@
 #include "forward.cuh"
 #include "persistent.h"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 template <class S>
 struct ForwardKernel {
@@ -358,4 +358,4 @@ std::vector<BackwardKernel<S>> compile_backward_kernels() {
   return list;
 }
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

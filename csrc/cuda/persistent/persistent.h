@@ -8,7 +8,7 @@
 #include "../../layer.h"
 #include "../plan/plan.h"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 // Both passes return whether they were started. Not where the blocks wait for each other and the
 // device at hand, or what the driver gives this process of it, does not run all of them at the same
@@ -29,4 +29,4 @@ template <class S>
 bool backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
               void* stream);
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

@@ -39,7 +39,7 @@ struct Recurrence {
 
 struct Plan {
   Precision precision;
-  bool tensor_cores;  // part 1 by gate_gemm; otherwise by the library, one gate at a time
+  bool tensor_cores;  // part 1 by gate_gemm; otherwise by products, one gate at a time
   Recurrence forward, backward;
 };
 

@@ -7,7 +7,7 @@
 #include "elementwise.cuh"
 #include "products.h"
 
-namespace brnn::cuda::library {
+namespace brnn::cuda::products {
 
 using namespace elementwise;
 
@@ -307,4 +307,4 @@ void weight_gradients(brnn::Cell cell, const Backward<S>& layer, const S* dz, co
   });
 }
 
-}  // namespace brnn::cuda::library
+}  // namespace brnn::cuda::products

@@ -7,7 +7,7 @@
 
 #include "../run_layer.h"
 
-namespace brnn::cuda::library {
+namespace brnn::cuda::products {
 
 // gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k; for n of the GRU that resets after U
 // without b_hh, which r multiplies.
@@ -30,4 +30,4 @@ template <class S>
 void weight_gradients(Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
                       void* scratch);
 
-}  // namespace brnn::cuda::library
+}  // namespace brnn::cuda::products

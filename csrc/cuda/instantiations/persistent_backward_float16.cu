@@ -1,7 +1,7 @@
-// The persistent recurrence backward, float16.
+// persistent_backward_float16.cu - the persistent recurrence backward, float16.
 #include "../persistent/host.cuh"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 template <>
 const std::vector<BackwardKernel<float16>>& backward_kernels<float16>() {
@@ -9,4 +9,4 @@ const std::vector<BackwardKernel<float16>>& backward_kernels<float16>() {
   return kernels;
 }
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

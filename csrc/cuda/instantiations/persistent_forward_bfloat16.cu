@@ -1,7 +1,7 @@
-// The persistent recurrence forward, bfloat16.
+// persistent_forward_bfloat16.cu - the persistent recurrence forward, bfloat16.
 #include "../persistent/host.cuh"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 template <>
 const std::vector<ForwardKernel<bfloat16>>& forward_kernels<bfloat16>() {
@@ -9,4 +9,4 @@ const std::vector<ForwardKernel<bfloat16>>& forward_kernels<bfloat16>() {
   return kernels;
 }
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

@@ -1,7 +1,7 @@
-// The persistent recurrence backward, bfloat16.
+// persistent_backward_bfloat16.cu - the persistent recurrence backward, bfloat16.
 #include "../persistent/host.cuh"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 template <>
 const std::vector<BackwardKernel<bfloat16>>& backward_kernels<bfloat16>() {
@@ -9,4 +9,4 @@ const std::vector<BackwardKernel<bfloat16>>& backward_kernels<bfloat16>() {
   return kernels;
 }
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

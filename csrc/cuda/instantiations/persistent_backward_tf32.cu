@@ -1,7 +1,7 @@
-// The persistent recurrence backward, float32 by TF32 tensor cores.
+// persistent_backward_tf32.cu - the persistent recurrence backward, float32 by TF32 tensor cores.
 #include "../persistent/host.cuh"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 template <>
 const std::vector<BackwardKernel<float>>& backward_kernels<float>() {
@@ -9,4 +9,4 @@ const std::vector<BackwardKernel<float>>& backward_kernels<float>() {
   return kernels;
 }
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

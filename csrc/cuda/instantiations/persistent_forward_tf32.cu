@@ -1,7 +1,7 @@
-// The persistent recurrence forward, float32 by TF32 tensor cores.
+// persistent_forward_tf32.cu - the persistent recurrence forward, float32 by TF32 tensor cores.
 #include "../persistent/host.cuh"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 template <>
 const std::vector<ForwardKernel<float>>& forward_kernels<float>() {
@@ -9,4 +9,4 @@ const std::vector<ForwardKernel<float>>& forward_kernels<float>() {
   return kernels;
 }
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

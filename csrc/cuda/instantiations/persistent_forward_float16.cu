@@ -1,7 +1,7 @@
-// The persistent recurrence forward, float16.
+// persistent_forward_float16.cu - the persistent recurrence forward, float16.
 #include "../persistent/host.cuh"
 
-namespace brnn::cuda::recurrence {
+namespace brnn::cuda::persistent {
 
 template <>
 const std::vector<ForwardKernel<float16>>& forward_kernels<float16>() {
@@ -9,4 +9,4 @@ const std::vector<ForwardKernel<float16>>& forward_kernels<float16>() {
   return kernels;
 }
 
-}  // namespace brnn::cuda::recurrence
+}  // namespace brnn::cuda::persistent

@@ -58,16 +58,6 @@ constexpr double flop_rate(Precision precision) {
   }
   return 0;
 }
-constexpr int bytes_of(Precision precision) {
-  switch (precision) {
-    case Precision::bfloat16:
-    case Precision::float16: return 2;
-    case Precision::tf32:
-    case Precision::float32: return 4;
-    case Precision::float64: return 8;
-  }
-  return 0;
-}
 
 inline double stepwise_step(const Problem& p, int gates, const Device& device) {
   const double B = double(p.B), H = double(p.H), multiprocessors = device.multiprocessors;

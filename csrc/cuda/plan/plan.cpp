@@ -58,7 +58,7 @@ struct Sizes {
         pass(pass),
         cell(traits(p.cell)),
         gates(cell.gates),
-        bytes(cost::bytes_of(p.precision)),
+        bytes(bytes_of(p.precision)),
         batch_tiles(ceil_div(p.B, kTileSequences)),
         chunks(ceil_div(p.H, units_of_chunk(bytes))) {}
 

@@ -11,6 +11,17 @@
 namespace brnn::cuda {
 
 enum class Precision { bfloat16, float16, tf32, float32, float64 };
+// Bytes of a number in memory.
+constexpr int bytes_of(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16:
+    case Precision::float16: return 2;
+    case Precision::tf32:
+    case Precision::float32: return 4;
+    case Precision::float64: return 8;
+  }
+  return 0;
+}
 
 // What a plan needs to know of a GPU.
 struct Device {

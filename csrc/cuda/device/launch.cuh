@@ -10,11 +10,11 @@
 namespace brnn::cuda {
 
 struct Grid {
-  unsigned x, y, z;
-  int threads;
-  int shared_bytes;
-  int cluster;       // blocks along x that form a cluster; 0: no clusters
-  bool cooperative;  // all blocks run at the same time, or the launch fails
+  unsigned x = 1, y = 1, z = 1;
+  int threads = 1;
+  int shared_bytes = 0;
+  int cluster = 0;           // blocks along x that form a cluster; 0: no clusters
+  bool cooperative = false;  // all blocks run at the same time, or the launch fails
 };
 
 inline void check(cudaError_t error, const char* what) {

@@ -30,14 +30,20 @@ int rows_of(const Layer<S>& layer) {
 
 template <class S>
 Operand<S> input_of(const Layer<S>& layer) {
-  Operand<S> x{};
-  x.values = layer.x;
-  x.keep = layer.mask_x.keep, x.gate_rows = int(layer.mask_x.untied() ? layer.B : 0);
-  x.lengths = layer.lengths;
-  x.T = int(layer.T), x.K = int(layer.I), x.vector = vector_of<S>(layer.I);
-  x.sequences = Divider(layer.B);
-  x.reset_gate = -1;
-  return x;
+  return {.values = layer.x,
+          .first = nullptr,
+          .shift = 0,
+          .keep = layer.mask_x.keep,
+          .gate_rows = int(layer.mask_x.untied() ? layer.B : 0),
+          .lengths = layer.lengths,
+          .T = int(layer.T),
+          .K = int(layer.I),
+          .vector = vector_of<S>(layer.I),
+          .reverse = false,
+          .sequences = Divider(layer.B),
+          .reset = nullptr,
+          .reset_pitch = 0,
+          .reset_gate = -1};
 }
 
 template <class S>
@@ -59,7 +65,8 @@ void launch_tiles(void (*kernel)(Params), int64_t blocks, int threads, int share
                   void* stream, const Params& params) {
   if (blocks > 0x7FFFFFFF) throw std::runtime_error("too many tiles for one launch");
   if (blocks == 0) return;
-  launch(kernel, Grid{unsigned(blocks), 1, 1, threads, shared_bytes, 0, false}, stream, params);
+  launch(kernel, Grid{.x = unsigned(blocks), .threads = threads, .shared_bytes = shared_bytes},
+         stream, params);
 }
 
 // ---- 1. input part
@@ -69,18 +76,18 @@ InputPart<S> input_part_of(Cell cell, const Forward<S>& layer, S* gates) {
   const CellTraits is = traits(cell);
   const int G = is.gates, groups = layer.mask_x.untied() ? G : 1;
   const int64_t H = layer.H;
-  return {input_of(layer),
-          layer.weight_ih,
-          layer.bias_ih,
-          layer.bias_hh,
-          gates,
-          rows_of(layer),
-          groups,
-          int(G / groups * H),
-          int(is.biases_of_input * H),
-          0,
-          vector_of<S>(G / groups * H),
-          float(layer.mask_x.scale)};
+  return {.x = input_of(layer),
+          .weight = layer.weight_ih,
+          .bias_ih = layer.bias_ih,
+          .bias_hh = layer.bias_hh,
+          .gates = gates,
+          .rows = rows_of(layer),
+          .groups = groups,
+          .units = int(G / groups * H),
+          .bias_hh_end = int(is.biases_of_input * H),
+          .tiles_n = 0,  // launch_input_part knows the tiles
+          .vector = vector_of<S>(G / groups * H),
+          .scale = float(layer.mask_x.scale)};
 }
 
 template <class S, class Shape>
@@ -112,23 +119,23 @@ template <class S>
 InputGradient<S> input_gradient_of(Cell cell, const Backward<S>& layer, const S* dz) {
   const CellTraits is = traits(cell);
   const Mask& mask = layer.mask_x;
-  InputGradient<S> p{dz,
-                     layer.weight_ih,
-                     layer.dx,
-                     mask.keep,
-                     mask.gate_stride,
-                     int(is.slots * layer.H),
-                     {},
-                     is.gates,
-                     rows_of(layer),
-                     int(layer.H),
-                     int(layer.I),
-                     0,
-                     vector_of<S>(layer.H),
-                     vector_of<S>(layer.I),
-                     float(mask.scale),
-                     Divider(layer.B),
-                     Divider(tiles_of(layer.H, kDepth<S>))};
+  InputGradient<S> p{.dz = dz,
+                     .weight = layer.weight_ih,
+                     .dx = layer.dx,
+                     .keep = mask.keep,
+                     .gate_stride = mask.gate_stride,
+                     .pitch = int(is.slots * layer.H),
+                     .column = {},
+                     .gates = is.gates,
+                     .rows = rows_of(layer),
+                     .H = int(layer.H),
+                     .I = int(layer.I),
+                     .tiles_n = 0,  // launch_input_gradient knows the tiles
+                     .vector_dz = vector_of<S>(layer.H),
+                     .vector = vector_of<S>(layer.I),
+                     .scale = float(mask.scale),
+                     .sequences = Divider(layer.B),
+                     .steps = Divider(tiles_of(layer.H, kDepth<S>))};
   for (int gate = 0; gate < is.gates; ++gate) p.column[gate] = int(is.slot_of_a[gate] * layer.H);
   return p;
 }
@@ -166,8 +173,17 @@ WeightProduct<S> weight_product_of(const Operand<S>& operand, const Mask& mask, 
                   operand.reset_gate < 0;  // gates that see one operand, in slots side by side
   for (int gate = 0; gate < gates; ++gate) together &= of[gate] == of[0] + gate;
   const int groups = together ? 1 : gates;
-  WeightProduct<S> p{operand, weight, bias, groups, int(gates / groups * H), {},
-                     0,       0,      0,    0,      float(mask.scale)};
+  WeightProduct<S> p{.operand = operand,
+                     .weight = weight,
+                     .bias = bias,
+                     .groups = groups,
+                     .units = int(gates / groups * H),
+                     .column = {},
+                     .tiles_m = 0,  // cut knows the tiles
+                     .tiles_n = 0,
+                     .partial_weight = 0,
+                     .partial_bias = 0,
+                     .scale = float(mask.scale)};
   for (int group = 0; group < groups; ++group) p.column[group] = int(of[group] * H);
   return p;
 }
@@ -177,17 +193,22 @@ WeightGradients<S> weight_gradients_of(Cell cell, const Backward<S>& layer, cons
   const CellTraits is = traits(cell);
   const int64_t I = layer.I, H = layer.H, GH = is.gates * H;
   const Operand<S> x = input_of(layer), h = state_of(cell, layer);
-  WeightGradients<S> p{{weight_product_of(x, layer.mask_x, is.gates, is.slot_of_a, H,
-                                          layer.dweight_ih, layer.dbias_ih),
-                        weight_product_of(h, layer.mask_h, is.gates, is.slot_of_q, H,
-                                          layer.dweight_hh, layer.dbias_hh)},
-                       dz};
-  p.rows = rows_of(layer);
-  p.pitch = int(is.slots * H);
-  p.vector_dz = vector_of<S>(H);
-  p.steps = p.split_steps = int((int64_t{p.rows} + kDepth<S> - 1) / kDepth<S>);
-  p.splits = 1;
-  p.partials_vector = I % 2 == 0 && H % 2 == 0 ? 2 : 1;
+  const int rows = rows_of(layer), steps = int((int64_t{rows} + kDepth<S> - 1) / kDepth<S>);
+  WeightGradients<S> p{.product = {weight_product_of(x, layer.mask_x, is.gates, is.slot_of_a, H,
+                                                     layer.dweight_ih, layer.dbias_ih),
+                                   weight_product_of(h, layer.mask_h, is.gates, is.slot_of_q, H,
+                                                     layer.dweight_hh, layer.dbias_hh)},
+                       .dz = dz,
+                       .rows = rows,
+                       .pitch = int(is.slots * H),
+                       .vector_dz = vector_of<S>(H),
+                       .tiles = 0,  // cut knows them
+                       .steps = steps,
+                       .split_steps = steps,
+                       .splits = 1,
+                       .partials_vector = I % 2 == 0 && H % 2 == 0 ? 2 : 1,
+                       .partials = nullptr,
+                       .set = 0};
   p.product[1].partial_weight = GH * I;
   p.product[0].partial_bias = GH * (I + H);
   p.product[1].partial_bias = GH * (I + H + (layer.dbias_ih ? 1 : 0));
@@ -239,11 +260,11 @@ void launch_sum_partials(const WeightGradients<S>& p, void* stream) {
   const WeightProduct<S>&ih = p.product[0], &hh = p.product[1];
   const int64_t GH = int64_t{ih.groups} * ih.units;
   const PartialSums<S> sum{
-      p.partials,
-      {ih.weight, hh.weight, ih.bias, hh.bias},
-      {GH * ih.operand.K, GH * hh.operand.K, ih.bias ? GH : 0, hh.bias ? GH : 0},
-      p.set,
-      p.splits};
+      .partials = p.partials,
+      .part = {ih.weight, hh.weight, ih.bias, hh.bias},
+      .size = {GH * ih.operand.K, GH * hh.operand.K, ih.bias ? GH : 0, hh.bias ? GH : 0},
+      .set = p.set,
+      .splits = p.splits};
   launch_tiles(sum_partials_kernel<S>, tiles_of(p.set, kSumThreads), kSumThreads, 0, stream, sum);
 }
 

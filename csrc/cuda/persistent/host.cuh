@@ -73,13 +73,12 @@ auto backward_kernel_of(const Recurrence& plan, Cell cell) {
 }
 
 inline Grid grid_of(const Recurrence& plan) {
-  return {unsigned(plan.blocks_x),
-          unsigned(plan.blocks_y),
-          1,
-          plan.threads,
-          plan.shared_bytes,
-          plan.engine == Engine::cluster ? plan.blocks_x : 0,
-          traits(plan.engine).waits_over_device};
+  return {.x = unsigned(plan.blocks_x),
+          .y = unsigned(plan.blocks_y),
+          .threads = plan.threads,
+          .shared_bytes = plan.shared_bytes,
+          .cluster = plan.engine == Engine::cluster ? plan.blocks_x : 0,
+          .cooperative = traits(plan.engine).waits_over_device};
 }
 
 // Blocks that wait for each other must run at the same time. What they need and what is there in
@@ -133,8 +132,11 @@ inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 template <class S>
 ExchangeMemory exchange_memory(const Recurrence& plan, void* scratch) {
   const int tiles = plan.blocks_x * plan.tiling.unit_tiles;
-  return {static_cast<uint32_t*>(scratch), nullptr, tiles * kTileUnits / Number<S>::chunk_units,
-          plan.blocks_y * plan.batch_tiles, plan.blocks_x};
+  return {.slots = static_cast<uint32_t*>(scratch),
+          .flags = nullptr,
+          .chunks = tiles * kTileUnits / Number<S>::chunk_units,
+          .batch_tiles = plan.blocks_y * plan.batch_tiles,
+          .cluster_size = plan.blocks_x};
 }
 
 struct ExchangeBytes {
@@ -176,18 +178,18 @@ size_t packed_bytes(const Recurrence& plan, Cell cell, int chunks) {
 template <class S>
 const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_columns, int64_t H,
                   int64_t K, int chunks, int all_chunks, void* to, void* stream) {
-  const PackParams<S> p{weight,
-                        static_cast<uint4*>(to),
-                        by_columns,
-                        traits(cell).gates,
-                        int(H),
-                        int(K),
-                        plan.blocks_x * plan.tiling.unit_tiles,
-                        plan.tiling.k_warps,
-                        chunks,
-                        all_chunks};
+  const PackParams<S> p{.weight = weight,
+                        .packed = static_cast<uint4*>(to),
+                        .by_columns = by_columns,
+                        .gates = traits(cell).gates,
+                        .H = int(H),
+                        .K = int(K),
+                        .unit_tiles = plan.blocks_x * plan.tiling.unit_tiles,
+                        .k_warps = plan.tiling.k_warps,
+                        .chunks = chunks,
+                        .all_chunks = all_chunks};
   const unsigned blocks = unsigned((packed_count(p) + kPackThreads - 1) / kPackThreads);
-  launch(pack_weights_kernel<S>, Grid{blocks, 1, 1, kPackThreads, 0, 0, false}, stream, p);
+  launch(pack_weights_kernel<S>, Grid{.x = blocks, .threads = kPackThreads}, stream, p);
   return p.packed;
 }
 
@@ -222,22 +224,37 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
                          void* scratch, void* stream) {
   const Workspace<S> parts(plan, cell, layer.T, 1);
   char* const memory = static_cast<char*>(scratch);
-  ForwardParams<S> p{};
-  p.T = int(layer.T), p.B = int(layer.B), p.H = int(layer.H);
-  p.reverse = layer.reverse, p.lengths = layer.lengths;
-  p.bias_hh = layer.bias_hh, p.mask_h = layer.mask_h;
-  p.h0 = layer.h0, p.c0 = layer.c0;
-  p.gates = gates, p.save = layer.gates != nullptr;
-  p.y = layer.y, p.h_n = layer.h_n, p.c_n = layer.c_n, p.saved = layer.saved;
-  p.exchange = prepare_exchange<S>(plan, layer.T, 1, memory + parts.exchange, stream);
-  p.batch_tiles = plan.batch_tiles;
-  p.weights = pack(plan, cell, layer.weight_hh, false, layer.H, layer.H, plan.tiling.chunks,
-                   p.exchange.chunks, memory, stream);
-  if (!plan.fused_input) return p;
-  p.I = int(layer.I), p.x = layer.x, p.bias_ih = layer.bias_ih, p.mask_x = layer.mask_x;
-  p.input_weights = pack(plan, cell, layer.weight_ih, false, layer.H, layer.I, kFusedChunks,
-                         kFusedChunks, memory + parts.input_weights, stream);
-  return p;
+  const bool fused = plan.fused_input;
+  const ExchangeMemory exchange =
+      prepare_exchange<S>(plan, layer.T, 1, memory + parts.exchange, stream);
+  const auto packed = [&](const S* weight, int64_t K, int chunks, int all_chunks, void* to) {
+    return pack(plan, cell, weight, false, layer.H, K, chunks, all_chunks, to, stream);
+  };
+  return {.T = int(layer.T),
+          .B = int(layer.B),
+          .H = int(layer.H),
+          .reverse = layer.reverse,
+          .lengths = layer.lengths,
+          .weights = packed(layer.weight_hh, layer.H, plan.tiling.chunks, exchange.chunks, memory),
+          .bias_hh = layer.bias_hh,
+          .mask_h = layer.mask_h,
+          .h0 = layer.h0,
+          .c0 = layer.c0,
+          .gates = gates,
+          .save = layer.gates != nullptr,
+          .y = layer.y,
+          .h_n = layer.h_n,
+          .c_n = layer.c_n,
+          .saved = layer.saved,
+          .I = fused ? int(layer.I) : 0,
+          .x = fused ? layer.x : nullptr,
+          .input_weights = fused ? packed(layer.weight_ih, layer.I, kFusedChunks, kFusedChunks,
+                                          memory + parts.input_weights)
+                                 : nullptr,
+          .bias_ih = fused ? layer.bias_ih : nullptr,
+          .mask_x = fused ? layer.mask_x : Mask{},
+          .exchange = exchange,
+          .batch_tiles = plan.batch_tiles};
 }
 
 template <class S>
@@ -246,19 +263,29 @@ BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& 
   const int G = traits(cell).gates;
   const Workspace<S> parts(plan, cell, layer.T, G);
   char* const memory = static_cast<char*>(scratch);
-  BackwardParams<S> p{};
-  p.T = int(layer.T), p.B = int(layer.B), p.H = int(layer.H);
-  p.reverse = layer.reverse, p.lengths = layer.lengths;
-  p.mask_h = layer.mask_h;
-  p.h0 = layer.h0, p.c0 = layer.c0;
-  p.y = layer.y, p.gates = layer.gates, p.saved = layer.saved;
-  p.dy = layer.dy, p.dh_n = layer.dh_n, p.dc_n = layer.dc_n;
-  p.dz = dz, p.dh0 = layer.dh0, p.dc0 = layer.dc0;
-  p.exchange = prepare_exchange<S>(plan, layer.T, G, memory + parts.exchange, stream);
-  p.batch_tiles = plan.batch_tiles;
-  p.weights = pack(plan, cell, layer.weight_hh, true, layer.H, layer.H, plan.tiling.chunks,
-                   p.exchange.chunks, memory, stream);
-  return p;
+  const ExchangeMemory exchange =
+      prepare_exchange<S>(plan, layer.T, G, memory + parts.exchange, stream);
+  return {.T = int(layer.T),
+          .B = int(layer.B),
+          .H = int(layer.H),
+          .reverse = layer.reverse,
+          .lengths = layer.lengths,
+          .weights = pack(plan, cell, layer.weight_hh, true, layer.H, layer.H, plan.tiling.chunks,
+                          exchange.chunks, memory, stream),
+          .mask_h = layer.mask_h,
+          .h0 = layer.h0,
+          .c0 = layer.c0,
+          .y = layer.y,
+          .gates = layer.gates,
+          .saved = layer.saved,
+          .dy = layer.dy,
+          .dh_n = layer.dh_n,
+          .dc_n = layer.dc_n,
+          .dz = dz,
+          .dh0 = layer.dh0,
+          .dc0 = layer.dc0,
+          .exchange = exchange,
+          .batch_tiles = plan.batch_tiles};
 }
 
 template <class S>
@@ -290,18 +317,21 @@ template <template <class> class CellOf, class S, Engine E, Tiling Cut, MaskForm
           int InputChunks>
 constexpr ForwardKernel<S> forward_entry() {
   using T = Tile<Cut>;
-  return {CellOf<DeviceMath>::id,
-          E,
-          Cut,
-          Form,
-          InputChunks > 0,
-          forward_kernel<CellOf, S, ExchangeOf<E, S, T, 1>, T, Form, InputChunks>};
+  return {.cell = CellOf<DeviceMath>::id,
+          .engine = E,
+          .tiling = Cut,
+          .form = Form,
+          .fused_input = InputChunks > 0,
+          .entry = forward_kernel<CellOf, S, ExchangeOf<E, S, T, 1>, T, Form, InputChunks>};
 }
 template <template <class> class CellOf, class S, Engine E, Tiling Cut>
 constexpr BackwardKernel<S> backward_entry() {
   using T = Tile<Cut>;
   constexpr int G = CellOf<DeviceMath>::gates;
-  return {CellOf<DeviceMath>::id, E, Cut, backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
+  return {.cell = CellOf<DeviceMath>::id,
+          .engine = E,
+          .tiling = Cut,
+          .entry = backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
 }
 
 // Whether the persistent kernels of a cell are compiled for S.

@@ -101,7 +101,7 @@ struct Elements {
 template <class Params>
 void launch_elements(void (*kernel)(Params), const Host& host, const Params& p) {
   if (const int64_t blocks = p.elements.blocks())
-    launch(kernel, Grid{unsigned(blocks), 1, 1, kThreads, 0, 0, false}, host.stream, p);
+    launch(kernel, Grid{.x = unsigned(blocks), .threads = kThreads}, host.stream, p);
 }
 
 // ---- sequences and masks

@@ -160,10 +160,12 @@ class Machine:
 
     def device(
         self, name: str = "", *, refuses_cooperation: bool = False, nothing_fits: bool = False,
-        dry: bool = False,
+        fills_nothing: bool = False, dry: bool = False,
     ) -> None:  # fmt: skip
+        """`fills_nothing`: cudaMemsetAsync leaves memory as it is."""
         name = name or DEVICES[self.arch]
-        if self.library.set_device(name.encode(), refuses_cooperation, nothing_fits, dry):
+        lacks = refuses_cooperation, nothing_fits, fills_nothing
+        if self.library.set_device(name.encode(), *lacks, dry):
             raise ValueError(f"device: expected one of {list(DEVICES.values())}, got {name}")
         if dry != self.dry:  # of kernels that never run, no instruction is decoded
             self.library.forget_kernels()

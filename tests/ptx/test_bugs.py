@@ -242,3 +242,10 @@ def test_bug_has_consequences(engines, name):
 def test_without_a_bug_nothing_is_found(engines, engine):
     nothing = Bug("", lambda k: 0, WIDE, engine)
     assert findings(engines, nothing, races=True) == ("", 0)
+
+
+@pytest.mark.parametrize("engine", ("grid", "grid_flags"))
+def test_an_exchange_that_is_not_filled_is_found(engines, engine):
+    """Slots and flags as scratch memory happens to be: they look as if data were there."""
+    engines.device(fills_nothing=True)
+    assert findings(engines, Bug("", lambda k: 0, WIDE, engine), races=True)[0]

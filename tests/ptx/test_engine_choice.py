@@ -10,7 +10,7 @@ from cases import Case, sample
 from layer import How
 from machine import Machine
 
-CELLS = ("lstm", "gru")
+CELLS = [cell for cell, precision in layer.KERNELS if precision == "bfloat16"]
 ENGINES = ("block", "cluster", "grid", "grid_flags", "stepwise")
 
 
@@ -108,7 +108,7 @@ def test_block_waits_for_nobody(hopper, device, cell):
     assert (wrong, ran) == ([], {"persistent forward", "persistent backward"})
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [cell for cell, precision in layer.KERNELS if precision == "tf32"])
 def test_a_cluster_of_one_block_runs_as_one(hopper, cell):
     """CUDA answers with an error where it is asked for room and no size of clusters is named."""
     case = Case(cell, T=3, B=5, I=8, H=20)

@@ -226,7 +226,11 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* entry,
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
-  if (!runtime().dry) std::memset(to, byte, bytes);
+  if (runtime().dry) return cudaSuccess;
+  if (!in_memory(to, bytes))
+    throw std::runtime_error("memset: expected memory that was given, got " +
+                             std::to_string(bytes) + " bytes that reach out of it");
+  if (!runtime().fills_nothing) std::memset(to, byte, bytes);
   return cudaSuccess;
 }
 }

@@ -24,6 +24,7 @@ struct Runtime {
   DeviceLimits device{};
   bool refuses_cooperation = false;  // as MPS or a green context may
   bool nothing_fits = false;         // every question for occupancy is answered 0
+  bool fills_nothing = false;        // cudaMemsetAsync leaves memory as it is
   bool dry = false;                  // launches are checked and noted, nothing runs
   std::vector<std::string> launched;
   std::map<std::string, Kernel> kernels;

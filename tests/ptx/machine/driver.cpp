@@ -1,5 +1,6 @@
 // driver.cpp - what Python calls, by ctypes: a layer through the product's own host code on memory
 // that the caller names, and single kernels.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -107,10 +108,15 @@ struct Scratch {
   explicit Scratch(size_t bytes) {
     if (ptx::runtime().dry) return;
     memory = std::aligned_alloc(512, (bytes + 1023) / 512 * 512);
-    std::memset(memory, 0xFF, bytes);
+    // NaN in every type, but not 0xFF, which the slots of a grid must be given, nor 0, as its
+    // flags.
+    std::fill_n(static_cast<uint16_t*>(memory), (bytes + 1) / 2, uint16_t{0x7FFF});
     ptx::add_memory(memory, bytes, "scratch");
   }
-  ~Scratch() { std::free(memory); }
+  ~Scratch() {
+    ptx::remove_memory(memory);
+    std::free(memory);
+  }
   void* memory = nullptr;
 };
 
@@ -262,12 +268,14 @@ void define_kernel(const char* name, const int64_t* code, int64_t count, const u
   for (int64_t i = 0; i < source_count; ++i) k.sources[int(lines[i])] = sources[i];
 }
 
-int set_device(const char* name, int refuses_cooperation, int nothing_fits, int dry) {
+int set_device(const char* name, int refuses_cooperation, int nothing_fits, int fills_nothing,
+               int dry) {
   const ptx::DeviceLimits* limits = ptx::device_limits(name);
   if (!limits) return 1;
   ptx::Runtime& r = ptx::runtime();
   r.device = *limits, r.dry = dry;
   r.refuses_cooperation = refuses_cooperation, r.nothing_fits = nothing_fits;
+  r.fills_nothing = fills_nothing;
   return 0;
 }
 void configure(uint64_t seed, int schedule, double yields, double delays, double late_copies,

@@ -257,6 +257,8 @@ void check_global(Warp& w, int lane, const Operation& o, uint64_t address, int b
 void check_alignment(const Warp& w, int lane, const Operation& o, uint64_t address, int bytes);
 std::string memory_name(uint64_t address);
 void add_memory(const void* begin, size_t bytes, const char* name);
+void remove_memory(const void* begin);
+bool in_memory(const void* begin, size_t bytes);
 void clear_memory();
 void reserve_window(size_t slots);
 uint8_t* window_of(int slot);

@@ -2,6 +2,7 @@
 // chapter 8 (memory consistency model) and sections 9.7.9.8 to 9.7.9.11.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -28,6 +29,15 @@ bool in_window(uint64_t address) {
 
 void add_memory(const void* begin, size_t bytes, const char* name) {
   ranges_.push_back({uint64_t(begin), uint64_t(begin) + bytes, name});
+}
+void remove_memory(const void* begin) {
+  std::erase_if(ranges_, [&](const Range& r) { return r.begin == uint64_t(begin); });
+  last_ = {};
+}
+bool in_memory(const void* begin, size_t bytes) {
+  return std::ranges::any_of(ranges_, [&](const Range& r) {
+    return uint64_t(begin) >= r.begin && uint64_t(begin) + bytes <= r.end;
+  });
 }
 void clear_memory() {
   ranges_.clear();

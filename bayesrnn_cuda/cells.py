@@ -22,7 +22,7 @@ class Cell:
     flags: tuple[str, ...] = ()  # booleans by name, of op, function and module alike
 
     @property
-    def kept(self) -> int:
+    def for_backward(self) -> int:
         """Results of the op that only backward reads."""
         return 1 + self.saved
 

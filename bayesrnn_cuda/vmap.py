@@ -23,8 +23,8 @@ def forward(
         if batch_dim is not None and folded[i] is not None:
             folded[i] = _fold(folded[i], in_dims[i], batch_dim, info.batch_size)
     results = op(*folded)
-    kept = len(results) - 1 - states  # what backward needs
-    out_dims = (1, *(0,) * states, *(1,) * kept)
+    for_backward = len(results) - 1 - states  # what backward needs
+    out_dims = (1, *(0,) * states, *(1,) * for_backward)
     pairs = zip(results, out_dims, strict=True)
     return tuple(t.unflatten(dim, (info.batch_size, -1)) for t, dim in pairs), out_dims
 

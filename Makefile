@@ -23,11 +23,11 @@ BIN     := $(VENV)/bin
 # What is tested of an installed wheel: itself, and the modules under that torch.
 WHEEL_TESTS := check_wheel.py layer/test_modules.py
 SOURCES := setup.py pyproject.toml $(shell find building csrc -type f -not -name '*.pyc' 2>/dev/null)
-# The tests that execute the kernels take about as long as all the others.
-KERNEL_TESTS := tests/ptx
+# Half of the tests by the time they take: the kernels executed, and the experiments.
+HALF := tests/ptx tests/experiments
 FAST := -m 'not slow'
 
-.PHONY: help train test test-all test-package test-kernels fuzz kernels bench gpu wheel \
+.PHONY: help train test test-all test-half test-rest fuzz kernels bench gpu wheel \
         distributions lint docs format clean FORCE
 
 help:
@@ -44,16 +44,16 @@ train: $(VENV)/train-ready
 # Two parts at a time; with ARGS those tests alone.
 test: $(VENV)/ready
 ifeq ($(strip $(ARGS)),)
-	$(MAKE) --no-print-directory -j2 --output-sync=line test-kernels test-package
+	$(MAKE) --no-print-directory -j2 --output-sync=line test-half test-rest
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 test-all: $(VENV)/ready
-	$(MAKE) --no-print-directory -j2 --output-sync=line FAST= test-kernels test-package
-test-kernels: $(VENV)/ready
-	$(BIN)/python -m pytest $(FAST) $(KERNEL_TESTS)
-test-package: $(VENV)/ready
-	$(BIN)/python -m pytest $(FAST) $(KERNEL_TESTS:%=--ignore=%)
+	$(MAKE) --no-print-directory -j2 --output-sync=line FAST= test-half test-rest
+test-half: $(VENV)/ready
+	$(BIN)/python -m pytest $(FAST) $(HALF)
+test-rest: $(VENV)/ready
+	$(BIN)/python -m pytest $(FAST) $(HALF:%=--ignore=%)
 
 fuzz: $(VENV)/ready
 	$(BIN)/python tests/fuzz.py $(ARGS)

@@ -239,9 +239,7 @@ def test_closing_the_terminal_saves_the_run(text, tmp_path):
     assert progress["epoch"] >= 3
 
 
-@pytest.mark.parametrize(
-    "start", [("-m", "bayesrnn_cuda"), ("bayesrnn",)], ids=["module", "script"]
-)
+@pytest.mark.parametrize("start", ["-m bayesrnn_cuda", "bayesrnn"])
 def test_an_interrupt_while_torch_loads_is_one_line(tmp_path, start):
     """A torch that takes long stands before the real one."""
     (tmp_path / "torch").mkdir()

@@ -95,7 +95,7 @@ SHARED_COMMIT = at(EXCHANGE, "      __syncthreads();")
 FLAG_COMMIT = at(EXCHANGE, "named_barrier(barrier_, Tile::makers);")
 READY_MASK = at(f"{PERSISTENT}/word_masks.cuh", "return word & ")
 FLAG_WAIT = at(EXCHANGE, "while (load_acquire(theirs_ + n * tiles_)")
-SUMS = at(f"{PERSISTENT}/time_pass.cuh", "% Tile::sum_buffers * kBuffer")
+SUMS = at(f"{PERSISTENT}/time_pass.cuh", "% kSumBuffers * kLayout.buffer")
 
 BUGS = {
     # ---- the recurrence

@@ -43,24 +43,19 @@ struct BackwardParams {
 };
 
 template <template <class> class CellOf, class S, class Exchange, class Tile>
-class BackwardPass
-    : TimePass<BackwardParams<S>, Tile, state_floats(Pass::backward, CellOf<DeviceMath>::has_c)> {
+class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, true> {
   using Cell = CellOf<DeviceMath>;
   static constexpr int G = Cell::gates;
   static constexpr int kSlots = Cell::slots;
-  using Base = TimePass<BackwardParams<S>, Tile, state_floats(Pass::backward, Cell::has_c)>;
+  using Base = TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, true>;
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
-  using Base::C, Base::kSums, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
-  using Base::stored_state, Base::stored_states, Base::tiles, Base::time, Base::unit;
+  using Base::C, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
+  using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
 
  public:
   BRNN_DEVICE explicit BackwardPass(const BackwardParams<S>& p)
-      : Base(p),
-        sums_(shared_memory<float>()),
-        states_(sums_ + kSums),
-        stored_masks_(reinterpret_cast<uint32_t*>(states_ + stored_states()) + threadIdx.x),
-        exchange_(p.exchange, stored_masks_ - threadIdx.x + stored_words(), at_) {}
+      : Base(p), exchange_(p.exchange, Base::slots(), at_) {}
 
   BRNN_DEVICE void run() {
     weights_.load(p_.weights, at_.slice(), at_.lane);
@@ -76,8 +71,6 @@ class BackwardPass
   }
 
  private:
-  BRNN_DEVICE int stored_words() const { return Tile::looped ? p_.batch_tiles * Tile::threads : 0; }
-
   // ---- before the last step
 
   BRNN_DEVICE void start() {
@@ -99,7 +92,7 @@ class BackwardPass
         const int u = at_.tile * kTileUnits + 2 * at_.g + (j >> 1);
         masks_ |= keep(gate, b, u) << (4 * gate + j);
       }
-    if (Tile::looped) stored_masks_[n * Tile::threads] = masks_;
+    if (Tile::looped) *stored_masks(n) = masks_;
   }
 
   BRNN_DEVICE void load_state(int n) {
@@ -117,14 +110,14 @@ class BackwardPass
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i)
-        states_[stored_state(n, i)] = held_[i], states_[stored_state(n, i) + 1] = carry_[i];
+        stored_state(n, i)[0] = held_[i], stored_state(n, i)[1] = carry_[i];
     }
   }
   BRNN_DEVICE void fetch_state(int n) {
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i)
-        held_[i] = states_[stored_state(n, i)], carry_[i] = states_[stored_state(n, i) + 1];
+        held_[i] = stored_state(n, i)[0], carry_[i] = stored_state(n, i)[1];
     }
   }
 
@@ -163,7 +156,7 @@ class BackwardPass
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk], words.x, words.y);
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk + 1], words.z, words.w);
     });
-    uint32_t masks = Tile::looped ? stored_masks_[n * Tile::threads] : masks_;
+    uint32_t masks = Tile::looped ? *stored_masks(n) : masks_;
     opaque(masks);
     float masked[4];
 #pragma unroll
@@ -269,9 +262,6 @@ class BackwardPass
     }
   }
 
-  float* const sums_;
-  float* const states_;
-  uint32_t* const stored_masks_;
   Exchange exchange_;
 
   Weights<S, G, Tile::chunks> weights_;

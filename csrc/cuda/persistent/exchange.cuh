@@ -40,8 +40,6 @@ class GridExchange {
   static constexpr bool kPollAll = Tile::chunks > 3;
 
  public:
-  static constexpr int shared_slots = 0;
-
   BRNN_DEVICE GridExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
       : plane_(plane_words(m)),
         tile_(m.chunks * kChunkWords),
@@ -101,8 +99,6 @@ class FlagExchange {
       Tile::chunks * Number<S>::chunk_units / kTileUnits;  // of a warp's slice
 
  public:
-  static constexpr int shared_slots = 0;
-
   BRNN_DEVICE FlagExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
       : plane_(plane_words(m)),
         tile_(m.chunks * kChunkWords),
@@ -158,13 +154,11 @@ BRNN_DEVICE int rotated(int row, int c) {
   return (row / 2 * 8 + (((row & 1) * 4 + c) ^ (row & 6))) * 4;
 }
 
-// The own shared memory, two slots [2][planes][chunks][128 words], one block barrier a step. With a
-// cluster: a slot in every block of it, written by all of them, one cluster barrier a step.
+// The block's own shared memory has the two slots (shared_layout.h), for one block barrier a step.
+// With a cluster every block of it has them, written by all, for one cluster barrier a step.
 template <class S, class Tile, int Planes, bool Cluster>
 class SharedExchange {
  public:
-  static constexpr int shared_slots = 2;
-
   BRNN_DEVICE SharedExchange(const ExchangeMemory& m, uint32_t* shared, const Place<Tile>& at)
       : plane_(m.chunks * kChunkWords),
         blocks_(m.cluster_size),

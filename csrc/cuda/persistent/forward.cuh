@@ -53,31 +53,26 @@ struct ForwardParams {
 template <template <class> class CellOf, class S, class Exchange, class Tile, MaskForm Form,
           int InputChunks>
 class ForwardPass
-    : TimePass<ForwardParams<S>, Tile, state_floats(Pass::forward, CellOf<DeviceMath>::has_c)> {
+    : TimePass<ForwardParams<S>, Tile, Pass::forward, CellOf, Form != MaskForm::none> {
   using Cell = CellOf<DeviceMath>;
   static constexpr int G = Cell::gates;
-  using Base = TimePass<ForwardParams<S>, Tile, state_floats(Pass::forward, Cell::has_c)>;
+  using Base = TimePass<ForwardParams<S>, Tile, Pass::forward, CellOf, Form != MaskForm::none>;
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
-  using Base::C, Base::kSums, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
-  using Base::stored_state, Base::stored_states, Base::tiles, Base::time, Base::unit;
+  using Base::C, Base::kLayout, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
+  using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
   static constexpr bool kHasBias = bias_is_recurrent<Cell>(G - 1);
   static constexpr bool kFused = InputChunks > 0;
   using Input = std::conditional_t<kFused, FusedInput<S, Tile, Cell, kFused ? InputChunks : 1>,
                                    StoredInput<S, Tile, G>>;
   using Words = WordMasks<Form, S, G, Tile::chunks>;
   static constexpr bool kPublishMasked = Form == MaskForm::none;  // one mask, or none
-  static constexpr int kStoredWords = kPublishMasked ? 1 : Words::words;
-  using Sum = std::conditional_t<G == 1, float, float4>;  // of all gates, of one warp
-  static_assert(sizeof(Sum) == sum_floats(Pass::forward, G) * sizeof(float));
+  static_assert(!Tile::looped || kPublishMasked || Words::words == kLayout.mask);
+  using Sum = typename Base::Sum;  // of all gates, of one warp
 
  public:
   BRNN_DEVICE explicit ForwardPass(const ForwardParams<S>& p)
-      : Base(p),
-        sums_(shared_memory<Sum>()),
-        states_(reinterpret_cast<float*>(sums_ + kSums)),
-        packed_(reinterpret_cast<uint32_t*>(states_ + stored_states()) + threadIdx.x),
-        exchange_(p.exchange, packed_ + stored_words() - threadIdx.x, at_) {}
+      : Base(p), exchange_(p.exchange, Base::slots(), at_) {}
 
   BRNN_DEVICE void run() {
     weights_.load(p_.weights, at_.slice(), at_.lane);
@@ -92,10 +87,6 @@ class ForwardPass
   }
 
  private:
-  BRNN_DEVICE int stored_words() const {
-    return Tile::looped ? p_.batch_tiles * kStoredWords * Tile::threads : 0;
-  }
-
   // ---- before the first step: masks, state, slot 0 of the exchange
 
   BRNN_DEVICE void start() {
@@ -155,27 +146,25 @@ class ForwardPass
 
   // Masks and state of a batch tile that is not at work wait in shared memory.
   BRNN_DEVICE void store_masks(int n) {
-    uint32_t* to = packed_ + n * kStoredWords * Tile::threads;
     if (!Tile::looped) return;
     if (kPublishMasked)
-      *to = kept_units_;
+      *stored_masks(n) = kept_units_;
     else
-      masks_.save(to, Tile::threads);
+      masks_.save(stored_masks(n), Tile::threads);
   }
   BRNN_DEVICE void fetch_masks(int n) {
-    const uint32_t* from = packed_ + n * kStoredWords * Tile::threads;
     if (!Tile::looped) return;
     if (kPublishMasked)
-      kept_units_ = *from;
+      kept_units_ = *stored_masks(n);
     else
-      masks_.restore(from, Tile::threads);
+      masks_.restore(stored_masks(n), Tile::threads);
   }
   BRNN_DEVICE void store_state(int n) const {
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i) {
-        states_[stored_state(n, i)] = state_[i];
-        if (Cell::has_c) states_[stored_state(n, i) + 1] = h_[i];
+        stored_state(n, i)[0] = state_[i];
+        if (Cell::has_c) stored_state(n, i)[1] = h_[i];
       }
     }
   }
@@ -183,8 +172,8 @@ class ForwardPass
     if constexpr (Tile::looped) {
 #pragma unroll
       for (int i = 0; i < C; ++i) {
-        state_[i] = states_[stored_state(n, i)];
-        h_[i] = Cell::has_c ? states_[stored_state(n, i) + 1] : state_[i];
+        state_[i] = stored_state(n, i)[0];
+        h_[i] = Cell::has_c ? stored_state(n, i)[1] : state_[i];
       }
     }
   }
@@ -328,9 +317,6 @@ class ForwardPass
     }
   }
 
-  Sum* const sums_;
-  float* const states_;
-  uint32_t* const packed_;
   Exchange exchange_;
 
   Weights<S, G, Tile::chunks> weights_;

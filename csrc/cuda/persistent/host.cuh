@@ -131,10 +131,9 @@ inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 template <class S>
 ExchangeMemory exchange_memory(const Recurrence& plan, void* scratch) {
-  const int tiles = plan.blocks_x * plan.tiling.unit_tiles;
   return {.slots = static_cast<uint32_t*>(scratch),
           .flags = nullptr,
-          .chunks = tiles * kTileUnits / Number<S>::chunk_units,
+          .chunks = published_chunks(plan.tiling, plan.blocks_x, sizeof(S)),
           .batch_tiles = plan.blocks_y * plan.batch_tiles,
           .cluster_size = plan.blocks_x};
 }

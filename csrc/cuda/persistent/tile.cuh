@@ -15,8 +15,6 @@
 
 namespace brnn::cuda {
 
-constexpr int kChunkWords = kChunkBytes / 4;  // 8 sequences times 16 words
-
 // How numbers of type S fill words of 32 bit; float stands for tf32.
 template <class S>
 struct Number {
@@ -43,8 +41,6 @@ struct Tile {
   static constexpr int makers = group < kTileCells ? group : kTileCells;  // who updates cells
   static constexpr int cells = kTileCells / makers;                       // of each maker
   static constexpr bool whole_sums = k_warps == 1;  // a warp's accumulators need no sum over warps
-  // One barrier a step suffices: the sums of a step are read before its next barrier but one.
-  static constexpr int sum_buffers = 2;
 };
 
 // Where a warp's slice of k begins: the last one is moved down to stay inside.

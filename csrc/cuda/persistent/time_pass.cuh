@@ -2,42 +2,51 @@
 // how long their sequences are, where the sums over warps and the state of waiting batch tiles lie.
 #pragma once
 
+#include <type_traits>
+
+#include "../plan/shared_layout.h"
 #include "tile.cuh"
 
 namespace brnn::cuda {
 
-// States: floats that a cell carries from step to step.
-template <class Params, class Tile, int States>
+// OwnMasks: each gate has recurrent masks of its own.
+template <class Params, class Tile, Pass Direction, template <class> class CellOf, bool OwnMasks>
 class TimePass {
  protected:
   static constexpr int C = Tile::cells;
+  static constexpr SharedLayout kLayout =
+      shared_layout(Direction, Tile::tiling, traits_of<CellOf>(), OwnMasks);
+  using Sum = std::conditional_t<kLayout.sum == 4, float4, float>;
+  static_assert(sizeof(Sum) == 4 * kLayout.sum);
 
   BRNN_DEVICE explicit TimePass(const Params& p) : p_(p), at_(p.exchange.chunks, p.batch_tiles) {
     write_at_ = (at_.local * Tile::k_warps + at_.warp) * kTileCells + partial_slot(at_.g, at_.q, 0);
     read_at_ = sum_of(0);
     opaque(write_at_), opaque(read_at_);  // not again in every step
+    sums_ = shared_memory<Sum>();
+    states_ = reinterpret_cast<float*>(sums_ + kSumBuffers * kLayout.buffer);
+    stored_masks_ =
+        reinterpret_cast<uint32_t*>(states_ + p.batch_tiles * kLayout.states) + threadIdx.x;
   }
 
-  // ---- shared memory: sums [2][unit tiles][K warps][128], then of a looped block states
-  // [batch tiles][unit tiles][128][States] and masks [batch tiles][words][threads], then the slots
-  // of an exchange within the block
+  // ---- shared memory: the parts of shared_layout.h, one after the other
 
-  static constexpr int kBuffer = Tile::unit_tiles * Tile::k_warps * kTileCells;
-  static constexpr int kSums = Tile::whole_sums ? 0 : Tile::sum_buffers * kBuffer;
-  BRNN_DEVICE int stored_states() const {
-    return Tile::looped ? p_.batch_tiles * Tile::unit_tiles * kTileCells * States : 0;
+  BRNN_DEVICE uint32_t* slots() const {
+    return stored_masks_ + p_.batch_tiles * kLayout.masks - threadIdx.x;
   }
-  BRNN_DEVICE int stored_state(int n, int cell) const {
-    return ((n * Tile::unit_tiles + at_.local) * kTileCells + at_.thread + cell * Tile::makers) *
-           States;
+  BRNN_DEVICE float* stored_state(int n, int cell) const {
+    return states_ +
+           ((n * Tile::unit_tiles + at_.local) * kTileCells + at_.thread + cell * Tile::makers) *
+               kLayout.state;
   }
+  BRNN_DEVICE uint32_t* stored_masks(int n) const { return stored_masks_ + n * kLayout.masks; }
   // Where the first warp's sum of a cell lies in a buffer.
   BRNN_DEVICE int sum_of(int cell) const {
     return at_.local * Tile::k_warps * kTileCells +
            partial_slot_of_cell(at_.unit(cell), at_.row(cell));
   }
   BRNN_DEVICE int buffer_of(int s, int n) const {
-    return (s * tiles() + n) % Tile::sum_buffers * kBuffer;
+    return (s * tiles() + n) % kSumBuffers * kLayout.buffer;
   }
 
   // ---- cells
@@ -62,6 +71,9 @@ class TimePass {
   const Params& p_;
   const Place<Tile> at_;
   int write_at_, read_at_;
+  Sum* sums_;
+  float* states_;
+  uint32_t* stored_masks_;  // of this thread
   int length_[C] = {};
 };
 

@@ -84,7 +84,7 @@ class WordMasks<MaskForm::ready, S, G, Chunks> {
 // Bit j and bit 16 + j of a register: the first and the second unit of word j.
 template <class S, int G, int Chunks>
 class WordMasks<MaskForm::packed, S, G, Chunks> {
-  static constexpr int kRegisters = (4 * Chunks + 15) / 16;
+  static constexpr int kRegisters = packed_words(Chunks);
 
  public:
   static constexpr int words = G * kRegisters;

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "cost.h"
+#include "shared_layout.h"
 
 namespace brnn::cuda {
 
@@ -65,7 +66,7 @@ struct Sizes {
   bool untied() const { return problem.untied_h && gates > 1; }
   int blocks(const Tiling& t) const { return unit_blocks(t, problem.H, bytes); }
   int shared(Engine engine, const Tiling& t, int64_t tiles) const {
-    const int all_chunks = blocks(t) * t.unit_tiles * kTileUnits / units_of_chunk(bytes);
+    const int all_chunks = published_chunks(t, blocks(t), bytes);
     return shared_bytes(engine, pass, t, cell, untied(), int(tiles), all_chunks);
   }
 };

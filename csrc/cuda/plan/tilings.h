@@ -1,6 +1,6 @@
-// tilings.h - every way to cut a persistent recurrence that is compiled, and what each takes of
-// registers and shared memory. The plan chooses from these tables and the kernels' registries
-// instantiate them, so the two cannot disagree.
+// tilings.h - every way to cut a persistent recurrence that is compiled, and the registers that
+// each takes (shared_layout.h has the shared memory). The plan chooses from these tables and the
+// kernels' registries instantiate them, so the two cannot disagree.
 //
 // A unit tile is 16 hidden units of every gate, a batch tile 8 sequences, a chunk of k 512 bytes of
 // a batch tile: 32 units in 16 bit, 16 in tf32.
@@ -58,6 +58,7 @@ inline constexpr int kTileUnits = 16;
 inline constexpr int kTileSequences = 8;
 inline constexpr int kTileCells = kTileUnits * kTileSequences;
 inline constexpr int kChunkBytes = 512;
+inline constexpr int kChunkWords = kChunkBytes / 4;  // 8 sequences times 16 words
 constexpr int units_of_chunk(int bytes) { return kChunkBytes / kTileSequences / bytes; }
 
 // Grid: a block has one unit tile. Forward exists with untied masks and without; looped, untied
@@ -104,6 +105,10 @@ constexpr int unit_blocks(const Tiling& t, int64_t H, int bytes) {
   const int64_t tiles = chunks * units / kTileUnits;
   return int((tiles + t.unit_tiles - 1) / t.unit_tiles);
 }
+// Chunks of k that so many blocks publish.
+constexpr int published_chunks(const Tiling& t, int blocks, int bytes) {
+  return blocks * t.unit_tiles * kTileUnits / units_of_chunk(bytes);
+}
 
 // ---- registers
 
@@ -115,7 +120,7 @@ constexpr bool packs_masks(const Tiling& t, bool fused_input) {
   return t.looped || fused_input || (t.k_warps == 1 && t.chunks > 2);
 }
 // Words of packed masks that a thread has for each gate.
-BRNN_INLINE constexpr int packed_words(const Tiling& t) { return (4 * t.chunks + 15) / 16; }
+BRNN_INLINE constexpr int packed_words(int chunks) { return (4 * chunks + 15) / 16; }
 
 // A thread's registers, within 20 of what nvcc gives on every architecture (`make kernels`). Beyond
 // 255 the compiler shortens lives of values until it fits, or spills and fails that check.
@@ -126,7 +131,7 @@ constexpr int registers(Pass pass, const Tiling& t, int gates, bool untied, int 
   const int more_cells = t.k_warps < 4 ? 4 / t.k_warps - 1 : 0;  // a thread's, beside the first
   if (pass == Pass::backward) return weights + sums + 4 * gates * ahead + 16 * more_cells + 38;
   const bool packed = packs_masks(t, input_chunks > 0);
-  const int masks = !untied ? 0 : gates * (packed ? packed_words(t) : 4 * t.chunks);
+  const int masks = !untied ? 0 : gates * (packed ? packed_words(t.chunks) : 4 * t.chunks);
   const int h = 4 * (t.looped ? ahead : t.chunks);
   const int input = input_chunks ? (8 * gates + 4) * input_chunks + 3 * gates + sums : 0;
   return weights + sums + masks + h + input + 8 * more_cells + 50;
@@ -137,44 +142,6 @@ constexpr int registers(Pass pass, const Tiling& t, int gates, bool untied, int 
 constexpr int blocks_per_multiprocessor(Pass pass, const Tiling& t, int gates, bool untied,
                                         int input_chunks = 0) {
   return 2 * t.threads() * registers(pass, t, gates, untied, input_chunks) <= kRegisterFile ? 2 : 1;
-}
-
-// ---- shared memory, bytes; the parts lie in this order
-
-// What each warp sums, [2][unit_tiles][k_warps][128] of a value per gate forward (of 4 unless there
-// is one), of one value backward.
-BRNN_INLINE constexpr int sum_floats(Pass pass, int gates) {
-  return pass == Pass::forward && gates > 1 ? 4 : 1;
-}
-BRNN_INLINE constexpr int partial_bytes(Pass pass, const Tiling& t, int gates) {
-  return t.k_warps == 1 ? 0
-                        : 2 * t.unit_tiles * t.k_warps * kTileCells * 4 * sum_floats(pass, gates);
-}
-// What a cell carries from step to step, [batch_tiles][unit_tiles][128] of h, and c where the cell
-// has one, forward; of what is held outside a length and what skips the gates backward.
-BRNN_INLINE constexpr int state_floats(Pass pass, bool has_c) {
-  return pass == Pass::forward && !has_c ? 1 : 2;
-}
-BRNN_INLINE constexpr int state_bytes(Pass pass, const Tiling& t, bool has_c, int batch_tiles) {
-  return t.looped ? batch_tiles * t.unit_tiles * kTileCells * 4 * state_floats(pass, has_c) : 0;
-}
-// Masks as bits, [batch_tiles][words][threads].
-BRNN_INLINE constexpr int mask_bytes(Pass pass, const Tiling& t, int gates, bool untied,
-                                     int batch_tiles) {
-  const int words = pass == Pass::forward && untied ? gates * packed_words(t) : 1;
-  return t.looped ? batch_tiles * words * t.threads() * 4 : 0;
-}
-// h_t, or dz of every gate, of a batch tile, twice: where it does not travel through L2.
-constexpr int exchange_bytes(Engine engine, Pass pass, int gates, int all_chunks) {
-  return traits(engine).exchanges_shared
-             ? 2 * (pass == Pass::forward ? 1 : gates) * all_chunks * kChunkBytes
-             : 0;
-}
-constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, const CellTraits& cell,
-                           bool untied, int batch_tiles, int all_chunks) {
-  return partial_bytes(pass, t, cell.gates) + state_bytes(pass, t, cell.has_c, batch_tiles) +
-         mask_bytes(pass, t, cell.gates, untied, batch_tiles) +
-         exchange_bytes(engine, pass, cell.gates, all_chunks);
 }
 
 }  // namespace brnn::cuda

@@ -97,7 +97,7 @@ Plan plan_of(const Call& c, const How& how, Pass pass) {
   r.blocks_x = unit_blocks(r.tiling, c.H, bytes);
   r.blocks_y = (tiles + r.batch_tiles - 1) / r.batch_tiles;
   r.threads = r.tiling.threads();
-  const int chunks = r.blocks_x * r.tiling.unit_tiles * kTileUnits / units_of_chunk(bytes);
+  const int chunks = published_chunks(r.tiling, r.blocks_x, bytes);
   r.shared_bytes =
       shared_bytes(r.engine, pass, r.tiling, traits(Cell(c.cell)), untied, r.batch_tiles, chunks);
   r.fused_input = how.fused;

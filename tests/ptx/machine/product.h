@@ -6,5 +6,6 @@
 #else
 #include "cuda/gate_gemm/gate_gemm.h"
 #include "cuda/plan/plan.h"
+#include "cuda/plan/shared_layout.h"
 #include "cuda/run_layer.h"
 #endif

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import Parser, UserError, whole_number
+from .averaging import averaging, table
 from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
 from .report.report import write_report
 from .run_queue import run_queue
@@ -68,6 +69,34 @@ def add_experiment(verbs: argparse._SubParsersAction, arguments: Sequence[str]) 
     )
     report.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
     report.set_defaults(run=_report)
+    ways = actions.add_parser(
+        "averaging",
+        help="MC dropout beside the dropout approximation, cause by cause",
+        description=(
+            "Predicts with one trained Bayesian model in several ways: by the dropout "
+            "approximation, by arithmetic and geometric means over S mask sets, by one sample "
+            "alone, with a fitted temperature or scale, with smaller dropout probabilities. Prints "
+            "perplexities or RMSEs as a Markdown table."
+        ),
+    )
+    ways.add_argument("path", metavar="RUN", type=Path, help="run folder or checkpoint")
+    ways.add_argument(
+        "--samples",
+        metavar="S",
+        type=whole_number,
+        nargs="+",
+        default=[1, 2, 5, 10, 20, 50],
+        help="numbers of mask sets (default: 1 2 5 10 20 50)",
+    )
+    ways.add_argument(
+        "--items",
+        metavar="N",
+        type=whole_number,
+        default=10_000,
+        help="words of the validation and test texts each, or pieces of the training and test data "
+        "(default: 10000)",
+    )
+    ways.set_defaults(run=_averaging)
 
 
 def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> None:
@@ -312,6 +341,16 @@ def _print_figures(preset: Preset, result: RunResult) -> None:
 
 def _words(key: str) -> str:
     return key.replace("_", " ")
+
+
+def _averaging(arguments: argparse.Namespace) -> int:
+    for name, values in (("--samples", arguments.samples), ("--items", [arguments.items])):
+        if min(values) < 1:
+            raise UserError(f"argument {name}: expected whole numbers from 1, got {min(values)}")
+    ways = averaging(arguments.path, sorted(set(arguments.samples)), arguments.items)
+    for line in table(ways):
+        print(line, flush=True)
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

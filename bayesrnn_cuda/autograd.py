@@ -60,13 +60,13 @@ def _transformed() -> bool:
 def _setup(cell: Cell, ctx, inputs, output) -> None:
     """Saves inputs and results."""
     states, outputs = cell.states, 1 + cell.states  # outputs: differentiable ones
-    tensors, options = inputs[: 8 + states], inputs[8 + states :]
+    tensors, options = inputs[: 9 + states], inputs[9 + states :]
     *_, save, _allow_tf32, _engine = options
     if not save:
         raise RuntimeError("save: expected True where a gradient is required, got False")
-    weight_ih, weight_hh, bias_ih, _, keep_x, keep_h, lengths = tensors[1 + states :]
+    weight_ih, weight_hh, bias_ih, _, *masks_and_steps = tensors[1 + states :]
     ctx.save_for_backward(
-        *tensors[: 1 + states], weight_ih, weight_hh, keep_x, keep_h, lengths,
+        *tensors[: 1 + states], weight_ih, weight_hh, *masks_and_steps,
         output[0], *output[outputs:],
     )  # fmt: skip
     ctx.options = options
@@ -88,9 +88,9 @@ def _gradients(ctx, dx: Tensor, states: list, weights: list) -> tuple:
     """One entry per forward argument, None where there is nothing to return."""
     d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh = weights
     biases = (d_bias_ih, d_bias_hh) if ctx.bias else (None, None)
-    masks_and_options = (None,) * (3 + len(ctx.options))
+    others = (None,) * (4 + len(ctx.options))  # masks, lengths, resets, options
     first = dx if ctx.needs_input_grad[0] else None
-    return (first, *states, d_weight_ih, d_weight_hh, *biases, *masks_and_options)
+    return (first, *states, d_weight_ih, d_weight_hh, *biases, *others)
 
 
 def _refuse(ctx, *grads):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Cell:
     """A cell by the name of its op, of its function in `functional` and `reference`, and in `plan`.
 
-    Its op takes (x, *states, weights and biases, masks, lengths, scales, reverse, *flags, ...) and
-    returns (y, *states, gates, *saved).
+    Its op takes (x, *states, weights and biases, masks, lengths, resets, scales, reverse, *flags,
+    ...) and returns (y, *states, gates, *saved).
     """
 
     name: str

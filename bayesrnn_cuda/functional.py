@@ -27,6 +27,7 @@ def lstm(
     masks: LayerMasks | None = None,
     *,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     engine: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,6 +44,9 @@ def lstm(
             dropout.
         lengths: int64 [B], 0 to T (on a GPU clamped to that, not checked): past its length a
             sequence keeps its state and writes zeros.
+        resets: bool [T, B], True where a new segment of a sequence begins, an episode say: the
+            state that enters it is zero, h0 and c0 too. In reverse a segment is entered at its last
+            step. Masks stay. None: nowhere.
         reverse: run from the last step (of each sequence) to the first.
         engine: "auto" or a name from `bayesrnn_cuda.info()`; "reference" differentiates twice.
 
@@ -56,7 +60,7 @@ def lstm(
         TypeError: an argument of another type.
         torch.OutOfMemoryError: no memory for the results or for what the engine needs meanwhile.
     """
-    return _layer(LSTM, (x, h0, c0), weights, masks, lengths, reverse, engine)
+    return _layer(LSTM, (x, h0, c0), weights, masks, lengths, resets, reverse, engine)
 
 
 def gru(
@@ -66,6 +70,7 @@ def gru(
     masks: LayerMasks | None = None,
     *,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     reset_after: bool = True,
     engine: str = "auto",
@@ -83,7 +88,7 @@ def gru(
         y [T, B, H], h_n [B, H] in the dtype of x.
     """
     check_flag("reset_after", reset_after)
-    return _layer(GRU, (x, h0), weights, masks, lengths, reverse, engine, reset_after)
+    return _layer(GRU, (x, h0), weights, masks, lengths, resets, reverse, engine, reset_after)
 
 
 def rnn(
@@ -93,6 +98,7 @@ def rnn(
     masks: LayerMasks | None = None,
     *,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     engine: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -105,7 +111,7 @@ def rnn(
     Returns:
         y [T, B, H], h_n [B, H] in the dtype of x.
     """
-    return _layer(RNN, (x, h0), weights, masks, lengths, reverse, engine)
+    return _layer(RNN, (x, h0), weights, masks, lengths, resets, reverse, engine)
 
 
 def _layer(
@@ -114,26 +120,34 @@ def _layer(
     weights: LayerWeights,
     masks: LayerMasks | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
     engine: str,
     *flags: bool,
 ) -> tuple[Any, ...]:
     """One layer of any cell; `flags` are those that the cell names. (y, *final states)."""
-    keep_x, keep_h, scale_x, scale_h = _check(x_and_states, weights, masks, lengths, reverse)
+    keep_x, keep_h, scale_x, scale_h = _check(
+        x_and_states, weights, masks, lengths, resets, reverse
+    )
     tensors = _autocast(*x_and_states, *weights)
     count = len(x_and_states)
     x, *states = tensors[:count]
     parameters = tensors[count:]
-    if _resolve(engine, x) == "reference":
-        engines.check(cell.name, x, states, *parameters, keep_x, keep_h, lengths)
+    by_reference = _resolve(engine, x) == "reference"
+    if by_reference or resets is not None:  # which is changed before the op, which checks too
+        engines.check(cell.name, x, states, *parameters, keep_x, keep_h, lengths, resets)
+    if by_reference:
         options = dict(zip(cell.flags, flags, strict=True))
         run = getattr(reference, cell.name)
         weights = LayerWeights(*parameters)
-        return run(x, *states, weights, masks, lengths=lengths, reverse=reverse, **options)
+        return run(
+            x, *states, weights, masks, lengths=lengths, resets=resets, reverse=reverse, **options
+        )
+    resets = reference.entering(resets, lengths, reverse)
     save = _needs_grad(*tensors)
     results = autograd.call(
-        cell.name, *tensors, keep_x, keep_h, lengths, scale_x, scale_h, reverse, *flags, save,
-        engines.allow_tf32(x), engine, gradient=save,
+        cell.name, *tensors, keep_x, keep_h, lengths, resets, scale_x, scale_h, reverse, *flags,
+        save, engines.allow_tf32(x), engine, gradient=save,
     )  # fmt: skip
     return tuple(results[:count])
 
@@ -143,6 +157,7 @@ def _check(
     weights: LayerWeights,
     masks: LayerMasks | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
 ) -> LayerMasks:
     """The types of the arguments; csrc/checks.h has the rest. Returns the masks, or none."""
@@ -160,6 +175,7 @@ def _check(
     check_number("scale_x", masks.scale_x)
     check_number("scale_h", masks.scale_h)
     check_tensor("lengths", lengths, optional=True)
+    check_tensor("resets", resets, optional=True)
     check_flag("reverse", reverse)
     return masks
 

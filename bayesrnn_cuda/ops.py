@@ -1,7 +1,7 @@
 """torch.ops.bayesrnn: loads the compiled library and tells torch the shapes of its results.
 
 The schemas stand in csrc/ops.cpp and nowhere else. The ops are functional: tensors, masks, scales,
-lengths, direction and engine go in, new tensors come out, nothing is mutated.
+lengths, resets, direction and engine go in, new tensors come out, nothing is mutated.
 """
 
 import importlib.util

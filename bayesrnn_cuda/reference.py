@@ -38,14 +38,16 @@ def lstm(
     masks: LayerMasks | None = None,
     *,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One LSTM layer in one direction. Arguments and results as `bayesrnn_cuda.functional.lstm`."""
     masks = masks or LayerMasks()
-    x = _inside(x, lengths)
+    x, resets = _inside(x, lengths), entering(resets, lengths, reverse)
     h, c = h0, c0
     y = [x.new_zeros(h0.shape)] * x.shape[0]
     for t in _steps(x.shape[0], reverse):
+        h, c = _entered(t, resets, h), _entered(t, resets, c)
         a = _linear(x[t], weights.weight_ih, weights.bias_ih, masks.keep_x, masks.scale_x, 4)
         r = _linear(h, weights.weight_hh, weights.bias_hh, masks.keep_h, masks.scale_h, 4)
         i = torch.sigmoid(a[0] + r[0])
@@ -65,15 +67,17 @@ def gru(
     masks: LayerMasks | None = None,
     *,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     reset_after: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction. Arguments and results as `bayesrnn_cuda.functional.gru`."""
     masks = masks or LayerMasks()
-    x = _inside(x, lengths)
+    x, resets = _inside(x, lengths), entering(resets, lengths, reverse)
     h = h0
     y = [x.new_zeros(h0.shape)] * x.shape[0]
     for t in _steps(x.shape[0], reverse):
+        h = _entered(t, resets, h)
         a = _linear(x[t], weights.weight_ih, weights.bias_ih, masks.keep_x, masks.scale_x, 3)
         q = _masked(h, masks.keep_h, masks.scale_h, 3)
         u, b = _per_gate(weights.weight_hh, weights.bias_hh, 3)
@@ -95,14 +99,16 @@ def rnn(
     masks: LayerMasks | None = None,
     *,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One RNN layer in one direction. Arguments and results as `bayesrnn_cuda.functional.rnn`."""
     masks = masks or LayerMasks()
-    x = _inside(x, lengths)
+    x, resets = _inside(x, lengths), entering(resets, lengths, reverse)
     h = h0
     y = [x.new_zeros(h0.shape)] * x.shape[0]
     for t in _steps(x.shape[0], reverse):
+        h = _entered(t, resets, h)
         (a,) = _linear(x[t], weights.weight_ih, weights.bias_ih, masks.keep_x, masks.scale_x, 1)
         (r,) = _linear(h, weights.weight_hh, weights.bias_hh, masks.keep_h, masks.scale_h, 1)
         h_t = torch.tanh(a + r)
@@ -112,6 +118,30 @@ def rnn(
 
 def _steps(steps: int, reverse: bool) -> range:
     return range(steps - 1, -1, -1) if reverse else range(steps)
+
+
+def entering(resets: Tensor | None, lengths: Tensor | None, reverse: bool) -> Tensor | None:
+    """Where zero enters a step in the direction of the run, as the compiled ops take it: [T, B].
+
+    `resets` [T, B] says where segments begin. A reversed run enters a segment at its last step,
+    the one before the next segment's first; what enters the last segment is h_0, as it enters the
+    first one of a run that is not reversed. Past its length no sequence has segments.
+    """
+    if resets is None:
+        return None
+    if lengths is not None:
+        steps = torch.arange(resets.shape[0], device=resets.device)
+        resets = resets & (steps.unsqueeze(1) < lengths)
+    if reverse:
+        resets = torch.cat([resets[1:], torch.zeros_like(resets[:1])])
+    return resets
+
+
+def _entered(t: int, resets: Tensor | None, state: Tensor) -> Tensor:
+    """What enters step t: the state, or zero. The select keeps a NaN of the segment before out."""
+    if resets is None:
+        return state
+    return torch.where(resets[t].unsqueeze(1), state.new_zeros(()), state)
 
 
 def _inside(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -16,8 +16,8 @@ def forward(
     """Rule of a layer's op, which carries `states`: S samples of B sequences run as S * B."""
     if any(dim is not None for dim in in_dims[1 + states : 5 + states]):  # weights and biases
         return loop(op, info, in_dims, *arguments)
-    # where x, states, masks and lengths have their batch; arguments beyond are no tensors
-    batch_dims = (1, *(0,) * states, *(None,) * 4, 1, 1, 0)
+    # where x, states, masks, lengths and resets have their batch; arguments beyond are no tensors
+    batch_dims = (1, *(0,) * states, *(None,) * 4, 1, 1, 0, 1)
     folded = list(arguments)
     for i, batch_dim in enumerate(batch_dims):
         if batch_dim is not None and folded[i] is not None:

@@ -147,6 +147,14 @@ inline void check_lengths(const OptionalTensor& lengths, const Tensor& x) {
   }
 }
 
+inline void check_resets(const OptionalTensor& resets, const Tensor& x) {
+  if (!resets) return;
+  check_device("resets", *resets, x);
+  check_dtype("resets", *resets, ScalarType::Bool, "");
+  check_shape("resets", *resets, {x.size(0), x.size(1)}, "T, B");
+  check_memory("resets", *resets);
+}
+
 // The arguments of ops that draw masks.
 inline void check_seeds(const char* name, const Tensor& seeds, int64_t count) {
   check_dtype(name, seeds, ScalarType::Long, "");
@@ -185,7 +193,7 @@ inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const Opti
                         const Tensor& weight_ih, const Tensor& weight_hh,
                         const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                         const OptionalTensor& keep_x, const OptionalTensor& keep_h,
-                        const OptionalTensor& lengths) {
+                        const OptionalTensor& lengths, const OptionalTensor& resets) {
   check_defined("x", x);
   check_defined("h0", h0);
   if (x.dim() != 3) fail("x", "3 dimensions (T, B, I)", text(shape_of(x)));
@@ -206,6 +214,7 @@ inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const Opti
   check_keep("keep_x", keep_x, x, G, I, "G or 1, B, I");
   check_keep("keep_h", keep_h, x, G, H, "G or 1, B, H");
   check_lengths(lengths, x);
+  check_resets(resets, x);
 }
 
 // What the CPU engine can run.

@@ -28,12 +28,21 @@ BRNN_INLINE int64_t length_of(const int64_t* lengths, int64_t b, int64_t T) {
   return length < 0 ? 0 : length < T ? length : T;
 }
 
+// Whether zero enters step t of sequence b instead of the state that left the step before it in the
+// direction of the run (h0 and c0 too); no gradient goes back there. It is the one flag that an
+// engine reads of a step: who calls the op has moved the beginnings of segments to where a reversed
+// run enters them. Past a sequence's length it says nothing.
+BRNN_INLINE bool resets_at(const uint8_t* resets, int64_t b, int64_t t, int64_t B) {
+  return resets && resets[t * B + b];
+}
+
 // What forward and backward share.
 template <class S>
 struct Layer {
   int64_t T, B, I, H;
   bool reverse;            // from each sequence's last step to its first
   const int64_t* lengths;  // [B], or nullptr: all T; see length_of
+  const uint8_t* resets;   // [T, B] 1 = reset, or nullptr: nowhere; see resets_at
   Mask mask_x;             // K = I
   Mask mask_h;             // K = H
 
@@ -47,6 +56,7 @@ struct Layer {
   // The time step that is processed s-th.
   int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
   bool inside(int64_t b, int64_t t) const { return t < length(b); }
+  bool resets_at(int64_t b, int64_t t) const { return brnn::resets_at(resets, b, t, B); }
   // The step that sees h0, and the one whose state is h_n.
   bool starts(int64_t b, int64_t t) const { return t == (reverse ? length(b) - 1 : 0); }
   bool ends(int64_t b, int64_t t) const { return t == (reverse ? 0 : length(b) - 1); }

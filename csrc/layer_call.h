@@ -39,7 +39,7 @@ struct LayerTensors {
   Tensor x, h0;
   OptionalTensor c0;
   Tensor weight_ih, weight_hh;
-  OptionalTensor bias_ih, bias_hh, keep_x, keep_h, lengths;
+  OptionalTensor bias_ih, bias_hh, keep_x, keep_h, lengths, resets;
 };
 
 // What backward takes beside them. saved: see cells.h.
@@ -89,8 +89,9 @@ OptionalTensor dense(const OptionalTensor& t) {
 template <class Backend>
 LayerTensors dense(const LayerTensors& t) {
   const auto copy = [](const auto& tensor) { return dense<Backend>(tensor); };
-  return {copy(t.x),       copy(t.h0),      copy(t.c0),     copy(t.weight_ih), copy(t.weight_hh),
-          copy(t.bias_ih), copy(t.bias_hh), copy(t.keep_x), copy(t.keep_h),    copy(t.lengths)};
+  return {copy(t.x),         copy(t.h0),      copy(t.c0),      copy(t.weight_ih),
+          copy(t.weight_hh), copy(t.bias_ih), copy(t.bias_hh), copy(t.keep_x),
+          copy(t.keep_h),    copy(t.lengths), copy(t.resets)};
 }
 template <class Backend>
 BackwardTensors dense(const BackwardTensors& t) {
@@ -134,6 +135,7 @@ void fill(Layer<S>& layer, const LayerTensors& t, const Options& options) {
   layer.T = t.x.size(0), layer.B = t.x.size(1), layer.I = t.x.size(2), layer.H = t.h0.size(1);
   layer.reverse = options.reverse;
   layer.lengths = read<int64_t>(t.lengths);
+  layer.resets = read<uint8_t>(t.resets);
   layer.mask_x = mask_of(t.keep_x, options.scale_x);
   layer.mask_h = mask_of(t.keep_h, options.scale_h);
   layer.x = read<S>(t.x);
@@ -159,7 +161,7 @@ void with_storage_type(const Tensor& x, const Use& use) {
 
 inline void check_layer(Cell cell, const LayerTensors& t) {
   checks::check_layer(traits(cell).gates, t.x, t.h0, t.c0, t.weight_ih, t.weight_hh, t.bias_ih,
-                      t.bias_hh, t.keep_x, t.keep_h, t.lengths);
+                      t.bias_hh, t.keep_x, t.keep_h, t.lengths, t.resets);
 }
 
 template <class Backend>

@@ -81,8 +81,8 @@ struct LayerOps<Backend, Pair, Some<C0...>, Some<Saved...>, Some<Flag...>> {
   static std::tuple<Tensor, Tensor, C0..., Tensor, Saved...> forward(
       Tensor x, Tensor h0, C0... c0, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
       OptionalTensor bias_hh, OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths,
-      double scale_x, double scale_h, bool reverse, Flag... flag, bool save, bool allow_tf32,
-      StringHandle engine) {
+      OptionalTensor resets, double scale_x, double scale_h, bool reverse, Flag... flag, bool save,
+      bool allow_tf32, StringHandle engine) {
     const auto r = brnn::forward<Backend>(kPair.of(flag...),
                                           {.x = x,
                                            .h0 = h0,
@@ -93,7 +93,8 @@ struct LayerOps<Backend, Pair, Some<C0...>, Some<Saved...>, Some<Flag...>> {
                                            .bias_hh = bias_hh,
                                            .keep_x = keep_x,
                                            .keep_h = keep_h,
-                                           .lengths = lengths},
+                                           .lengths = lengths,
+                                           .resets = resets},
                                           {.scale_x = scale_x,
                                            .scale_h = scale_h,
                                            .reverse = reverse,
@@ -106,9 +107,9 @@ struct LayerOps<Backend, Pair, Some<C0...>, Some<Saved...>, Some<Flag...>> {
   static std::tuple<Tensor, Tensor, C0..., Tensor, Tensor, Tensor, Tensor> backward(
       OptionalTensor dy, OptionalTensor dh_n, std::optional<C0>... dc_n, Tensor x, Tensor h0,
       C0... c0, Tensor weight_ih, Tensor weight_hh, OptionalTensor keep_x, OptionalTensor keep_h,
-      OptionalTensor lengths, Tensor y, Tensor gates, Saved... saved, double scale_x,
-      double scale_h, bool reverse, Flag... flag, bool bias, bool need_dx, bool allow_tf32,
-      StringHandle engine) {
+      OptionalTensor lengths, OptionalTensor resets, Tensor y, Tensor gates, Saved... saved,
+      double scale_x, double scale_h, bool reverse, Flag... flag, bool bias, bool need_dx,
+      bool allow_tf32, StringHandle engine) {
     const auto r = brnn::backward<Backend>(kPair.of(flag...),
                                            {.x = x,
                                             .h0 = h0,
@@ -117,7 +118,8 @@ struct LayerOps<Backend, Pair, Some<C0...>, Some<Saved...>, Some<Flag...>> {
                                             .weight_hh = weight_hh,
                                             .keep_x = keep_x,
                                             .keep_h = keep_h,
-                                            .lengths = lengths},
+                                            .lengths = lengths,
+                                            .resets = resets},
                                            {.dy = dy,
                                             .dh_n = dh_n,
                                             .dc_n = optional(dc_n...),
@@ -151,7 +153,7 @@ std::string forward_schema(const OpPair& pair) {
   const bool has_c = pair.has_c(), has_saved = pair.has_saved();
   return std::string(pair.name) + "(Tensor x, Tensor h0, " + named(has_c, "Tensor ", "c0", ", ") +
          "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? keep_x, "
-         "Tensor? keep_h, Tensor? lengths, float scale_x=1.0, float scale_h=1.0, "
+         "Tensor? keep_h, Tensor? lengths, Tensor? resets, float scale_x=1.0, float scale_h=1.0, "
          "bool reverse=False, " +
          named(pair.has_flag(), "bool ", pair.flag, "=True, ") +
          "bool save=True, bool allow_tf32=False, str engine=\"auto\") -> "
@@ -166,7 +168,7 @@ std::string backward_schema(const OpPair& pair) {
          named(has_c, "Tensor? ", "dc_n", ", ") + "Tensor x, Tensor h0, " +
          named(has_c, "Tensor ", "c0", ", ") +
          "Tensor weight_ih, Tensor weight_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths, "
-         "Tensor y, Tensor gates, " +
+         "Tensor? resets, Tensor y, Tensor gates, " +
          named(has_saved, "Tensor ", traits(pair.cell).saved_name, ", ") +
          "float scale_x=1.0, float scale_h=1.0, bool reverse=False, " +
          named(pair.has_flag(), "bool ", pair.flag, "=True, ") +
@@ -198,9 +200,11 @@ void implement_layer_ops(auto& library) {
 // For engines outside this library (the reference): the same checks. Returns G.
 int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0, Tensor weight_ih,
                        Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
-                       OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths) {
+                       OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths,
+                       OptionalTensor resets) {
   const Cell which = checks::cell_of(taken(cell));
-  check_layer(which, {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths});
+  check_layer(which,
+              {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths, resets});
   return traits(which).gates;
 }
 
@@ -315,11 +319,14 @@ std::string cuda_architectures() { return BRNN_CUDA_ARCHITECTURES; }
 // Functional ops: nothing is mutated, forward returns what backward needs (empty where save is
 // false), backward is an op. Shapes stand in layer.h; results that are not wanted are empty. The
 // layers' own have their arguments in an order that Python's ops.py and autograd.py count on.
+// resets: where zero enters a step in the direction of the run, which in reverse is not where a
+// segment begins (reference.entering).
 STABLE_TORCH_LIBRARY(bayesrnn, m) {
   brnn::define_layer_ops(m);
   m.def(
       "check_layer(str cell, Tensor x, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, "
-      "Tensor? bias_ih, Tensor? bias_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths) -> int");
+      "Tensor? bias_ih, Tensor? bias_hh, Tensor? keep_x, Tensor? keep_h, Tensor? lengths, "
+      "Tensor? resets) -> int");
   m.def("sample_keep(Tensor seed, SymInt count, float p) -> Tensor");
   m.def(
       "sample_layer_keep(Tensor seeds, SymInt sets, SymInt B, SymInt I, SymInt H, float p_x, "

@@ -22,6 +22,7 @@ VARIANTS = {
 }
 CELLS = tuple(VARIANTS)
 MASKS = ("none", "tied", "untied", "only_x", "only_h", "tied_x_untied_h", "all_dropped", "scaled")
+RESETS = ("random", "first", "last", "every", "nowhere")  # steps; "none": no tensor at all
 SIZES = ((1, 1, 1), (3, 5, 7), (5, 37, 33))  # B, I, H
 
 
@@ -36,6 +37,7 @@ class Case:
     H: int = 7
     masks: str = "untied"
     lengths: bool = False  # unsorted, from 0 to T
+    resets: str = "none"
     reverse: bool = False
     strided: bool = False  # no tensor is dense, x is a batch_first tensor seen time-major
     bias: bool = True
@@ -63,7 +65,8 @@ class Case:
         for field in fields(self)[6:]:
             value = getattr(self, field.name)
             if value != field.default:
-                text += f"-{field.name}" + (f"_{'_'.join(value)}" if type(value) is tuple else "")
+                words = (value,) if type(value) is str else value
+                text += f"-{field.name}" + (f"_{'_'.join(words)}" if type(words) is tuple else "")
         return text.replace("bias", "no_bias")
 
 
@@ -76,6 +79,7 @@ class Inputs(NamedTuple):
     weights: LayerWeights
     masks: LayerMasks | None
     lengths: Tensor | None
+    resets: Tensor | None
     cotangents: dict[str, Tensor]
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "Inputs":
@@ -95,6 +99,7 @@ class Inputs(NamedTuple):
             weights=LayerWeights(*map(cast, self.weights)),
             masks=masks and masks._replace(keep_x=move(masks.keep_x), keep_h=move(masks.keep_h)),
             lengths=move(self.lengths),
+            resets=move(self.resets),
             cotangents={name: cast(t) for name, t in self.cotangents.items()},
         )
 
@@ -108,12 +113,15 @@ class Inputs(NamedTuple):
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that a call reads."""
         masks = self.masks or LayerMasks()
-        others = {"keep_x": masks.keep_x, "keep_h": masks.keep_h, "lengths": self.lengths}
+        others = {
+            "keep_x": masks.keep_x, "keep_h": masks.keep_h,
+            "lengths": self.lengths, "resets": self.resets,
+        }  # fmt: skip
         return self.differentiable() | {k: t for k, t in others.items() if t is not None}
 
     def replace_tensors(self, tensors: dict[str, Tensor]) -> "Inputs":
         """With some tensors exchanged, by the names of `tensors()`."""
-        own = {k: t for k, t in tensors.items() if k in ("x", "h0", "c0", "lengths")}
+        own = {k: t for k, t in tensors.items() if k in ("x", "h0", "c0", "lengths", "resets")}
         weights = {k: t for k, t in tensors.items() if k in LayerWeights._fields}
         masks = {k: t for k, t in tensors.items() if k in LayerMasks._fields}
         return self._replace(
@@ -154,6 +162,7 @@ def sample(
         ),
         masks=sample_masks(case, rng),
         lengths=sample_lengths(T, B, rng) if case.lengths else None,
+        resets=sample_resets(case, rng),
         cotangents={k: t for k, t in cotangents.items() if not case.loss_of or k in case.loss_of},
     ).to(dtype, device)
     return with_strides(inputs) if case.strided else inputs
@@ -190,6 +199,21 @@ def sample_lengths(T: int, B: int, rng: torch.Generator) -> Tensor:
     return lengths
 
 
+def sample_resets(case: Case, rng: torch.Generator) -> Tensor | None:
+    """Random ones at a third of the steps."""
+    shape = (case.T, case.B)
+    match case.resets:
+        case "none":
+            return None
+        case "random":
+            return torch.rand(shape, generator=rng) < 1 / 3
+        case "first" | "last":
+            resets = torch.zeros(shape, dtype=torch.bool)
+            resets[0 if case.resets == "first" else -1] = True
+            return resets
+    return torch.full(shape, case.resets == "every")
+
+
 def with_strides(inputs: Inputs) -> Inputs:
     """The same numbers in tensors none of which is contiguous."""
 
@@ -212,6 +236,7 @@ def with_strides(inputs: Inputs) -> Inputs:
         ),
         masks=m and m._replace(keep_x=every_other(m.keep_x), keep_h=batch_outside(m.keep_h)),
         lengths=every_other(inputs.lengths),
+        resets=batch_outside(inputs.resets),
         cotangents={
             k: batch_outside(t) if k == "y" else every_other(t)
             for k, t in inputs.cotangents.items()
@@ -222,7 +247,8 @@ def with_strides(inputs: Inputs) -> Inputs:
 def outputs(case: Case, inputs: Inputs, engine: str) -> dict[str, Tensor]:
     """y, h_n and, if there is one, c_n. `engine` "reference" is bayesrnn_cuda.reference itself."""
     module, options = (reference, {}) if engine == "reference" else (functional, {"engine": engine})
-    options |= {"lengths": inputs.lengths, "reverse": case.reverse} | case.flags
+    options |= {"lengths": inputs.lengths, "resets": inputs.resets, "reverse": case.reverse}
+    options |= case.flags
     layer = getattr(module, case.kind.name)
     results = layer(inputs.x, *inputs.states(), inputs.weights, inputs.masks, **options)
     return dict(zip(case.outputs, results, strict=True))
@@ -296,6 +322,7 @@ def op_arguments(case: Case, inputs: Inputs, *, save: bool = True, engine: str =
     masks = inputs.masks or LayerMasks()
     states = inputs.states()
     tensors = [inputs.x, *states, *inputs.weights, masks.keep_x, masks.keep_h, inputs.lengths]
+    tensors.append(reference.entering(inputs.resets, inputs.lengths, case.reverse))
     options = [masks.scale_x, masks.scale_h, case.reverse, *case.flags.values()]
     op = getattr(torch.ops.bayesrnn, case.kind.name)
     return op, (*tensors, *options, save, False, engine)
@@ -310,9 +337,9 @@ def backward_arguments(
         results = op(*forward)
     states = case.kind.states
     cotangents = [inputs.cotangents.get(k) for k in case.outputs]
-    x_states_weights, keeps = forward[: 3 + states], forward[5 + states : 8 + states]
+    x_states_weights, keeps = forward[: 3 + states], forward[5 + states : 9 + states]
     saved = (results[0], *results[states + 1 :])
-    *options, _save, allow_tf32, engine = forward[8 + states :]
+    *options, _save, allow_tf32, engine = forward[9 + states :]
     options += [case.bias, need_dx, allow_tf32, engine]
     op = getattr(torch.ops.bayesrnn, f"{case.kind.name}_backward")
     return op, (*cotangents, *x_states_weights, *keeps, *saved, *options)

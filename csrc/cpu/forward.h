@@ -41,6 +41,7 @@ class ForwardPass {
     bias_ih_ = take<C>(G * pitch_);
     bias_hh_ = take<C>(G * pitch_);
     taken_ = take<int64_t>(threads * Piece::kApart);
+    zeros_ = take<S>(p_.resets ? p_.H : 0);
     Arena one(nullptr);
     Part(*this, 0, one);
     part_bytes_ = one.used();
@@ -58,6 +59,7 @@ class ForwardPass {
         keep_h_.pack(share_of(p_.B, panel, panels()));
       }
     });
+    if (p_.resets) std::memset(static_cast<void*>(zeros_), 0, size_t(p_.H) * sizeof(S));
     pack_bias(p_.bias_ih, bias_ih_);
     pack_bias(p_.bias_hh, bias_hh_);
     run_phases(host, split_, taken_, [&](const auto& run) { over_time(run); });
@@ -167,7 +169,7 @@ class ForwardPass {
       const bool first = s == 0 || p_.starts(b, t);  // rows that wait hold numbers too
       if (!first && !p_.inside(b, t)) continue;
       const S* last = first ? p_.h0 + b * p_.H : p_.y + (p_.time(s - 1) * p_.B + b) * p_.H;
-      pack_row(last, p_.H, keep_h_, b, own, row);
+      pack_row(p_.resets_at(b, t) ? zeros_ : last, p_.H, keep_h_, b, own, row);
     }
     return own;
   }
@@ -274,7 +276,8 @@ class ForwardPass {
         r[k] = load(q + k * kTile + i * width) * scale_h + b_hh[k];
       }
       if constexpr (Cell::reset_before) gate[0] = load(reset);
-      Cell::forward(a, r, load(carried), gate, saved, state);
+      const V entering = p_.resets_at(b + i, t) ? V{} : load(carried);
+      Cell::forward(a, r, entering, gate, saved, state);
       store(q + (G - 1) * kTile + i * width, gate[G - 1]);
       if (p_.inside(b + i, t)) {
         store(carried, state);
@@ -323,6 +326,7 @@ class ForwardPass {
   Keep<C> keep_x_, keep_h_;
   C *bias_ih_, *bias_hh_;  // [G][pitch]
   int64_t* taken_;         // see Piece
+  S* zeros_;               // [H] what enters where there is a reset
   char* part_base_;
   size_t part_bytes_;
 };

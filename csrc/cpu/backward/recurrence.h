@@ -61,9 +61,18 @@ class Recurrence {
 
  private:
   int lanes(int64_t u) const { return int(min<int64_t>(V::size, p_.H - u)); }
+  // Whether each sequence from b on resets at step s; nullptr where none does.
+  const uint8_t* resets_of(int64_t s, int64_t b) const {
+    return p_.resets && s < p_.T ? p_.resets + p_.time(s) * p_.B + b : nullptr;
+  }
+  // h that entered step s.
+  V hidden_before(int64_t s, int64_t b, int64_t u, int n) const {
+    return p_.resets_at(b, p_.time(s)) ? V{} : load(row_before(p_, p_.h0, p_.y, s, b) + u, n);
+  }
   // The state that is carried and never masked: c_{t-1} of the LSTM, h_{t-1} of the GRU.
-  const S* state_before(int64_t s, int64_t b) const {
-    return Cell::has_c ? row_before(p_, p_.c0, p_.saved, s, b) : row_before(p_, p_.h0, p_.y, s, b);
+  V state_before(int64_t s, int64_t b, int64_t u, int n) const {
+    if constexpr (!Cell::has_c) return hidden_before(s, b, u, n);
+    return p_.resets_at(b, p_.time(s)) ? V{} : load(row_before(p_, p_.c0, p_.saved, s, b) + u, n);
   }
 
   // What the chunk after this one left in the first rows of dz is where this one starts.
@@ -134,10 +143,12 @@ class Recurrence {
     C* const carried = carry_ + b0 * pitch + u;
     E* to = dz_.at(0, dz_row, u);
     const int64_t slot_stride = dz_.set_stride();
+    const uint8_t* const resets = resets_of(s, b0);
+    const uint8_t* const resets_next = resets_of(s + 1, b0);
     V total[kSlots] = {};
     for (int i = 0; i < count; ++i, to += kBlock<E>) {
       const int64_t b = b0 + i;
-      V dh_b = load(dh + i * width) * scale_;
+      V dh_b = resets_next && resets_next[i] ? V{} : load(dh + i * width) * scale_;
       V dslot[kSlots] = {};
       if (p_.inside(b, t)) {
         if (dy) dh_b = dh_b + load(dy + i * H, n);
@@ -146,8 +157,8 @@ class Recurrence {
         for (int k = 0; k < G; ++k) gate[k] = load(gates + (i * G + k) * H, n);
         const V saved = Cell::has_saved ? load(all_saved + i * H, n) : V{};
         V carry = load(carried + i * pitch);
-        Cell::backward(gate, saved, load(state_before(s, b) + u, n), dh_b, carry, dslot);
-        store(carried + i * pitch, carry);
+        Cell::backward(gate, saved, state_before(s, b, u, n), dh_b, carry, dslot);
+        store(carried + i * pitch, resets && resets[i] ? V{} : carry);
       } else if (began_later(b) && t == p_.length(b)) {
         write_dh0(b, u, n, dh_b);
       }
@@ -178,7 +189,7 @@ class Recurrence {
           V dmasked{}, dr{};
           if (p_.inside(b, t)) {
             const V r = load(row_at(p_, p_.gates, t, b, G * p_.H) + u, n);
-            const V h = load(row_before(p_, p_.h0, p_.y, s, b) + u, n);
+            const V h = hidden_before(s, b, u, n);
             if constexpr (Cell::reset_before)
               dmasked = Cell::backward_reset(r, keep_(2, b, u, h) * scale_,
                                              first_lanes(n, load(dq + i * width + v)), dr);
@@ -197,6 +208,7 @@ class Recurrence {
     for_each_tile(sequences, piece, 0, [&](int64_t panel, int64_t b0, int count) {
       alignas(64) C dh[kTile];
       through_recurrence(product, dz_, b0, panel, b0, count, dh);
+      const uint8_t* const resets = resets_of(0, b0);
       const int width = panels_.width(panel);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
@@ -204,7 +216,7 @@ class Recurrence {
           const int n = lanes(u);
           if (n <= 0) break;
           if (Cell::has_c) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
-          V d = load(dh + i * width + v) * scale_;
+          V d = resets && resets[i] ? V{} : load(dh + i * width + v) * scale_;
           if (p_.dh_n && p_.length(b) == 0) d = d + load(p_.dh_n + b * p_.H + u, n);
           if (!began_later(b)) write_dh0(b, u, n, d);
         }

@@ -90,7 +90,8 @@ class WeightGradients {
   };
 
   // Rows from `first` on of what each gate sees; scaled where the sums are made in place. Rows past
-  // a sequence's length are zero, whatever stands there: dz is zero too, but 0 * NaN is not.
+  // a sequence's length are zero, whatever stands there: dz is zero too, but 0 * NaN is not. So is
+  // h_{t-1} where there is a reset.
   template <bool Recurrent>
   void pack_operand(const Operand& operand, int64_t begin, int64_t rows, int64_t first) const {
     constexpr int group = Element<E>::group;
@@ -105,7 +106,8 @@ class WeightGradients {
     for (int64_t d = first; d < last; ++d) {
       const int64_t s = begin + d / p_.B, b = d % p_.B, t = p_.time(s);
       const bool inside = d < to.K && p_.inside(b, t);
-      sources[d - first] = {!inside     ? nullptr
+      const bool zero = !inside || (Recurrent && p_.resets_at(b, t));
+      sources[d - first] = {zero        ? nullptr
                             : Recurrent ? row_before(p_, p_.h0, p_.y, s, b)
                                         : row_at(p_, p_.x, t, b, p_.I),
                             inside ? row_at(p_, p_.gates, t, b, G * p_.H) : nullptr,

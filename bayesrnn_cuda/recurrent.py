@@ -1,4 +1,4 @@
-"""What BayesianLSTM and its like share: parameters, masks, layers, directions, layouts."""
+"""What BayesianLSTM and its like share: parameters, masks, layers, directions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,11 +6,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from . import autograd, functional
+from . import functional
 from .cells import Cell
 from .checks import ArgumentError, check_flag, check_probability, check_size, check_tensor
+from .layouts import Layout, TimeMajor
 from .masks import LayerMasks, dropout_scale, sample_layer_masks
 from .reference import LayerWeights
 from .settings import LayerSettings
@@ -251,51 +252,35 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         ]
 
     def _forward(
-        self, input: Tensor | PackedSequence, hx: tuple | None, masks: Sequence[LayerMasks] | None
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple | None,
+        masks: Sequence[LayerMasks] | None,
+        resets: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """`forward` with hx as a tuple of the cell's states, in and out."""
         # once a call: a parametrized weight is computed at each access
         weights = [self.layer_weights(suffix) for _, suffix in self._directions()]
-        lengths = None
-        if isinstance(input, PackedSequence):
-            if torch.compiler.is_exporting() or autograd.in_func_grad():  # torch cannot unpack it
-                raise ArgumentError(
-                    "input: expected a tensor within torch.export and torch.func, "
-                    "got PackedSequence"
-                )
-            x, lengths = pad_packed_sequence(input)
-            lengths = lengths.to(x.device)
-        else:
-            x = input
-            check_tensor("input", x)
+        data = input.data if isinstance(input, PackedSequence) else input
+        check_tensor("input", data)
         dtype = weights[0].weight_ih.dtype
-        if x.dtype != dtype and not functional.autocast_enabled(x):
+        if data.dtype != dtype and not functional.autocast_enabled(data):
             raise ArgumentError(
-                f"input: expected {dtype}, the dtype of the parameters, got {x.dtype}"
+                f"input: expected {dtype}, the dtype of the parameters, got {data.dtype}"
             )
-        unbatched = x.dim() == 2
-        if x.dim() not in (2, 3):
-            raise ArgumentError(f"input: expected 2 (unbatched) or 3 dimensions, got {x.dim()}")
-        if x.shape[-1] != self.input_size:
+        layout = Layout.of(input, self.batch_first)
+        if data.shape[-1] != self.input_size:
             raise ArgumentError(
-                f"input: expected last dimension {self.input_size} (input_size), got {x.shape[-1]}"
+                f"input: expected last dimension {self.input_size} (input_size), "
+                f"got {data.shape[-1]}"
             )
-        if unbatched:
-            x = x.unsqueeze(1)
-        elif self.batch_first and lengths is None:
-            x = x.transpose(0, 1)
-        if x.shape[0] == 0:
+        inputs = layout.time_major(input, resets)
+        if inputs.x.shape[0] == 0:
             raise ArgumentError("input: expected a sequence of at least 1 step, got 0")
-        hx = self._initial_state(x, hx, unbatched)
-        masks = self._masks_for(x, masks)
-
-        y, finals = self._run(x, hx, weights, masks, lengths)
-
-        if isinstance(input, PackedSequence) and lengths is not None:
-            return _pack(y, lengths, input), finals
-        if unbatched:
-            return y.squeeze(1), tuple(state.squeeze(1) for state in finals)
-        return (y.transpose(0, 1) if self.batch_first else y), finals
+        hx = self._initial_state(inputs.x, hx, layout.unbatched)
+        masks = self._masks_for(inputs.x, masks)
+        y, finals = self._run(inputs, hx, weights, masks)
+        return layout.output(y, inputs.lengths, finals)
 
     def _initial_state(self, x: Tensor, hx: tuple | None, unbatched: bool) -> tuple[Tensor, ...]:
         """hx as a tuple of [layers*D, B, H]; zeros if None."""
@@ -341,33 +326,32 @@ class RecurrentLayer(LayerSettings, DropoutModule):
 
     def _run(
         self,
-        x: Tensor,
+        inputs: TimeMajor,
         hx: tuple[Tensor, ...],
         weights: Sequence[LayerWeights],
         masks: Sequence[LayerMasks],
-        lengths: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers and directions over x [T, B, I]."""
+        """All layers and directions over the inputs."""
         finals, outputs = [], []
         for index, (_, suffix) in enumerate(self._directions()):
             reverse = suffix.endswith("_reverse")
             initial = tuple(state[index] for state in hx)
-            y, *final = self._run_layer(x, initial, weights[index], masks[index], lengths, reverse)
+            y, *final = self._run_layer(inputs, initial, weights[index], masks[index], reverse)
             finals.append(final)
             outputs.append(y)
             if len(outputs) == self.num_directions:
-                x = torch.cat(outputs, dim=-1) if self.bidirectional else y
+                inputs = inputs._replace(x=torch.cat(outputs, dim=-1) if self.bidirectional else y)
                 outputs = []
         if len(finals) == 1:
-            return x, tuple(state.unsqueeze(0) for state in finals[0])
-        return x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
+            return inputs.x, tuple(state.unsqueeze(0) for state in finals[0])
+        return inputs.x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
 
-    def _run_layer(self, x, initial, weights, masks, lengths, reverse) -> tuple[Tensor, ...]:
+    def _run_layer(self, inputs, initial, weights, masks, reverse) -> tuple[Tensor, ...]:
         run = getattr(functional, self.cell.name)
         flags = {name: getattr(self, name) for name in self.cell.flags}
         return run(
-            x, *initial, weights, masks, lengths=lengths, reverse=reverse, engine=self.engine,
-            **flags,
+            inputs.x, *initial, weights, masks, lengths=inputs.lengths, resets=inputs.resets,
+            reverse=reverse, engine=self.engine, **flags,
         )  # fmt: skip
 
     def flatten_parameters(self) -> None:
@@ -383,13 +367,14 @@ class OneStateLayer(RecurrentLayer):
         hx: Tensor | None = None,
         *,
         masks: Sequence[LayerMasks] | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """(output, h_n), with shapes as torch.nn.GRU. Arguments as `BayesianLSTM.forward`."""
-        if (leaf := self._as_leaf(input, hx, masks=masks)) is not None:
+        if (leaf := self._as_leaf(input, hx, masks=masks, resets=resets)) is not None:
             return leaf  # type: ignore[return-value]
         if hx is not None and not isinstance(hx, Tensor):
             raise TypeError(f"hx: expected a tensor h_0, got {type(hx).__name__}")
-        output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks)
+        output, (h_n,) = self._forward(input, None if hx is None else (hx,), masks, resets)
         return output, h_n
 
 
@@ -404,12 +389,3 @@ def _fill(target: _Module, source: nn.Module, device: torch.device) -> _Module:
             parameter.copy_(value)
         parameter.requires_grad_(value.requires_grad)
     return target.train(source.training)
-
-
-def _pack(y: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
-    """y [T, B, F] in the layout of `like`, which holds the same sequences."""
-    if like.sorted_indices is not None:
-        y = y.index_select(1, like.sorted_indices)
-        lengths = lengths.index_select(0, like.sorted_indices)
-    data = pack_padded_sequence(y, lengths.cpu()).data
-    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)

@@ -280,43 +280,6 @@ def run(case: Case, inputs: Inputs, engine: str = "cpu") -> dict[str, Tensor]:
     return {k: t.detach() for k, t in (results | gradients).items()}
 
 
-def run_each_alone(case: Case, inputs: Inputs, engine: str) -> dict[str, Tensor]:
-    """`run`, one sequence at a time, cut to its length and, for reverse, flipped."""
-    results = {k: torch.zeros_like(t) for k, t in run(case, inputs, engine).items()}
-    for b in range(case.B):
-        one = slice(b, b + 1)
-        steps = case.T if inputs.lengths is None else int(inputs.lengths[b])
-        if steps == 0:  # the state passes through
-            for name in inputs.cotangents.keys() - {"y"}:
-                state = f"{name[0]}0"
-                results[name][b] = getattr(inputs, state)[b]
-                results[f"d_{state}"][b] = inputs.cotangents[name][b]
-            continue
-
-        def turned(t: Tensor) -> Tensor:
-            return t.flip(0) if case.reverse else t
-
-        def cut(t: Tensor, steps: int = steps, one: slice = one) -> Tensor:
-            return turned(t[:steps, one])
-
-        alone = inputs._replace(
-            x=cut(inputs.x),
-            h0=inputs.h0[one],
-            c0=None if inputs.c0 is None else inputs.c0[one],
-            masks=inputs.masks and inputs.masks.index_select(torch.tensor([b])),
-            lengths=None,
-            cotangents={k: cut(t) if k == "y" else t[one] for k, t in inputs.cotangents.items()},
-        )
-        for name, value in run(replace(case, reverse=False), alone, engine).items():
-            if name in ("y", "d_x"):
-                results[name][:steps, one] = turned(value)
-            elif name.removeprefix("d_") in LayerWeights._fields:
-                results[name] += value
-            else:
-                results[name][one] = value
-    return results
-
-
 def op_arguments(case: Case, inputs: Inputs, *, save: bool = True, engine: str = "cpu") -> tuple:
     """(op, its arguments) of a case, for torch.ops.bayesrnn.lstm and its like."""
     masks = inputs.masks or LayerMasks()
@@ -436,6 +399,9 @@ def variations() -> list[Case]:
         **cells, masks=("none", "tied", "untied"), reverse=both, lengths=both, strided=both
     )
     cases += product(**cells, T=(1, 2), masks=("untied",), reverse=both, lengths=(True,))
+    cases += product(**cells, resets=RESETS, reverse=both, lengths=both)
+    cases += product(**cells, resets=("random",), masks=("none", "tied", "only_h"), strided=both)
+    cases += product(**cells, T=(1, 2), resets=("random", "every"), reverse=both)
     cases += product(**cells, bias=(False,), lengths=both)
     cases += product(**cells, loss_of=(("y",), ("h_n",), ("y", "h_n")), lengths=both, reverse=both)
     cases += product(**cells, frozen=(("x",), ("x", "h0", "c0"), ("weight_ih", "bias_ih")))
@@ -450,7 +416,8 @@ def large() -> list[Case]:
     """Several panels of units, blocks of 240 columns, blocks of rows, and chunks of backward."""
     wide = product(cell=CELLS, T=(3,), B=(30,), I=(250,), H=(260,), masks=("untied", "tied"))
     long = product(
-        cell=CELLS, T=(60,), B=(61,), I=(5,), H=(17,), lengths=(False, True), reverse=(False, True)
-    )
+        cell=CELLS, T=(60,), B=(61,), I=(5,), H=(17,), lengths=(False, True), reverse=(False, True),
+        resets=("none", "random"),
+    )  # fmt: skip
     crowd = product(cell=CELLS, T=(3,), B=(1030,), I=(3,), H=(35,))  # a step is a chunk
     return [*wide, *long, *crowd]

@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from alone import run_each_alone
 from cases import (
     CELLS,
     Case,
@@ -21,7 +22,6 @@ from cases import (
     parity,
     product,
     run,
-    run_each_alone,
     sample,
 )
 

@@ -4,7 +4,8 @@ from math import log, nan, tanh
 
 import pytest
 import torch
-from cases import CELLS, Case, differences, outputs, product, run, run_each_alone, sample
+from alone import run_each_alone
+from cases import CELLS, Case, differences, outputs, product, run, sample
 from torch import nn
 
 from bayesrnn_cuda import functional, reference

@@ -285,7 +285,8 @@ def op_arguments(case: Case, inputs: Inputs, *, save: bool = True, engine: str =
     masks = inputs.masks or LayerMasks()
     states = inputs.states()
     tensors = [inputs.x, *states, *inputs.weights, masks.keep_x, masks.keep_h, inputs.lengths]
-    tensors.append(reference.entering(inputs.resets, inputs.lengths, case.reverse))
+    resets = inputs.resets
+    tensors.append(reference.entering(resets, inputs.lengths, True) if case.reverse else resets)
     options = [masks.scale_x, masks.scale_h, case.reverse, *case.flags.values()]
     op = getattr(torch.ops.bayesrnn, case.kind.name)
     return op, (*tensors, *options, save, False, engine)

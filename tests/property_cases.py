@@ -85,6 +85,7 @@ class Layer:
     p_x: float
     p_h: float
     lengths: tuple[int, ...] | None
+    resets: float | None  # how often
     reverse: bool
     bias: bool
     magnitude: float  # of x, h0 and c0
@@ -106,15 +107,19 @@ class Layer:
         inputs = cases.sample(case, DTYPES[self.dtype], self.seed + draw)
         rng = torch.Generator().manual_seed(self.seed + draw)
 
+        def chosen(p: float, shape: tuple[int, ...]) -> Tensor:
+            return torch.rand(shape, generator=rng) < p
+
         def keep(sets: int, p: float, size: int) -> Tensor | None:
             sets = (0, 1, case.gates)[sets]
-            return torch.rand((sets, self.B, size), generator=rng) >= p if sets else None
+            return ~chosen(p, (sets, self.B, size)) if sets else None
 
         inputs = inputs._replace(
             x=inputs.x * self.magnitude,
             h0=inputs.h0 * self.magnitude,
             c0=None if inputs.c0 is None else inputs.c0 * self.magnitude,
             lengths=None if self.lengths is None else torch.tensor(self.lengths),
+            resets=None if self.resets is None else chosen(self.resets, (self.T, self.B)),
             masks=LayerMasks(
                 keep(self.sets_x, self.p_x, self.I),
                 keep(self.sets_h, self.p_h, self.H),
@@ -144,7 +149,7 @@ def layers(draw, dtypes: tuple[str, ...] = tuple(DTYPES), max_size: int = 70) ->
     outputs = Case(cell).outputs
     tensors = (
         "x", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "keep_x", "keep_h",
-        "lengths", *outputs,
+        "lengths", "resets", *outputs,
     )  # fmt: skip
     layouts = draw(st.dictionaries(st.sampled_from(tensors), st.sampled_from(list(LAYOUTS))))
     inputs = ("x", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -155,6 +160,7 @@ def layers(draw, dtypes: tuple[str, ...] = tuple(DTYPES), max_size: int = 70) ->
         T=T, B=B, I=draw(size), H=draw(size),
         sets_x=draw(st.integers(0, 2)), sets_h=draw(st.integers(0, 2)), p_x=draw(p), p_h=draw(p),
         lengths=draw(st.none() | st.tuples(*[st.integers(0, T)] * B)),
+        resets=draw(st.sampled_from([None, None, 0.0, 0.1, 0.5, 1.0])),
         reverse=draw(st.booleans()),
         bias=draw(st.booleans()),
         magnitude=draw(st.sampled_from([1.0, 1.0, 0.0, 3.0])),
@@ -240,6 +246,7 @@ class Stack:
     tie_gates: bool
     form: str  # dense, unbatched, packed
     lengths: tuple[int, ...]  # of packed
+    resets: bool
     with_hx: bool
     input_dropout: float
     recurrent_dropout: float
@@ -259,7 +266,7 @@ def stacks(draw) -> Stack:
         bidirectional=draw(flags), bias=draw(flags), batch_first=draw(flags),
         reset_after=draw(flags), tie_gates=draw(flags),
         form=draw(st.sampled_from(["dense", "unbatched", "packed"])),
-        lengths=draw(st.tuples(*[st.integers(1, T)] * B)),
+        lengths=draw(st.tuples(*[st.integers(1, T)] * B)), resets=draw(flags),
         with_hx=draw(flags), input_dropout=draw(p), recurrent_dropout=draw(p),
         threads=draw(st.integers(1, 2)),
         seed=draw(st.integers(0, 2**20)),
@@ -267,7 +274,7 @@ def stacks(draw) -> Stack:
 
 
 def stack_call(stack: Stack) -> tuple:
-    """(input, hx) in float64; every tensor wants a gradient."""
+    """(tensors that want a gradient, input, hx, resets) in float64."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -283,14 +290,18 @@ def stack_call(stack: Stack) -> tuple:
     leaves = [x, *(hx or ())][: 3 if stack.cell == "lstm" else 2]
     if stack.form == "packed":
         x = pack_padded_sequence(x, stack.lengths, stack.batch_first, enforce_sorted=False)
-    return leaves, x, hx if hx is None or stack.cell == "lstm" else hx[0]
+    resets = None
+    if stack.resets:  # of packed sequences, of the steps that there are
+        T = max(stack.lengths) if stack.form == "packed" else stack.T
+        resets = torch.rand((*B, T) if stack.batch_first else (T, *B)) < 0.3
+    return leaves, x, hx if hx is None or stack.cell == "lstm" else hx[0], resets
 
 
 def stack_results(module, stack: Stack) -> list[Tensor]:
     """Outputs and gradients, the same numbers and masks for every module of the stack's sizes."""
     torch.manual_seed(stack.seed)
-    leaves, x, hx = stack_call(stack)
-    out = flat(module(x, hx))
+    leaves, x, hx, resets = stack_call(stack)
+    out = flat(module(x, hx) if resets is None else module(x, hx, resets=resets))
     loss = sum((t * torch.randn_like(t)).sum() for t in out)
     grads = torch.autograd.grad(loss, [*leaves, *module.parameters()], allow_unused=True)
     return [*out, *(torch.zeros(()) if g is None else g for g in grads)]
@@ -314,7 +325,8 @@ def stack_disagreements(stack: Stack) -> list[str]:
     torch.manual_seed(stack.seed)
     fused = ours(stack.I, stack.H, **layout, **options)
     others = {"reference": ours(stack.I, stack.H, **layout, **options, engine="reference")}
-    if not stack.input_dropout and not stack.recurrent_dropout and stack.reset_after:
+    as_torch = stack.reset_after and not stack.resets
+    if as_torch and not stack.input_dropout and not stack.recurrent_dropout:
         others["torch"] = theirs(stack.I, stack.H, **layout)
     results = stack_results(fused, stack)
     wrong = []

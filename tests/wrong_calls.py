@@ -18,7 +18,9 @@ import bayesrnn_cuda as brnn
 from bayesrnn_cuda import LayerMasks, LayerWeights, functional
 
 T, B, I, H = 3, 2, 5, 4  # noqa: E741
-CELLS = {cell: Case(cell, T, B, I, H, lengths=True) for cell in ("lstm", "gru", "rnn")}
+CELLS = {
+    cell: Case(cell, T, B, I, H, lengths=True, resets="random") for cell in ("lstm", "gru", "rnn")
+}
 MODULES = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU, "rnn": brnn.BayesianRNN}
 STATES = {"lstm": ("h0", "c0"), "gru": ("h0",), "rnn": ("h0",)}
 
@@ -177,7 +179,8 @@ def functional_target(cell: str, engine: str) -> Target:
     arguments |= {"reverse": False, "engine": engine}
     kinds = dict.fromkeys(tensors, "tensor") | {"bias_ih": "tensor or None"}
     kinds |= {"bias_hh": "tensor or None", "keep_x": "mask", "keep_h": "mask"}
-    kinds |= {"lengths": "lengths", "scale_x": "number", "scale_h": "number"}
+    kinds |= {"lengths": "lengths", "resets": "tensor or None"}
+    kinds |= {"scale_x": "number", "scale_h": "number"}
     kinds |= {"reverse": "flag", "engine": "engine"}
     if cell == "gru":
         arguments["reset_after"], kinds["reset_after"] = True, "flag"
@@ -246,13 +249,13 @@ def forward_target(cell: str, engine: str) -> Target:
     for state in ("h_0", "c_0")[: len(STATES[cell])]:
         arguments[state] = torch.randn(1, B, H)
     masks = module.sample_masks(B)[0]
-    arguments |= {"keep_x": masks.keep_x, "keep_h": masks.keep_h}
+    arguments |= {"keep_x": masks.keep_x, "keep_h": masks.keep_h, "resets": torch.rand(T, B) < 0.5}
 
-    def call(input, h_0, c_0=None, *, keep_x, keep_h):
+    def call(input, h_0, c_0=None, *, keep_x, keep_h, resets):
         hx = (h_0, c_0) if cell == "lstm" else h_0
-        return module(input, hx, masks=[LayerMasks(keep_x, keep_h, 2.0, 2.0)])
+        return module(input, hx, masks=[LayerMasks(keep_x, keep_h, 2.0, 2.0)], resets=resets)
 
-    kinds = {"input": "tensor", "keep_x": "mask", "keep_h": "mask"}
+    kinds = {"input": "tensor", "keep_x": "mask", "keep_h": "mask", "resets": "tensor or None"}
     # None is the state of zeros, where there is one: an LSTM has no hx with one None
     kinds |= {"h_0": "state", "c_0": "state"} if cell == "lstm" else {"h_0": "state or None"}
     also = {"input": ("x", *arguments, "h0"), "h_0": ("h0", "hx"), "c_0": ("c0", "hx")}

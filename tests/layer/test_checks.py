@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from bayesrnn_cuda import engines, functional
 
-CASES = {cell: Case(cell, T=3, B=2, I=5, H=4, lengths=True) for cell in CELLS}
+CASES = {cell: Case(cell, T=3, B=2, I=5, H=4, lengths=True, resets="random") for cell in CELLS}
 KINDS = ("lstm", "gru", "rnn")  # of which each has ops of its own
 
 
@@ -100,6 +100,11 @@ BAD = [
     Bad("lengths", lambda t: t[None], "lengths: expected shape [2] (B), got [1, 2]"),
     Bad("lengths", lambda t: t * 0 + 4, "lengths: expected values from 0 to 3 (T), got 4"),
     Bad("lengths", lambda t: t * 0 - 1, "lengths: expected values from 0 to 3 (T), got -1"),
+    Bad("resets", Tensor.long, "resets: expected dtype bool, got int64"),
+    Bad("resets", longer(0), "resets: expected shape [3, 2] (T, B), got [4, 2]"),
+    Bad("resets", longer(1), "resets: expected shape [3, 2] (T, B), got [3, 3]"),
+    Bad("resets", Tensor.t, "resets: expected shape [3, 2] (T, B), got [2, 3]"),
+    Bad("resets", lambda t: t[0], "resets: expected shape [3, 2] (T, B), got [2]"),
     # x decides dtype and device, so a changed x shows at h0
     Bad("x", Tensor.double, "h0: expected dtype float64 as x, got float32"),
     *(
@@ -112,7 +117,7 @@ BAD = [
         Bad(name, lambda t: t.to("meta"), f"{name}: expected device cpu as x, got meta")
         for name in (
             "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "keep_x", "keep_h",
-            "lengths",
+            "lengths", "resets",
         )
     ),
 ]  # fmt: skip
@@ -129,6 +134,7 @@ ROUTES = {
     "functional, a gradient wanted": lambda case, inputs: outputs(
         case, wanted(case, inputs), "cpu"
     ),
+    "functional, reverse": lambda case, inputs: outputs(replace(case, reverse=True), inputs, "cpu"),
     "functional, reference": lambda case, inputs: functional_reference(case, inputs),
 }
 
@@ -138,7 +144,8 @@ def wanted(case: Case, inputs):
 
 
 def functional_reference(case: Case, inputs) -> None:
-    options = {"lengths": inputs.lengths, "engine": "reference"} | case.flags
+    options = {"lengths": inputs.lengths, "resets": inputs.resets, "engine": "reference"}
+    options |= {"reverse": True} | case.flags
     layer = getattr(functional, case.kind.name)
     layer(inputs.x, *inputs.states(), inputs.weights, inputs.masks, **options)
 
@@ -199,6 +206,8 @@ BAD_BACKWARD = [
     Bad("keep_x", Tensor.float, "keep_x: expected dtype bool, got float32"),
     Bad("keep_h", Tensor.float, "keep_h: expected dtype bool, got float32"),
     Bad("lengths", lambda t: t * 0 + 4, "lengths: expected values from 0 to 3 (T), got 4"),
+    Bad("resets", Tensor.float, "resets: expected dtype bool, got float32"),
+    Bad("resets", longer(0), "resets: expected shape [3, 2] (T, B), got [4, 2]"),
     Bad("engine", lambda name: "gpu", "engine: expected auto or cpu for x on the CPU, got 'gpu'"),
     *(
         Bad(name, lambda t: t.to("meta"), f"{name}: expected device cpu as x, got meta")

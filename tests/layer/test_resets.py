@@ -15,7 +15,7 @@ import bayesrnn_cuda as brnn
 
 ENGINES = ("reference", "cpu")
 KINDS = [brnn.BayesianLSTM, brnn.BayesianGRU, brnn.BayesianRNN]
-T, B, I, H = 6, 4, 3, 5
+T, B, I, H = 6, 4, 3, 5  # noqa: E741
 
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -177,9 +177,7 @@ def test_segments_of_a_module(kind, engine, batch_first, layout):
 
     x = torch.randn(T, B, I, dtype=torch.float64)
     got = results_of(module, together, x)
-    expected = results_of(
-        module, lambda x: segments_alone(module, x, masks, resets, lengths), x
-    )
+    expected = results_of(module, lambda x: segments_alone(module, x, masks, resets, lengths), x)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 

@@ -52,6 +52,23 @@ def test_export_with_states_and_masks():
 
 
 @every_kind
+def test_export_with_resets(kind):
+    """One program for any number of steps and sequences, and any resets."""
+    module = make(kind, bidirectional=True).eval()
+    steps, batch = Dim("steps", min=2), Dim("batch", min=2)
+    sizes = {0: steps, 1: batch}
+    program = torch.export.export(
+        module, (torch.randn(5, 3, I),), {"resets": torch.rand(5, 3) < 0.3},
+        dynamic_shapes={"input": sizes, "resets": sizes},
+    )  # fmt: skip
+    for shape in ((7, 2), (40, 9)):
+        x, resets = torch.randn(*shape, I), torch.rand(shape) < 0.3
+        torch.testing.assert_close(
+            program.module()(x, resets=resets), module(x, resets=resets), rtol=0, atol=0
+        )
+
+
+@every_kind
 def test_exported_masks_are_drawn_at_each_call(kind):
     """Saved and loaded too, and lowered to the core operators."""
     program = torch.export.export(make(kind), (torch.randn(5, 3, I),), dynamic_shapes=ANY_SIZES)

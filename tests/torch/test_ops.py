@@ -27,6 +27,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 # A few cases that together take every branch: for what is slow or says nothing about numbers.
 FEW = [
     *product(cell=CELLS, T=(3,), masks=("untied",), lengths=(True,), reverse=(True,)),
+    *product(cell=CELLS, T=(3,), masks=("untied",), resets=("random",)),
     *product(cell=CELLS, T=(1,), masks=("tied",), strided=(True,)),
     *product(cell=CELLS, T=(2,), masks=("none",), bias=(False,)),
 ]
@@ -106,6 +107,9 @@ PLANTED = {
     "lengths are one too long": lambda i: i._replace(lengths=(i.lengths + 1).clamp(max=len(i.x))),
     "lengths are one too short": lambda i: i._replace(lengths=(i.lengths - 1).clamp(min=0)),
     "lengths are ignored": lambda i: i._replace(lengths=None),
+    "resets are one step late": lambda i: i._replace(resets=i.resets.roll(1, 0)),
+    "resets are those of another sequence": lambda i: i._replace(resets=i.resets.roll(1, 1)),
+    "resets are ignored": lambda i: i._replace(resets=None),
     "gates are swapped": lambda i: i._replace(weights=gates_swapped(i)),
     "recurrent weights are transposed": lambda i: i._replace(weights=transposed(i)),
     "biases are swapped": lambda i: i._replace(weights=biases_swapped(i)),
@@ -125,7 +129,7 @@ _OF_GATES = (
     "masks of the input belong to other gates", "one mask for all gates", "gates are swapped",
 )  # fmt: skip
 NO_BUG_IN = {"lstm": (_SWAPPED,), "gru_reset_before": (_SWAPPED,), "rnn": (_SWAPPED, *_OF_GATES)}
-PLANTED_IN = {cell: Case(cell, lengths=True) for cell in CELLS}
+PLANTED_IN = {cell: Case(cell, lengths=True, resets="random") for cell in CELLS}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

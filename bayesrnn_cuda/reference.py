@@ -127,14 +127,13 @@ def entering(resets: Tensor | None, lengths: Tensor | None, reverse: bool) -> Te
     the one before the next segment's first; what enters the last segment is h_0, as it enters the
     first one of a run that is not reversed. Past its length no sequence has segments.
     """
-    if resets is None:
-        return None
-    if lengths is not None:
-        steps = torch.arange(resets.shape[0], device=resets.device)
-        resets = resets & (steps.unsqueeze(1) < lengths)
-    if reverse:
-        resets = torch.cat([resets[1:], torch.zeros_like(resets[:1])])
-    return resets
+    if resets is None or (lengths is None and not reverse):
+        return resets
+    steps = torch.arange(resets.shape[0], device=resets.device)
+    if reverse:  # roll, whose result has the shape of resets whatever that is, for torch.export
+        resets, steps = resets.roll(-1, 0), steps + 1
+    inside = steps.unsqueeze(1) < (resets.shape[0] if lengths is None else lengths)
+    return resets & inside
 
 
 def _entered(t: int, resets: Tensor | None, state: Tensor) -> Tensor:

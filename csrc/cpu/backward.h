@@ -16,6 +16,7 @@ namespace brnn::BRNN_ISA {
 template <class S, class E, template <class> class CellOf>
 class BackwardPass {
   using Cell = CellOf<Math<typename Element<E>::Sum, S>>;
+  static constexpr CellTraits kCell = traits_of<CellOf>();
 
  public:
   BackwardPass(const Backward<S>& layer, int threads, void* scratch)
@@ -23,11 +24,11 @@ class BackwardPass {
         threads_(threads),
         split_(Split::of<E>(threads, layer.B, layer.H, Cell::gates * layer.H)),
         arena_(scratch),
-        shared_(layer, split_, arena_),
+        shared_(layer, kCell, split_, arena_),
         recurrence_(shared_, split_, arena_),
         input_(shared_),
         weights_(shared_, threads, arena_),
-        taken_(arena_.template take<int64_t>(threads * Piece::kApart)) {}
+        taken_(arena_.take<int64_t>(threads * Piece::kApart)) {}
 
   size_t scratch_bytes() const { return arena_.used(); }
 
@@ -57,10 +58,10 @@ class BackwardPass {
   const int threads_;
   const Split split_;
   Arena arena_;
-  BackwardShared<S, E, Cell> shared_;
+  BackwardShared<S, E> shared_;
   Recurrence<S, E, Cell> recurrence_;
-  InputGradient<S, E, Cell> input_;
-  WeightGradients<S, E, Cell> weights_;
+  InputGradient<S, E> input_;
+  WeightGradients<S, E> weights_;
   int64_t* taken_;  // see Piece
 };
 

@@ -95,7 +95,7 @@ class ForwardPass {
 
   template <class T>
   T* take(int64_t count) {
-    return arena_.template take<T>(count);
+    return arena_.take<T>(count);
   }
   Part part(int64_t index) const {
     Arena arena(part_base_ + index * part_bytes_);

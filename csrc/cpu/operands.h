@@ -5,9 +5,12 @@
 // scale to the sums: the inner loops know nothing of either.
 #pragma once
 
+#include "../arena.h"
 #include "microkernel.h"
 
 namespace brnn::BRNN_ISA {
+
+using Arena = brnn::Arena<64>;  // a cache line, the widest vector
 
 // Rows of length K, `sets` of them (one per gate or slot): [sets][K / kBlock][rows][kBlock].
 template <class E>
@@ -178,13 +181,12 @@ struct Keep {
   uint16_t* bits;  // [B][sets][vectors]
 
   Keep() = default;
-  template <class Arena>
   Keep(Arena& arena, const Mask& mask, int gates, int64_t B, int64_t K)
       : mask(mask),
         K(K),
         vectors(divide_up(K, int64_t{kSize})),
         sets(mask.untied() ? gates : 1),
-        bits(arena.template take<uint16_t>(B * vectors * sets)) {}
+        bits(arena.take<uint16_t>(B * vectors * sets)) {}
   const uint16_t* at(int64_t b, int set, int64_t k) const {
     return bits + (b * sets + set) * vectors + k / kSize;
   }

@@ -1,5 +1,4 @@
-// parallel.h - scratch memory carved from one block, and how work is divided over the host's
-// threads.
+// parallel.h - how work is divided over the host's threads.
 #pragma once
 
 #if defined(__SSE__)
@@ -12,25 +11,6 @@
 namespace brnn::BRNN_ISA {
 
 using cpu::Host;
-
-// Hands out 64-byte aligned pieces of a block. With no block it only counts: the same code that
-// places the pieces tells how much they need.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class C>
-  C* take(int64_t count) {
-    C* piece = base_ ? reinterpret_cast<C*>(base_ + used_) : nullptr;
-    used_ += (size_t(count) * sizeof(C) + 63) / 64 * 64;
-    return piece;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 // While it lives, its thread takes subnormal numbers for zero, if asked to.
 class FlushSubnormals {

@@ -2,6 +2,7 @@
 // where their workspaces lie. See run_layer.h.
 #pragma once
 
+#include "../arena.h"
 #include "gate_gemm/gate_gemm.h"
 #include "persistent/persistent.h"
 #include "run_layer.h"
@@ -11,25 +12,6 @@
 namespace brnn::cuda {
 
 namespace workspace {
-
-// Takes blocks from scratch memory one after the other; with a null base it only counts.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class S>
-  S* take(size_t count) {
-    char* const at = base_ + used_;
-    used_ += (count * sizeof(S) + 255) / 256 * 256;
-    return reinterpret_cast<S*>(at);
-  }
-  void* rest() const { return base_ + used_; }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 inline size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
@@ -56,7 +38,7 @@ bool by_products(const Plan& plan) {
 template <class S>
 size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& layer) {
   using namespace workspace;
-  Arena arena(nullptr);
+  Arena<> arena(nullptr);
   if (!layer.gates) arena.take<S>(gate_count(cell, layer));
   size_t rest = stepwise::forward_scratch_bytes(cell, layer);
   if constexpr (kHasProducts<S>) {
@@ -74,7 +56,7 @@ size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& laye
 template <class S>
 void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& host,
              void* scratch) {
-  workspace::Arena arena(scratch);
+  Arena<> arena(scratch);
   S* const gates = layer.gates ? layer.gates : arena.take<S>(workspace::gate_count(cell, layer));
   const auto input_part = [&] {
     if constexpr (DtypeOf<S>::tensor_cores) {
@@ -95,7 +77,7 @@ void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& h
 template <class S>
 size_t backward_scratch_bytes(const Plan& plan, Cell cell, const Backward<S>& layer) {
   using namespace workspace;
-  Arena arena(nullptr);
+  Arena<> arena(nullptr);
   arena.take<S>(slot_count(cell, layer));
   size_t rest = stepwise::backward_scratch_bytes(cell, layer);
   if constexpr (kHasProducts<S>) {
@@ -116,7 +98,7 @@ size_t backward_scratch_bytes(const Plan& plan, Cell cell, const Backward<S>& la
 template <class S>
 void backward(const Plan& plan, Cell cell, const Backward<S>& layer, const Host& host,
               void* scratch) {
-  workspace::Arena arena(scratch);
+  Arena<> arena(scratch);
   S* const dz = arena.take<S>(workspace::slot_count(cell, layer));
   void* const rest = arena.rest();
   bool started = false;

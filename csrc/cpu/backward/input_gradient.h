@@ -9,16 +9,19 @@
 
 namespace brnn::BRNN_ISA {
 
-template <class S, class E, class Cell>
+template <class S, class E>
 class InputGradient {
   using C = typename Element<E>::Sum;
   using V = Vec<C>;
-  static constexpr int G = Cell::gates;
   static constexpr int kTile = Panels<E>::kTile;
 
  public:
-  explicit InputGradient(const BackwardShared<S, E, Cell>& shared)
-      : p_(shared.layer), panels_(shared.panels_ih), keep_(shared.keep_x), dz_(shared.dz) {}
+  explicit InputGradient(const BackwardShared<S, E>& shared)
+      : p_(shared.layer),
+        cell_(shared.cell),
+        panels_(shared.panels_ih),
+        keep_(shared.keep_x),
+        dz_(shared.dz) {}
 
   // `count` rows from step `begin` on.
   void rows(const Piece& piece, int64_t begin, int64_t count) const {
@@ -35,9 +38,8 @@ class InputGradient {
             int64_t panel) const {
     alignas(64) C sums[kTile];
     const int width = panels_.width(panel);
-    masked_sum<G>(
-        product, dz_, row0, panels_, panel, keep_, p_.B, row0 % p_.B, count,
-        [](int gate) { return Cell::slot_of_a(gate); }, sums);
+    masked_sum(product, dz_, row0, panels_, panel, keep_, p_.B, row0 % p_.B, count, cell_.gates,
+               cell_.slot_of_a, sums);
     for (int j = 0; j < count; ++j) {
       const int64_t t = p_.time(begin + (row0 + j) / p_.B), b = (row0 + j) % p_.B;
       for (int v = 0; v < width; v += V::size) {
@@ -49,6 +51,7 @@ class InputGradient {
   }
 
   const Backward<S>& p_;
+  const CellTraits& cell_;
   const V scale_ = broadcast(C(p_.mask_x.scale));
   Panels<E> panels_;
   Keep<C> keep_;

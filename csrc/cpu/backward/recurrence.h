@@ -19,8 +19,9 @@ class Recurrence {
   static constexpr int kTile = Panels<E>::kTile;
 
  public:
-  Recurrence(const BackwardShared<S, E, Cell>& shared, const Split& split, Arena& arena)
+  Recurrence(const BackwardShared<S, E>& shared, const Split& split, Arena& arena)
       : p_(shared.layer),
+        slots_of_q_(shared.cell.slot_of_q),
         parts_(split.batch),
         pitch_(round_up(p_.H, V::size)),
         panels_(shared.panels_hh),
@@ -120,9 +121,7 @@ class Recurrence {
   void through_recurrence(const Product<E>& product, const Rows<E>& dz, int64_t row, int64_t panel,
                           int64_t b, int count, C* dh) const {
     constexpr int gates = Cell::reset_before ? 2 : G;  // n went through reset_gradients
-    masked_sum<gates>(
-        product, dz, row, panels_, panel, keep_, p_.B, b, count,
-        [](int gate) { return Cell::slot_of_q(gate); }, dh);
+    masked_sum(product, dz, row, panels_, panel, keep_, p_.B, b, count, gates, slots_of_q_, dh);
     if constexpr (Cell::reset_before) {
       const int width = panels_.width(panel);
       for (int i = 0; i < count; ++i)
@@ -247,8 +246,9 @@ class Recurrence {
   static void add_to(C* p, V a) { store(p, load(p) + a); }
 
   const Backward<S>& p_;
-  const int64_t parts_;  // of the batch
-  const int64_t pitch_;  // units of a row of carry, rounded up to whole vectors
+  const int* const slots_of_q_;  // by gate
+  const int64_t parts_;          // of the batch
+  const int64_t pitch_;          // units of a row of carry, rounded up to whole vectors
   const V scale_ = broadcast(C(p_.mask_h.scale));
   Panels<E> panels_;
   Keep<C> keep_;

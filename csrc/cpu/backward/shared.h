@@ -3,6 +3,7 @@
 //
 // Each phase is a class that copies from here the few of these views that it needs. A view is a
 // pointer and sizes, so its members stay as near to the loops as they would in one large class.
+// What computes no gates asks the cell's traits at run time: one copy of its code serves all cells.
 #pragma once
 
 #include "../operands.h"
@@ -26,19 +27,20 @@ Rows<E> rows_of(Arena& arena, int64_t sets, int64_t rows, int64_t K) {
   return Rows<E>(arena.take<E>(Rows<E>::count(sets, rows, K)), rows, K);
 }
 
-template <class S, class E, class Cell>
+template <class S, class E>
 struct BackwardShared {
   using C = typename Element<E>::Sum;
-  static constexpr int G = Cell::gates;
 
   const Backward<S>& layer;
+  const CellTraits& cell;
   const int64_t chunk;  // steps
   Panels<E> panels_hh, panels_ih;
   Keep<C> keep_x, keep_h;
   Rows<E> dz;  // [slots][..][chunk rows][..] gradients of the gates, row = step * B + b
 
-  BackwardShared(const Backward<S>& layer, const Split& split, Arena& arena)
-      : layer(layer), chunk(chunk_steps(layer.T, layer.B, layer.H)) {
+  BackwardShared(const Backward<S>& layer, const CellTraits& cell, const Split& split, Arena& arena)
+      : layer(layer), cell(cell), chunk(chunk_steps(layer.T, layer.B, layer.H)) {
+    const int G = cell.gates;
     const int64_t hh = count_hh(), ih = count_ih(), most_rows = divide_up(layer.B, split.batch);
     const int vectors = split.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)}, most_rows);
     panels_hh = {arena.take<E>(hh), G, layer.H, layer.H, vectors};
@@ -46,12 +48,12 @@ struct BackwardShared {
                  panel_vectors<E>(ih * int64_t{sizeof(E)}, chunk * layer.B)};
     keep_x = {arena, layer.mask_x, G, layer.B, layer.I};
     keep_h = {arena, layer.mask_h, G, layer.B, layer.H};
-    dz = rows_of<E>(arena, Cell::slots, chunk * layer.B, layer.H);
+    dz = rows_of<E>(arena, cell.slots, chunk * layer.B, layer.H);
   }
 
   // Of panels_hh and of panels_ih, which lies behind it.
-  int64_t count_hh() const { return Panels<E>::count(G, layer.H, layer.H); }
-  int64_t count_ih() const { return layer.dx ? Panels<E>::count(G, layer.H, layer.I) : 0; }
+  int64_t count_hh() const { return Panels<E>::count(cell.gates, layer.H, layer.H); }
+  int64_t count_ih() const { return layer.dx ? Panels<E>::count(cell.gates, layer.H, layer.I) : 0; }
 
   void pack(const Host& host) const {
     const int64_t hh = panels_hh.panels(), ih = layer.dx ? panels_ih.panels() : 0;
@@ -82,19 +84,19 @@ const S* row_before(const Backward<S>& layer, const S* first, const S* after, in
   return starts ? first + b * layer.H : row_at(layer, after, layer.time(s - 1), b, layer.H);
 }
 
-// sums [count][width] = sum over gates of m_k (M_k^T dz_k), rows being sequences from b on of B,
-// and from 0 again after the last.
-template <int Gates, class E, class C, class Slot>
+// sums [count][width] = sum over `gates` gates of m_k (M_k^T dz_k), dz of gate k in slots[k], rows
+// being sequences from b on of B, and from 0 again after the last.
+template <class E, class C>
 void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row, const Panels<E>& panels,
-                int64_t panel, const Keep<C>& keep, int64_t B, int64_t b, int count,
-                const Slot& slot, C* sums) {
+                int64_t panel, const Keep<C>& keep, int64_t B, int64_t b, int count, int gates,
+                const int* slots, C* sums) {
   const int width = panels.width(panel);
   const uint16_t* bits[kTileRows<E>];
   for (int i = 0; i < count; ++i, b = b + 1 < B ? b + 1 : 0)
     bits[i] = keep.at(b, 0, panels.begin(panel));
   std::memset(sums, 0, size_t(count * width) * sizeof(C));
-  for (int gate = 0; gate < Gates; ++gate)
-    multiply_rows(product, count, width, panels.K, dz, slot(gate), row, panels.at(gate, panel),
+  for (int gate = 0; gate < gates; ++gate)
+    multiply_rows(product, count, width, panels.K, dz, slots[gate], row, panels.at(gate, panel),
                   {sums, width, true, bits, keep.set_of(gate) * keep.vectors});
 }
 

@@ -13,38 +13,63 @@ namespace brnn::BRNN_ISA {
 constexpr int64_t kSomeRows = 16;    // of the operands of weight gradients, packed at once
 constexpr int64_t kMostUnits = 240;  // units of a gate whose weight gradients are made at once
 
-template <class S, class E, class Cell>
+// to [own][rows] = from [rows][own] of one set: units become rows.
+template <class E>
+void turn(const Rows<E>& from, int64_t set, int64_t rows, const Share& own, const Rows<E>& to) {
+  using C = typename Element<E>::Sum;
+  using V = Vec<C>;
+  constexpr int group = Element<E>::group;
+  for (int64_t u = own.begin / V::size * V::size; u < own.end; u += V::size)
+    for (int64_t k = 0; k < Panels<E>::padded(rows); k += V::size * group) {
+      V tile[V::size];
+      for (int j = 0; j < V::size; ++j)
+        tile[j] = words_of<E>([&](int i) {
+          const int64_t d = k + j * group + i;
+          return d < rows ? load_lanes<E>(from.at(set, d, u), V::size)
+                          : typename Element<E>::Lanes{};
+        });
+      transpose(tile);
+      for (int j = 0; j < V::size; ++j)
+        if (own.begin <= u + j && u + j < own.end)
+          store(reinterpret_cast<C*>(to.at(0, u + j - own.begin, k)), tile[j]);
+    }
+}
+
+template <class S, class E>
 class WeightGradients {
   using C = typename Element<E>::Sum;
   using V = Vec<C>;
   using Lanes = typename Element<E>::Lanes;
-  static constexpr int G = Cell::gates;
   static constexpr int kTile = Panels<E>::kTile;
   static constexpr bool kSame = sizeof(S) == sizeof(C);  // sums are made in place
 
  public:
-  WeightGradients(const BackwardShared<S, E, Cell>& shared, int threads, Arena& arena)
+  WeightGradients(const BackwardShared<S, E>& shared, int threads, Arena& arena)
       : p_(shared.layer),
+        cell_(shared.cell),
         threads_(threads),
         chunk_(shared.chunk),
         dz_(shared.dz),
         x_{shared.keep_x, shared.keep_x.sets, p_.I},
-        h_{shared.keep_h, Cell::reset_before ? G : shared.keep_h.sets, p_.H} {
+        h_{shared.keep_h, cell_.reset_before ? cell_.gates : shared.keep_h.sets, p_.H} {
     const int64_t xs = x_.count(chunk_ * p_.B), hs = h_.count(chunk_ * p_.B);
     const int64_t weights = shared.count_hh() + shared.count_ih();
     x_.packed =
         chunk_ == p_.T && xs + hs <= weights ? shared.panels_hh.data : arena.take<E>(xs + hs);
     h_.packed = x_.packed + xs;
     units_ = arena.take<E>(threads_ * units_count());
-    x_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_ih) : arena.take<C>(G * p_.H * p_.I);
-    h_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_hh) : arena.take<C>(G * p_.H * p_.H);
+    x_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_ih) : arena.take<C>(columns() * p_.I);
+    h_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_hh) : arena.take<C>(columns() * p_.H);
   }
 
   // m_k x_t and m_k h_{t-1} of one chunk, some rows at a time.
   void pack(const Piece& piece, int64_t begin, int64_t rows) const {
     piece.each(divide_up(Panels<E>::padded(rows), kSomeRows), [&](int64_t item) {
-      pack_operand<false>(x_, begin, rows, item * kSomeRows);
-      pack_operand<true>(h_, begin, rows, item * kSomeRows);
+      pack_operand<false>(x_, false, begin, rows, item * kSomeRows);
+      if (cell_.reset_before)
+        pack_operand<true>(h_, true, begin, rows, item * kSomeRows);
+      else
+        pack_operand<false>(h_, true, begin, rows, item * kSomeRows);
     });
   }
 
@@ -53,14 +78,14 @@ class WeightGradients {
     const Product<E> product;
     const Rows<E> units(units_ + piece.index * units_count(), unit_step(), rows);
     const Blocks steps(p_.H, unit_step(), Product<E>::even);
-    piece.each(G * steps.count, [&](int64_t item) {
+    piece.each(cell_.gates * steps.count, [&](int64_t item) {
       const int gate = int(item / steps.count);
       const int64_t first = steps.begin(item % steps.count);
       const Share own = {first, first + steps.size(item % steps.count)};
-      const int slot_a = Cell::slot_of_a(gate), slot_q = Cell::slot_of_q(gate);
-      turn(slot_a, rows, own, units);
+      const int slot_a = cell_.slot_of_a[gate], slot_q = cell_.slot_of_q[gate];
+      turn(dz_, slot_a, rows, own, units);
       add_products(product, gate, own, units, rows, x_, !first_chunk);
-      if (slot_q != slot_a) turn(slot_q, rows, own, units);
+      if (slot_q != slot_a) turn(dz_, slot_q, rows, own, units);
       add_products(product, gate, own, units, rows, h_, !first_chunk);
     });
   }
@@ -68,7 +93,7 @@ class WeightGradients {
   // Conversion to the storage type.
   void write(const Host& host) const {
     if (kSame) return;
-    parallel_ranges(host, G * p_.H, [&](int64_t begin, int64_t end) {
+    parallel_ranges(host, columns(), [&](int64_t begin, int64_t end) {
       convert(x_.sum, p_.mask_x.scale, p_.dweight_ih, begin * p_.I, end * p_.I);
       convert(h_.sum, p_.mask_h.scale, p_.dweight_hh, begin * p_.H, end * p_.H);
     });
@@ -91,9 +116,10 @@ class WeightGradients {
 
   // Rows from `first` on of what each gate sees; scaled where the sums are made in place. Rows past
   // a sequence's length are zero, whatever stands there: dz is zero too, but 0 * NaN is not. So is
-  // h_{t-1} where there is a reset.
-  template <bool Recurrent>
-  void pack_operand(const Operand& operand, int64_t begin, int64_t rows, int64_t first) const {
+  // h_{t-1} where there is a reset. ByReset: gate n sees r * m h_{t-1}.
+  template <bool ByReset>
+  void pack_operand(const Operand& operand, bool recurrent, int64_t begin, int64_t rows,
+                    int64_t first) const {
     constexpr int group = Element<E>::group;
     const Panels<E> to = operand.panels(rows);
     const Keep<C>& keep = operand.keep;
@@ -106,11 +132,11 @@ class WeightGradients {
     for (int64_t d = first; d < last; ++d) {
       const int64_t s = begin + d / p_.B, b = d % p_.B, t = p_.time(s);
       const bool inside = d < to.K && p_.inside(b, t);
-      const bool zero = !inside || (Recurrent && p_.resets_at(b, t));
+      const bool zero = !inside || (recurrent && p_.resets_at(b, t));
       sources[d - first] = {zero        ? nullptr
-                            : Recurrent ? row_before(p_, p_.h0, p_.y, s, b)
+                            : recurrent ? row_before(p_, p_.h0, p_.y, s, b)
                                         : row_at(p_, p_.x, t, b, p_.I),
-                            inside ? row_at(p_, p_.gates, t, b, G * p_.H) : nullptr,
+                            inside ? row_at(p_, p_.gates, t, b, columns()) : nullptr,
                             keep.at(b, 0, 0)};
     }
     for (int64_t panel = 0; panel < to.panels(); ++panel)
@@ -126,7 +152,7 @@ class WeightGradients {
             const int64_t at = keep.set_of(set) * keep.vectors + u / V::size;
             const auto words = words_of<E>([&](int i) {
               const Lanes kept = select(source[i].keep[at], lanes[i]);
-              if (Cell::reset_before && Recurrent && set == 2 && source[i].from)
+              if (ByReset && set == 2 && source[i].from)
                 return to_lanes<E>(to_sum(kept) * scale * load(source[i].r + u, n));
               if constexpr (kSame) return to_lanes<E>(to_sum(kept) * scale);
               return kept;
@@ -136,32 +162,15 @@ class WeightGradients {
         }
   }
 
+  int64_t columns() const { return cell_.gates * p_.H; }
   // Units of a gate that a thread takes at once: some of its own size for each thread, if the gate
   // has as many.
   int64_t unit_step() const {
-    const int64_t fair = divide_up(G * p_.H, 4 * int64_t{threads_});
+    const int64_t fair = divide_up(columns(), 4 * int64_t{threads_});
     return min(kMostUnits,
                round_up(fair < kTileRows<E> ? kTileRows<E> : fair, Product<E>::rows(1)));
   }
   int64_t units_count() const { return Rows<E>::count(1, unit_step(), chunk_ * p_.B); }
-
-  // units [own][rows] = dz [rows][own] of one slot.
-  void turn(int slot, int64_t rows, const Share& own, const Rows<E>& units) const {
-    constexpr int group = Element<E>::group;
-    for (int64_t u = own.begin / V::size * V::size; u < own.end; u += V::size)
-      for (int64_t k = 0; k < Panels<E>::padded(rows); k += V::size * group) {
-        V tile[V::size];
-        for (int j = 0; j < V::size; ++j)
-          tile[j] = words_of<E>([&](int i) {
-            const int64_t d = k + j * group + i;
-            return d < rows ? load_lanes<E>(dz_.at(slot, d, u), V::size) : Lanes{};
-          });
-        transpose(tile);
-        for (int j = 0; j < V::size; ++j)
-          if (own.begin <= u + j && u + j < own.end)
-            store(reinterpret_cast<C*>(units.at(0, u + j - own.begin, k)), tile[j]);
-      }
-  }
 
   // Some units of one gate of sum [G*H, N]. A panel of the operand stays in cache while the units
   // pass by.
@@ -203,6 +212,7 @@ class WeightGradients {
   }
 
   const Backward<S>& p_;
+  const CellTraits& cell_;
   const int threads_;
   const int64_t chunk_;  // steps
   Rows<E> dz_;

@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../../arena.h"
 #include "../device/launch.cuh"
 #include "backward.cuh"
 #include "forward.cuh"
@@ -125,60 +126,55 @@ inline bool started(const Shortage& shortage, const char* direction, Cell cell,
                            "), got " + shortage.has);
 }
 
-// ---- the workspace of an exchange
+// ---- scratch memory
 
-inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
+// Its parts: packed U, packed W of a fused input part, the exchange.
 template <class S>
-ExchangeMemory exchange_memory(const Recurrence& plan, void* scratch) {
-  return {.slots = static_cast<uint32_t*>(scratch),
-          .flags = nullptr,
-          .chunks = published_chunks(plan.tiling, plan.blocks_x, sizeof(S)),
-          .batch_tiles = plan.blocks_y * plan.batch_tiles,
-          .cluster_size = plan.blocks_x};
-}
+struct Workspace {
+  uint4 *weights, *input_weights;
+  ExchangeMemory exchange;
+  int64_t slot_words, flags;
+  size_t bytes;
 
-struct ExchangeBytes {
-  size_t slots = 0, flags = 0;
-};
+  // `planes`: of an exchange, 1 forward, G backward.
+  Workspace(const Recurrence& plan, Cell cell, int64_t T, int planes, void* scratch) {
+    const Tiling& t = plan.tiling;
+    const int unit_tiles = plan.blocks_x * t.unit_tiles, gates = traits(cell).gates;
+    const int chunks = published_chunks(t, plan.blocks_x, sizeof(S));
+    const int batch_tiles = plan.blocks_y * plan.batch_tiles;
+    const bool ring = plan.engine == Engine::grid_flags;
+    const int64_t slots = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : T;
+    slot_words = slots * planes * batch_tiles * chunks * kChunkWords;
+    flags = ring ? int64_t{batch_tiles} * unit_tiles : 0;
 
-template <class S>
-ExchangeBytes exchange_bytes(const Recurrence& plan, int64_t T, int planes) {
-  if (!traits(plan.engine).waits_over_device) return {};
-  const ExchangeMemory m = exchange_memory<S>(plan, nullptr);
-  const bool ring = plan.engine == Engine::grid_flags;
-  const size_t slot = size_t(planes) * m.batch_tiles * m.chunks * kChunkWords * 4;
-  const size_t tiles = size_t(plan.blocks_x) * plan.tiling.unit_tiles;
-  return {aligned(slot * (ring ? 2 : T)), ring ? aligned(m.batch_tiles * tiles * 4) : 0};
-}
-
-template <class S>
-ExchangeMemory prepare_exchange(const Recurrence& plan, int64_t T, int planes, void* scratch,
-                                void* stream) {
-  ExchangeMemory m = exchange_memory<S>(plan, scratch);
-  const ExchangeBytes bytes = exchange_bytes<S>(plan, T, planes);
-  if (plan.engine == Engine::grid) fill_bytes(m.slots, 0xFF, bytes.slots, stream);
-  if (plan.engine == Engine::grid_flags) {
-    m.flags = reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + bytes.slots);
-    fill_bytes(m.flags, 0, bytes.flags, stream);
+    Arena<> arena(scratch);
+    const auto packed = [&](int chunks) {
+      return arena.take<uint4>(packed_count(unit_tiles, t.k_warps, gates, chunks));
+    };
+    weights = packed(t.chunks);
+    input_weights = packed(plan.fused_input ? kFusedChunks : 0);
+    exchange = {.slots = arena.take<uint32_t>(slot_words),
+                .flags = arena.take<uint32_t>(flags),
+                .chunks = chunks,
+                .batch_tiles = batch_tiles,
+                .cluster_size = plan.blocks_x};
+    bytes = arena.used();
   }
-  return m;
-}
 
-// ---- packed weights, before the exchange in the workspace
-
-template <class S>
-size_t packed_bytes(const Recurrence& plan, Cell cell, int chunks) {
-  const size_t slices = size_t(plan.blocks_x) * plan.tiling.unit_tiles * plan.tiling.k_warps;
-  return slices * traits(cell).gates * chunks * 64 * sizeof(uint4);
-}
+  // As the exchange expects it before the first step.
+  void fill(Engine engine, void* stream) const {
+    if (engine == Engine::grid)
+      fill_bytes(exchange.slots, 0xFF, slot_words * sizeof(uint32_t), stream);
+    fill_bytes(exchange.flags, 0, flags * sizeof(uint32_t), stream);
+  }
+};
 
 // Packs a weight of `chunks` chunks for each warp into `to` and returns it.
 template <class S>
 const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_columns, int64_t H,
-                  int64_t K, int chunks, int all_chunks, void* to, void* stream) {
+                  int64_t K, int chunks, int all_chunks, uint4* to, void* stream) {
   const PackParams<S> p{.weight = weight,
-                        .packed = static_cast<uint4*>(to),
+                        .packed = to,
                         .by_columns = by_columns,
                         .gates = traits(cell).gates,
                         .H = int(H),
@@ -187,46 +183,31 @@ const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_co
                         .k_warps = plan.tiling.k_warps,
                         .chunks = chunks,
                         .all_chunks = all_chunks};
-  const unsigned blocks = unsigned((packed_count(p) + kPackThreads - 1) / kPackThreads);
+  const int64_t count = packed_count(p.unit_tiles, p.k_warps, p.gates, p.chunks);
+  const unsigned blocks = unsigned((count + kPackThreads - 1) / kPackThreads);
   launch(pack_weights_kernel<S>, Grid{.x = blocks, .threads = kPackThreads}, stream, p);
   return p.packed;
 }
-
-// Where the parts of a workspace begin: packed U, packed W of a fused input part, the exchange.
-template <class S>
-struct Workspace {
-  size_t input_weights, exchange, end;
-
-  Workspace(const Recurrence& plan, Cell cell, int64_t T, int planes) {
-    input_weights = packed_bytes<S>(plan, cell, plan.tiling.chunks);
-    exchange = input_weights;
-    if (plan.fused_input) exchange += packed_bytes<S>(plan, cell, kFusedChunks);
-    const ExchangeBytes bytes = exchange_bytes<S>(plan, T, planes);
-    end = exchange + bytes.slots + bytes.flags;
-  }
-};
 
 // ---- persistent.h
 
 template <class S>
 size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>& layer) {
-  return Workspace<S>(plan, cell, layer.T, 1).end;
+  return Workspace<S>(plan, cell, layer.T, 1, nullptr).bytes;
 }
 template <class S>
 size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer) {
-  return Workspace<S>(plan, cell, layer.T, traits(cell).gates).end;
+  return Workspace<S>(plan, cell, layer.T, traits(cell).gates, nullptr).bytes;
 }
 
 // The parameters of the kernel, with its workspace filled.
 template <class S>
 ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates,
                          void* scratch, void* stream) {
-  const Workspace<S> parts(plan, cell, layer.T, 1);
-  char* const memory = static_cast<char*>(scratch);
+  const Workspace<S> memory(plan, cell, layer.T, 1, scratch);
+  memory.fill(plan.engine, stream);
   const bool fused = plan.fused_input;
-  const ExchangeMemory exchange =
-      prepare_exchange<S>(plan, layer.T, 1, memory + parts.exchange, stream);
-  const auto packed = [&](const S* weight, int64_t K, int chunks, int all_chunks, void* to) {
+  const auto packed = [&](const S* weight, int64_t K, int chunks, int all_chunks, uint4* to) {
     return pack(plan, cell, weight, false, layer.H, K, chunks, all_chunks, to, stream);
   };
   return {.T = int(layer.T),
@@ -234,7 +215,8 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
           .H = int(layer.H),
           .reverse = layer.reverse,
           .lengths = layer.lengths,
-          .weights = packed(layer.weight_hh, layer.H, plan.tiling.chunks, exchange.chunks, memory),
+          .weights = packed(layer.weight_hh, layer.H, plan.tiling.chunks, memory.exchange.chunks,
+                            memory.weights),
           .bias_hh = layer.bias_hh,
           .mask_h = layer.mask_h,
           .h0 = layer.h0,
@@ -248,29 +230,26 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
           .I = fused ? int(layer.I) : 0,
           .x = fused ? layer.x : nullptr,
           .input_weights = fused ? packed(layer.weight_ih, layer.I, kFusedChunks, kFusedChunks,
-                                          memory + parts.input_weights)
+                                          memory.input_weights)
                                  : nullptr,
           .bias_ih = fused ? layer.bias_ih : nullptr,
           .mask_x = fused ? layer.mask_x : Mask{},
-          .exchange = exchange,
+          .exchange = memory.exchange,
           .batch_tiles = plan.batch_tiles};
 }
 
 template <class S>
 BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz,
                           void* scratch, void* stream) {
-  const int G = traits(cell).gates;
-  const Workspace<S> parts(plan, cell, layer.T, G);
-  char* const memory = static_cast<char*>(scratch);
-  const ExchangeMemory exchange =
-      prepare_exchange<S>(plan, layer.T, G, memory + parts.exchange, stream);
+  const Workspace<S> memory(plan, cell, layer.T, traits(cell).gates, scratch);
+  memory.fill(plan.engine, stream);
   return {.T = int(layer.T),
           .B = int(layer.B),
           .H = int(layer.H),
           .reverse = layer.reverse,
           .lengths = layer.lengths,
           .weights = pack(plan, cell, layer.weight_hh, true, layer.H, layer.H, plan.tiling.chunks,
-                          exchange.chunks, memory, stream),
+                          memory.exchange.chunks, memory.weights, stream),
           .mask_h = layer.mask_h,
           .h0 = layer.h0,
           .c0 = layer.c0,
@@ -283,7 +262,7 @@ BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& 
           .dz = dz,
           .dh0 = layer.dh0,
           .dc0 = layer.dc0,
-          .exchange = exchange,
+          .exchange = memory.exchange,
           .batch_tiles = plan.batch_tiles};
 }
 

@@ -22,10 +22,10 @@ struct PackParams {
 
 constexpr int kPackThreads = 256;
 
-// How many 16-byte words are packed; the host sizes the grid by it, so it is no device function.
-template <class S>
-BRNN_INLINE int64_t packed_count(const PackParams<S>& p) {
-  return int64_t(p.unit_tiles) * p.k_warps * p.gates * p.chunks * 64;
+// How many 16-byte words are packed; the host sizes memory and grid by it, so it is no device
+// function.
+BRNN_INLINE int64_t packed_count(int unit_tiles, int k_warps, int gates, int chunks) {
+  return int64_t(unit_tiles) * k_warps * gates * chunks * 64;
 }
 
 // Four words of numbers that lie `stride` apart; zeros after `count`.
@@ -63,7 +63,7 @@ template <class S>
 __global__ void __launch_bounds__(kPackThreads)
     pack_weights_kernel(const __grid_constant__ PackParams<S> p) {
   const int64_t at = int64_t(blockIdx.x) * kPackThreads + threadIdx.x;
-  if (at >= packed_count(p)) return;
+  if (at >= packed_count(p.unit_tiles, p.k_warps, p.gates, p.chunks)) return;
   const int lane = int(at % 32), half = int(at / 32 % 2), chunk = int(at / 64 % p.chunks);
   const int gate = int(at / 64 / p.chunks % p.gates);
   const int slice = int(at / 64 / p.chunks / p.gates);  // tile * k_warps + warp

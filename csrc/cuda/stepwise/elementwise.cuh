@@ -1,6 +1,5 @@
 // elementwise.cuh - what the kernels with one thread per element share (stepwise.cuh,
-// products.cuh): their grid, numbers of every storage type, accurate gate functions, and scratch
-// memory.
+// products.cuh): their grid, numbers of every storage type, and accurate gate functions.
 #pragma once
 
 #include <cmath>
@@ -141,25 +140,5 @@ BRNN_DEVICE unsigned kept_by(const Mask& mask, int64_t index) {
   for (int k = 0; k < G; ++k) bits |= unsigned(kept(mask, k, index)) << k;
   return bits;
 }
-
-// ---- memory
-
-// Hands out 256-byte aligned pieces of a block; with no block it only counts.
-class Scratch {
- public:
-  explicit Scratch(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class C>
-  C* take(int64_t count) {
-    C* piece = base_ ? reinterpret_cast<C*>(base_ + used_) : nullptr;
-    used_ += (size_t(count) * sizeof(C) + 255) / 256 * 256;
-    return piece;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 }  // namespace brnn::cuda::elementwise

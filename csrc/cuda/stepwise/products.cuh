@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../../arena.h"
 #include "elementwise.cuh"
 #include "products.h"
 
@@ -193,13 +194,13 @@ class WeightGradients {
 
  public:
   WeightGradients(const Backward<S>& layer, const S* dz, void* block)
-      : l_(layer), dz_(dz), rows_(layer.T * layer.B), scratch_(block) {
+      : l_(layer), dz_(dz), rows_(layer.T * layer.B), arena_(block) {
     parts_ = std::clamp<int64_t>(rows_ / 64, 1, 256);
-    operand_ = scratch_.take<S>(rows_ * std::max(l_.I, l_.H));
-    partial_ = scratch_.take<Compute<S>>(parts_ * Cell::slots * l_.H);
+    operand_ = arena_.take<S>(rows_ * std::max(l_.I, l_.H));
+    partial_ = arena_.take<Compute<S>>(parts_ * Cell::slots * l_.H);
   }
 
-  size_t scratch_bytes() const { return scratch_.used(); }
+  size_t scratch_bytes() const { return arena_.used(); }
 
   void run(const Host& host) {
     input_weights(host);
@@ -259,7 +260,7 @@ class WeightGradients {
   const S* dz_;         // [T*B, slots*H]
   const int64_t rows_;  // T*B
   int64_t parts_;       // stretches of rows that are summed side by side
-  Scratch scratch_;
+  Arena<> arena_;
   S* operand_;           // [T*B, max(I, H)]
   Compute<S>* partial_;  // [parts, slots*H]
 };

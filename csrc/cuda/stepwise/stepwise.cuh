@@ -7,6 +7,7 @@
 // Products see unscaled operands; the scale of the masks goes on their results, in fp32.
 #pragma once
 
+#include "../../arena.h"
 #include "elementwise.cuh"
 #include "stepwise.h"
 
@@ -129,17 +130,17 @@ class ForwardPass {
 
  public:
   ForwardPass(const Forward<S>& layer, S* gates, void* block)
-      : p_{layer, Elements(layer.B, layer.H)}, scratch_(block) {
+      : p_{layer, Elements(layer.B, layer.H)}, arena_(block) {
     const int64_t size = layer.B * layer.H;
     p_.gates = gates;
-    p_.masked = scratch_.take<S>((layer.mask_h.untied() ? G : 1) * size);
-    p_.reset = scratch_.take<S>(Cell::reset_before ? size : 0);
-    p_.product = scratch_.take<S>(G * size);
+    p_.masked = arena_.take<S>((layer.mask_h.untied() ? G : 1) * size);
+    p_.reset = arena_.take<S>(Cell::reset_before ? size : 0);
+    p_.product = arena_.take<S>(G * size);
     p_.product_n = p_.product + (G - 1) * size;
-    p_.state = scratch_.take<Compute<S>>(size);
+    p_.state = arena_.take<Compute<S>>(size);
   }
 
-  size_t scratch_bytes() const { return scratch_.used(); }
+  size_t scratch_bytes() const { return arena_.used(); }
 
   void run(const Host& host) {
     launch_elements(start<S, Cell>, host, p_);
@@ -176,7 +177,7 @@ class ForwardPass {
   }
 
   ForwardStep<S> p_;
-  Scratch scratch_;
+  Arena<> arena_;
 };
 
 // ---- backward
@@ -290,17 +291,17 @@ class BackwardPass {
 
  public:
   BackwardPass(const Backward<S>& layer, S* dz, void* block)
-      : p_{layer, Elements(layer.B, layer.H)}, scratch_(block) {
+      : p_{layer, Elements(layer.B, layer.H)}, arena_(block) {
     const int64_t size = layer.B * layer.H;
     p_.dz = dz;
-    p_.product = scratch_.take<S>((layer.mask_h.untied() ? G : 1) * size);
-    p_.product_n = scratch_.take<S>(Cell::reset_before ? size : 0);
-    p_.through_reset = scratch_.take<Compute<S>>(Cell::reset_before ? size : 0);
-    p_.carry = scratch_.take<Compute<S>>(size);
-    p_.held = scratch_.take<Compute<S>>(layer.lengths ? size : 0);
+    p_.product = arena_.take<S>((layer.mask_h.untied() ? G : 1) * size);
+    p_.product_n = arena_.take<S>(Cell::reset_before ? size : 0);
+    p_.through_reset = arena_.take<Compute<S>>(Cell::reset_before ? size : 0);
+    p_.carry = arena_.take<Compute<S>>(size);
+    p_.held = arena_.take<Compute<S>>(layer.lengths ? size : 0);
   }
 
-  size_t scratch_bytes() const { return scratch_.used(); }
+  size_t scratch_bytes() const { return arena_.used(); }
 
   void run(const Host& host) {
     p_.first = true;
@@ -340,7 +341,7 @@ class BackwardPass {
   }
 
   BackwardStep<S> p_;
-  Scratch scratch_;
+  Arena<> arena_;
 };
 
 // ---- stepwise.h

@@ -15,18 +15,8 @@ from ..training.distributed import ALONE, Workers
 from ..training.evaluating import evaluating
 from ..training.runs import progress_bar
 from ..training.task import Check, Task
-from .evaluation import (
-    mc_evaluate,
-    perplexity,
-    perplexity_of,
-    validation_perplexity,
-)
-from .model import (
-    LanguageModel,
-    LanguageModelConfig,
-    model_content,
-    restore_model,
-)
+from .evaluation import mc_evaluate, perplexity, perplexity_of, validation_perplexity
+from .model import LanguageModel, LanguageModelConfig, model_content, restore_model
 from .text import Corpus, lanes, load_corpus
 
 

@@ -13,9 +13,7 @@ import torch
 from torch import distributed, nn
 
 from ...cli import UserError
-from .configuration import (
-    RunConfig,
-)
+from .configuration import RunConfig
 from .runs import Interrupted
 
 # All wait while the main process evaluates; the end of a process ends the others at once anyway.

@@ -6,10 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...cli import UserError
-from .configuration import (
-    RunConfig,
-    flag,
-)
+from .configuration import RunConfig, flag
 
 # Say where and how a run is made, not what it computes.
 _INCIDENTAL = {"data", "seed", "device", "engine", "max_minutes", "tensorboard", "preset"}

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cli import UserError
-from .configuration import (
-    RunConfig,
-)
+from .configuration import RunConfig
 from .distributed import ALONE, Workers
 
 Check = Callable[[], None]  # raises to stop at a clean point: a signal, or no time left

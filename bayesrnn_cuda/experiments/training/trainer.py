@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from ...cli import UserError
 from .checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
-from .configuration import (
-    RunConfig,
-    resumed_config,
-)
+from .configuration import RunConfig, resumed_config
 from .plots import run_figure, save_figure
 from .runs import Interrupted, Interruption, RunFolder, deadline_after, progress_bar, summary_writer
 from .task import Task

@@ -215,9 +215,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if queue:
         _check_queue(arguments)
     given = given_options(arguments, found.config_class)
-    if "data" in given:
-        given["data"] = str(Path(given["data"]).resolve())
-    elif not arguments.resume:
+    if "data" not in given and not arguments.resume:
         raise UserError(f"argument --data: expected {EXPERIMENTS[found.experiment].data}, got none")
     if queue:
         out, jobs = arguments.out or Path("runs"), arguments.jobs or 1
@@ -336,11 +334,7 @@ def _print_figures(preset: Preset, result: RunResult) -> None:
     for key, value in figures.items():
         if isinstance(value, float):
             paper = f" (paper {preset.expected[key]})" if key in preset.expected else ""
-            print(f"{_words(key)}: {value:.5g}{paper}")
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
+            print(f"{key.replace('_', ' ')}: {value:.5g}{paper}")
 
 
 def _averaging(arguments: argparse.Namespace) -> int:

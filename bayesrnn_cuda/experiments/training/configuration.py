@@ -9,6 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -156,20 +157,12 @@ def flag(name: str) -> str:
 def check_options(config: Any) -> None:
     """Raises UserError for the first field of `config` with a value that is not allowed."""
     for field in dataclasses.fields(config):
-        check_option(field, getattr(config, field.name))
-
-
-def check_option(field: dataclasses.Field, value: Any) -> None:
-    """Raises UserError if `value` is outside the range or choices of `field`."""
-    within, choices = field.metadata["within"], field.metadata["choices"]
-    if value is None:
-        return
-    if within is not None and value not in within:
-        raise UserError(f"argument {flag(field.name)}: expected {within.words}, got {value}")
-    if choices is not None and value not in choices:
-        raise UserError(
-            f"argument {flag(field.name)}: expected one of {', '.join(choices)}, got '{value}'"
-        )
+        value, name = getattr(config, field.name), flag(field.name)
+        within, choices = field.metadata["within"], field.metadata["choices"]
+        if value is not None and within is not None and value not in within:
+            raise UserError(f"argument {name}: expected {within.words}, got {value}")
+        if value is not None and choices is not None and value not in choices:
+            raise UserError(f"argument {name}: expected one of {', '.join(choices)}, got '{value}'")
 
 
 def add_options(
@@ -217,9 +210,12 @@ def _option_fields(config_class: type) -> list[dataclasses.Field]:
 
 
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str, Any]:
-    """The fields of `config_class` that were given on the command line."""
+    """The fields of `config_class` that were given on the command line; the data by full path."""
     names = [field.name for field in _option_fields(config_class)]
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    if "data" in given:
+        given["data"] = str(Path(given["data"]).resolve())
+    return given
 
 
 def option_arguments(given: Mapping[str, Any]) -> list[str]:

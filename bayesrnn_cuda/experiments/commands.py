@@ -133,15 +133,18 @@ def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> N
         help="preset, sweep or SWEEP/MEMBER; before options; of several the most important first",
     )
     run.set_defaults(run=_run)
-    if not found:
-        return
+    if found:
+        _add_run_options(run, names[0], found)
+
+
+def _add_run_options(run: Parser, name: str, found: Sequence[Preset | Sweep]) -> None:
     config_class = found[0].config_class
     group = run.add_argument_group("run")
     group.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help=f"run folder, new or empty (default: runs/{names[0]}); of a queue the folder that "
+        help=f"run folder, new or empty (default: runs/{name}); of a queue the folder that "
         "holds those of its runs (default: runs)",
     )
     group.add_argument(

@@ -172,8 +172,6 @@ def _add_sample(verbs: argparse._SubParsersAction) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     given = given_options(arguments, LanguageModelConfig)
-    if "data" in given:
-        given["data"] = str(Path(given["data"]).resolve())
     if arguments.resume and arguments.out is None:
         raise UserError(
             "argument --resume: expected --out DIR with the run to continue, got no --out"

@@ -31,7 +31,7 @@ _open_flags: dict[tuple[int, str], list[_Found]] = {}
 
 
 @contextmanager
-def flags(values: Sequence[tuple[Any, str, bool]]) -> Iterator[None]:
+def flags(values: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
     """Sets (object, attribute, value) within the block, and then what stood there before.
 
     Where blocks overlap, the last to end restores what the first one found.

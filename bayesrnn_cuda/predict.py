@@ -67,14 +67,8 @@ def hold_masks(module: nn.Module) -> Iterator[nn.Module]:
     check_module(module)
     layers = [m for m in module.modules() if isinstance(m, DropoutModule)]
     if torch.compiler.is_compiling():
-        before = [layer._traced for layer in layers]
-        for layer in layers:
-            layer._traced = {}
-        try:
+        with blocks.flags([(layer, "_traced", {}) for layer in layers]):
             yield module
-        finally:
-            for layer, traced in zip(layers, before, strict=True):
-                layer._traced = traced
         return
     with _drawing(blocks.MaskBlock(layers, hold=True)):
         yield module

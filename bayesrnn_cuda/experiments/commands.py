@@ -133,15 +133,18 @@ def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> N
         help="preset, sweep or SWEEP/MEMBER; before options; of several the most important first",
     )
     run.set_defaults(run=_run)
-    if not found:
-        return
+    if found:
+        _add_run_options(run, names[0], found)
+
+
+def _add_run_options(run: Parser, name: str, found: Sequence[Preset | Sweep]) -> None:
     config_class = found[0].config_class
     group = run.add_argument_group("run")
     group.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help=f"run folder, new or empty (default: runs/{names[0]}); of a queue the folder that "
+        help=f"run folder, new or empty (default: runs/{name}); of a queue the folder that "
         "holds those of its runs (default: runs)",
     )
     group.add_argument(
@@ -215,9 +218,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if queue:
         _check_queue(arguments)
     given = given_options(arguments, found.config_class)
-    if "data" in given:
-        given["data"] = str(Path(given["data"]).resolve())
-    elif not arguments.resume:
+    if "data" not in given and not arguments.resume:
         raise UserError(f"argument --data: expected {EXPERIMENTS[found.experiment].data}, got none")
     if queue:
         out, jobs = arguments.out or Path("runs"), arguments.jobs or 1
@@ -336,11 +337,7 @@ def _print_figures(preset: Preset, result: RunResult) -> None:
     for key, value in figures.items():
         if isinstance(value, float):
             paper = f" (paper {preset.expected[key]})" if key in preset.expected else ""
-            print(f"{_words(key)}: {value:.5g}{paper}")
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
+            print(f"{key.replace('_', ' ')}: {value:.5g}{paper}")
 
 
 def _averaging(arguments: argparse.Namespace) -> int:

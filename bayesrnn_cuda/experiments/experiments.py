@@ -5,14 +5,13 @@ sweeps by name.
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..cli import UserError
-from .language import presets as language
 from .language.task import LanguageModelTask
-from .sentiment import presets as sentiment
 from .sentiment.task import SentimentTask
-from .training.preset import Preset, Sweep
+from .training.preset import Preset, Sweep, read_presets
 from .training.task import Task
 
 
@@ -36,38 +35,28 @@ class Curves(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One kind of run: what trains it and what the report says of it.
+    """One kind of run: what trains it and what the report says of it."""
 
-    Args:
-        title: heading in the report.
-        task: what it brings to the trainer, with the class of its configuration.
-        data: what `--data` must name, for the message where it is missing.
-        test: key of the test's figure; that with MC dropout has `_mc` behind it.
-        paper: the figures that the paper has numbers for, with their words in its tables.
-        curves: of its runs.
-        columns: of the table of a group of its runs.
-        uncertainty: of the table on MC dropout.
-        presets: its runs of the paper.
-        sweeps: the paper's comparisons of them.
-        tables: the paper's tables, title -> the rows.
-    """
-
-    title: str
-    task: type[Task]
-    data: str
-    test: str
-    paper: tuple[Column, ...]
+    title: str  # heading in the report
+    task: type[Task]  # what it brings to the trainer, with the class of its configuration
+    data: str  # what `--data` must name, for the message where it is missing
+    test: str  # key of the test's figure; that with MC dropout has `_mc` behind it
+    paper: tuple[Column, ...]  # what the paper has numbers for, in the words of its tables
     curves: Curves
-    columns: tuple[Column, ...]
-    uncertainty: tuple[Column, ...]
-    presets: tuple[Preset, ...]
-    sweeps: tuple[Sweep, ...]
-    tables: Mapping[str, tuple[Preset, ...]] = field(default_factory=dict)
+    columns: tuple[Column, ...]  # of the table of a group of its runs
+    uncertainty: tuple[Column, ...]  # of the table on MC dropout
+    presets: tuple[Preset, ...]  # its runs of the paper
+    sweeps: tuple[Sweep, ...]  # the paper's comparisons of them
+    tables: Mapping[str, tuple[Preset, ...]] = field(default_factory=dict)  # title -> the rows
 
     @property
     def best_key(self) -> str | None:
         """Key of the figure that decides which epoch counts; None: the last epoch counts."""
         return self.task.metric if self.task.tests_best else None
+
+
+def _presets(folder: str, task: type[Task]) -> dict[str, Any]:
+    return read_presets(Path(__file__).parent / folder, task.config_class)._asdict()
 
 
 # By the name that config.json and the presets have for it.
@@ -99,9 +88,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "standard deviation of the word's probability", "mean_standard_deviation", ".4f"
             ),
         ),
-        presets=language.PRESETS,
-        sweeps=language.SWEEPS,
-        tables=language.TABLES,
+        **_presets("language", LanguageModelTask),
     ),
     "sentiment": Experiment(
         title="Sentiment analysis",
@@ -123,8 +110,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Column("mean predicted standard deviation", "mean_standard_deviation", ".4f"),
             Column("rank correlation of error and deviation", "error_rank_correlation", ".3f"),
         ),
-        presets=sentiment.PRESETS,
-        sweeps=sentiment.SWEEPS,
+        **_presets("sentiment", SentimentTask),
     ),
 }
 # The values are those of the authors' scripts (repository yaringal/BayesianRNN) where there is one;

@@ -29,19 +29,12 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass
 class Member:
-    """One run of the queue.
+    """One run of the queue."""
 
-    Args:
-        name: as it is shown, and its folder below OUT.
-        preset: what it runs.
-        path: its folder.
-        epochs: that it is to have.
-    """
-
-    name: str
+    name: str  # as it is shown, and its folder below OUT
     preset: Preset
-    path: Path
-    epochs: int
+    path: Path  # its folder
+    epochs: int  # that it is to have
     process: subprocess.Popen | None = None
     began: float = 0.0  # time.time() of the process's start
     epochs_before: int = 0  # when it started

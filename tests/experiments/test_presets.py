@@ -9,8 +9,7 @@ import torch
 from review_files import write_review_folder
 
 from bayesrnn_cuda.cli import UserError
-from bayesrnn_cuda.experiments.experiments import PRESETS, SWEEPS, find
-from bayesrnn_cuda.experiments.language.presets import TABLES
+from bayesrnn_cuda.experiments.experiments import EXPERIMENTS, PRESETS, SWEEPS, find
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask, learning_rate
 from bayesrnn_cuda.experiments.sentiment.task import SentimentTask
 from bayesrnn_cuda.experiments.training.preset import Preset, Sweep, differences_line
@@ -55,7 +54,8 @@ def test_numbers_of_the_tables():
         assert preset.expected.get("valid_perplexity_authors") == valid
         assert preset.expected.get("test_perplexity") == test
         assert preset.expected.get("test_perplexity_mc") == mc
-    rows = [preset.name for rows in TABLES.values() for preset in rows]
+    tables = EXPERIMENTS["language_model"].tables
+    rows = [preset.name for rows in tables.values() for preset in rows]
     assert sorted(rows) == sorted(NUMBERS)
 
 

@@ -8,168 +8,93 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
-from ..naive_dropout import State, StepwiseDropoutRNN
-from ..training.checkpoint import CheckpointError, read_config
+from ..naive_dropout import State
+from ..recurrent_model import RecurrentConfig, recurrent_layers
+from ..training.checkpoint import expecting, read_config
 from ..training.configuration import (
     AT_LEAST_ONE,
     COUNT,
     FRACTION,
     NATURAL,
     POSITIVE,
-    PROBABILITY,
     TRAINING,
-    RunConfig,
-    check_options,
-    option,
+    options,
 )
 from .text import Vocabulary
 
 _LEARNING_RATES = {"sgd": 1.0, "adam": 0.01}
-_TEXT, _MODEL, _DROPOUT, _EVALUATION = "text", "model", "dropout", "evaluation"
+_text, _model, _training = options("text"), options("model"), options(TRAINING)
+_evaluation = options("evaluation")
 
 
 @dataclass(frozen=True)
-class LanguageModelConfig(RunConfig):
-    """Everything that determines a run. Probabilities are of dropping, named as in the paper."""
+class LanguageModelConfig(RecurrentConfig):
+    """Everything that determines a run."""
 
     experiment: ClassVar = "language_model"
 
-    data: str | None = option(
+    data: str | None = _text(
         None,
         "folder with train, valid and test .txt files, one sentence a line (default: CPython's "
         "documentation)",
-        group=_TEXT,
         metavar="DIR",
         resumable=True,  # it may have moved; `Task.fingerprint` says whether it is the same
     )
-    min_count: int | None = option(
+    min_count: int | None = _text(
         None,
         "rarer training words become <unk> (default: 1 with --data, 3 for the documentation)",
-        group=_TEXT,
-        within=COUNT,
+        COUNT,
     )
-
-    cell: str = option("lstm", "recurrent cell", group=_MODEL, choices=("lstm", "gru"))
-    embedding: int = option(200, "size of the word vectors", group=_MODEL, within=COUNT)
-    hidden: int = option(200, "hidden units a layer", group=_MODEL, within=COUNT)
-    layers: int = option(1, "recurrent layers", group=_MODEL, within=COUNT)
-    init_range: float = option(
-        0.1, "parameters start uniform in [-X, X]", group=_MODEL, within=POSITIVE
-    )
-
-    dropout_kind: str = option(
-        "bayesian",
-        "bayesian: masks held for the sequence; naive: new masks every step, not on recurrent "
-        "connections; none",
-        group=_DROPOUT,
-        choices=("bayesian", "naive", "none"),
-    )
-    embedding_dropout: float = option(
-        0.25, "p_x: of a word type; bayesian only", group=_DROPOUT, within=PROBABILITY
-    )
-    input_dropout: float = option(
-        0.25, "p_i: of each layer's inputs", group=_DROPOUT, within=PROBABILITY
-    )
-    recurrent_dropout: float = option(
-        0.25, "p_h: of the recurrent connections; bayesian only", group=_DROPOUT, within=PROBABILITY
-    )
-    output_dropout: float = option(
-        0.25, "p_o: of the inputs of the decoder", group=_DROPOUT, within=PROBABILITY
-    )
-    tie_gates: bool = option(False, "one mask for all gates of a layer", group=_DROPOUT)
-
-    state: str = option(
+    layers: int = _model(1, "recurrent layers", COUNT)
+    init_range: float = _model(0.1, "parameters start uniform in [-X, X]", POSITIVE)
+    state: str = _training(
         "carry",
         "carry the recurrent state from window to window, or start each window from zero; in "
         "training, validation and test",
-        group=TRAINING,
         choices=("carry", "zero"),
     )
-    seq_len: int = option(
-        35, "steps of a window: back-propagation is truncated there", group=TRAINING, within=COUNT
-    )
-    batch_size: int = option(20, "lanes of text read side by side", group=TRAINING, within=COUNT)
-    optimizer: str = option(
+    seq_len: int = _training(35, "steps of a window: back-propagation is truncated there", COUNT)
+    batch_size: int = _training(20, "lanes of text read side by side", COUNT)
+    optimizer: str = _training(
         "adam",
         "the loss is the mean over lanes of the sum over a window's steps, so sgd's --lr and both "
         "optimizers' --clip belong to one --seq-len",
-        group=TRAINING,
         choices=("sgd", "adam"),
     )
-    lr: float | None = option(
-        None,
-        "learning rate (default: 1 with sgd, as the authors, 0.01 with adam)",
-        group=TRAINING,
-        within=POSITIVE,
+    lr: float | None = _training(
+        None, "learning rate (default: 1 with sgd, as the authors, 0.01 with adam)", POSITIVE
     )
-    lr_decay: float = option(
-        1.0,
-        "after the constant epochs, divide the learning rate by X each epoch",
-        group=TRAINING,
-        within=AT_LEAST_ONE,
+    lr_decay: float = _training(
+        1.0, "after the constant epochs, divide the learning rate by X each epoch", AT_LEAST_ONE
     )
-    lr_constant_epochs: int = option(
-        10,
-        "epochs before the first division (the authors' max_epoch + 1)",
-        group=TRAINING,
-        within=NATURAL,
+    lr_constant_epochs: int = _training(
+        10, "epochs before the first division (the authors' max_epoch + 1)", NATURAL
     )
-    clip: float = option(5.0, "largest norm of the whole gradient", group=TRAINING, within=POSITIVE)
-    weight_decay: float = option(
+    clip: float = _training(5.0, "largest norm of the whole gradient", POSITIVE)
+    weight_decay: float = _training(
         0.0,
         "every update shrinks all parameters by 1 - X with sgd (as the authors), by 1 - lr * X "
         "with adam",
-        group=TRAINING,
-        within=FRACTION,
+        FRACTION,
     )
-
-    mc_samples: int = option(
-        50,
-        "mask sets of the MC dropout test, 0: none",
-        group=_EVALUATION,
-        within=NATURAL,
-        resumable=True,
-    )
-    mc_masks: str = option(
+    mc_masks: str = _evaluation(
         "pass",
         "masks of the MC dropout test hold for the whole pass (the authors' large model) or for a "
         "window (their small one)",
-        group=_EVALUATION,
         choices=("pass", "window"),
         resumable=True,
     )
-    mc_embedding_dropout: bool = option(
-        False,
-        "drop word types in the MC dropout test too (the authors do not)",
-        group=_EVALUATION,
-        resumable=True,
+    mc_embedding_dropout: bool = _evaluation(
+        False, "drop word types in the MC dropout test too (the authors do not)", resumable=True
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.lr is None:
             object.__setattr__(self, "lr", _LEARNING_RATES[self.optimizer])
 
-    def describe_dropout(self) -> str:
-        """Kind and probabilities, in a few words."""
-        i, o = self.input_dropout, self.output_dropout
-        if self.dropout_kind == "none":
-            return "no dropout"
-        if self.dropout_kind == "naive":
-            return f"naive dropout i={i} o={o}"
-        x, h = self.embedding_dropout, self.recurrent_dropout
-        tied = " tied" if self.tie_gates else ""
-        return f"Bayesian dropout x={x} i={i} h={h} o={o}{tied}"
-
-    def samples_masks(self) -> bool:
-        """Whether MC dropout makes predictions of its own: Bayesian dropout with some p above 0."""
-        probabilities = (
-            self.embedding_dropout,
-            self.input_dropout,
-            self.recurrent_dropout,
-            self.output_dropout,
-        )
-        return self.dropout_kind == "bayesian" and any(probabilities)
+    def describe_layers(self) -> str:
+        return f"{self.layers} x {super().describe_layers()}"
 
 
 class ModelMasks(NamedTuple):
@@ -193,28 +118,15 @@ class LanguageModel(nn.Module):
 
     def __init__(self, vocabulary_size: int, config: LanguageModelConfig) -> None:
         super().__init__()
-        bayesian, naive = config.dropout_kind == "bayesian", config.dropout_kind == "naive"
         cell = brnn.BayesianLSTM if config.cell == "lstm" else brnn.BayesianGRU
+        self.bayesian = config.dropout_kind == "bayesian"
         self.embedding = brnn.BayesianEmbedding(
-            vocabulary_size, config.embedding, dropout=config.embedding_dropout if bayesian else 0.0
+            vocabulary_size, config.embedding, dropout=config.p("embedding_dropout")
         )
-        sizes = (config.embedding, config.hidden, config.layers)
-        if naive:
-            self.recurrent = StepwiseDropoutRNN(
-                cell, *sizes, dropout=config.input_dropout, engine=config.engine
-            )
-            self.output_dropout = nn.Dropout(config.output_dropout)
-        else:
-            self.recurrent = cell(
-                *sizes,
-                input_dropout=config.input_dropout if bayesian else 0.0,
-                recurrent_dropout=config.recurrent_dropout if bayesian else 0.0,
-                tie_gates=config.tie_gates,
-                engine=config.engine,
-            )
-            self.output_dropout = brnn.LockedDropout(config.output_dropout if bayesian else 0.0)
+        self.recurrent = recurrent_layers(cell, config, config.layers)
+        output = nn.Dropout if config.dropout_kind == "naive" else brnn.LockedDropout
+        self.output_dropout = output(config.p("output_dropout"))
         self.decoder = nn.Linear(config.hidden, vocabulary_size)
-        self.bayesian = bayesian
         generator = torch.Generator().manual_seed(config.seed)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -277,17 +189,9 @@ def restore_model(content: dict[str, Any]) -> tuple[LanguageModel, Vocabulary, L
     Raises:
         CheckpointError: the content is incomplete or does not fit together.
     """
-    try:
+    with expecting("a complete checkpoint of a language model"):
         config = read_config(content, LanguageModelConfig)
         vocabulary = Vocabulary(content["vocabulary"])
         model = LanguageModel(len(vocabulary), config)
         model.load_state_dict(content["model"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"expected a complete checkpoint of a language model, got {_line(error)}"
-        ) from error
     return model.eval(), vocabulary, config
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -3,7 +3,6 @@ perplexities.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -12,21 +11,9 @@ from torch import Tensor, nn
 from ...cli import UserError
 from ..naive_dropout import State, detached, map_state
 from ..training.distributed import ALONE, Workers
-from ..training.evaluating import evaluating
-from ..training.runs import progress_bar
 from ..training.task import Check, Task
-from .evaluation import (
-    mc_evaluate,
-    perplexity,
-    perplexity_of,
-    validation_perplexity,
-)
-from .model import (
-    LanguageModel,
-    LanguageModelConfig,
-    model_content,
-    restore_model,
-)
+from .evaluation import mc_evaluate, perplexity, perplexity_of, validation_perplexity
+from .model import LanguageModel, LanguageModelConfig, model_content, restore_model
 from .text import Corpus, lanes, load_corpus
 
 
@@ -45,6 +32,7 @@ class LanguageModelTask(Task):
     """
 
     config_class = LanguageModelConfig
+    restore_model = staticmethod(restore_model)
     unit = "tokens"
     metric = "valid_perplexity"
     tests_best = True
@@ -62,7 +50,7 @@ class LanguageModelTask(Task):
         *,
         model: LanguageModel | None = None,
     ) -> None:
-        self.config, self.corpus, self.workers = config, corpus, workers
+        self.config, self.data, self.workers = config, corpus, workers
         workers.check_divides(config.batch_size)
         device = workers.device(config)
         self.clip = config.clip
@@ -77,43 +65,14 @@ class LanguageModelTask(Task):
         self.lanes = all_lanes[:, workers.share(config.batch_size)].contiguous().to(device)
         self.model = (model or LanguageModel(len(corpus.vocabulary), config)).to(device)
         self.carried: State | None = None
-        with evaluating(self.model):
-            self.check_engine(lambda: self.model(self.lanes[:1]))
+        self.check_engine(lambda: self.model(self.lanes[:1]))
 
     @classmethod
     def load_data(cls, config: LanguageModelConfig) -> Corpus:
         return load_corpus(config.data, config.min_count)
 
-    @classmethod
-    def restore(
-        cls,
-        content: dict[str, Any],
-        config: LanguageModelConfig,
-        corpus: Corpus,
-        workers: Workers = ALONE,
-    ) -> "LanguageModelTask":
-        """The task with the model of a checkpoint, under `config`. Raises CheckpointError."""
-        model, _, _ = restore_model({**content, "config": asdict(config)})
-        return cls(config, corpus, workers, model=model)
-
-    def describe(self) -> str:
-        return f"{self.corpus.describe()}\nmodel: {self.describe_model()}"
-
-    def describe_model(self) -> str:
-        """One line on model, dropout and machine."""
-        config = self.config
-        size = sum(parameter.numel() for parameter in self.model.parameters())
-        shared = f" in each of {self.workers.size} processes" if self.workers.size > 1 else ""
-        return (
-            f"{config.layers} x {config.hidden} {config.cell}, {size:,} parameters, "
-            f"{config.describe_dropout()}, {self.updates} updates an epoch on {self.device}{shared}"
-        )
-
-    def fingerprint(self) -> int:
-        return self.corpus.fingerprint()
-
     def content(self) -> dict[str, Any]:
-        return model_content(self.model, self.corpus.vocabulary, self.config)
+        return model_content(self.model, self.data.vocabulary, self.config)
 
     def optimizer(self) -> torch.optim.Optimizer:
         return make_optimizer(self.model, self.config)
@@ -148,7 +107,7 @@ class LanguageModelTask(Task):
         config = self.config
         corrected, authors = validation_perplexity(
             self.model,
-            self.corpus.valid,
+            self.data.valid,
             batch_size=config.batch_size,
             seq_len=config.seq_len,
             state=config.state,
@@ -157,23 +116,17 @@ class LanguageModelTask(Task):
         return {"valid_perplexity": corrected, "valid_perplexity_authors": authors}
 
     def test(self, check: Check) -> dict[str, Any]:
-        config, tokens = self.config, self.corpus.test
+        config, tokens = self.config, self.data.test
         samples = config.mc_samples if config.samples_masks() else 0
-        total = (1 + samples) * (tokens.numel() - 1)
-        with progress_bar("test", total=total, unit=self.unit) as bar:
-
-            def on_steps(steps: int) -> None:
-                bar.update(steps)
-                check()
-
-            settings = {"seq_len": config.seq_len, "state": config.state, "on_steps": on_steps}
+        with self.test_progress((1 + samples) * (tokens.numel() - 1), check) as advance:
+            settings = {"seq_len": config.seq_len, "state": config.state, "on_steps": advance}
             figures = {
                 "test_perplexity": perplexity(self.model, tokens, **settings),
                 "test_perplexity_mc": None,
                 "mc_samples": samples,
             }
             if samples:
-                sampled = mc_evaluate(
+                figures["test_perplexity_mc"], *uncertainty = mc_evaluate(
                     self.model,
                     tokens,
                     samples=samples,
@@ -182,7 +135,6 @@ class LanguageModelTask(Task):
                     embedding_dropout=config.mc_embedding_dropout,
                     **settings,
                 )
-                figures["test_perplexity_mc"], *uncertainty = sampled
                 names = ("entropy", "mutual_information", "standard_deviation")
                 figures |= {f"mean_{n}": x for n, x in zip(names, uncertainty, strict=True)}
         return figures

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...cli import UserError
+from ..training.checkpoint import checksum
 
 END = "<eos>"
 UNKNOWN = "<unk>"
@@ -94,11 +95,8 @@ class Corpus:
         return f"text: {self.name}: {counts} tokens, {len(self.vocabulary):,} types"
 
     def fingerprint(self) -> int:
-        """Checksum of all tokens: tells whether a resumed run reads the text it began with."""
-        value = zlib.crc32("\n".join(self.vocabulary.words).encode())
-        for split in SPLITS:
-            value = zlib.crc32(getattr(self, split).numpy().tobytes(), value)
-        return value
+        """Of vocabulary and all tokens."""
+        return checksum(self.vocabulary.words, *(getattr(self, split) for split in SPLITS))
 
 
 def load_corpus(data: str | None, min_count: int | None) -> Corpus:

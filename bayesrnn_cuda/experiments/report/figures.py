@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..experiments import EXPERIMENTS
+from ..training.plots import make_axes
 from ..training.preset import Sweep, short
 from .records import Run
 
@@ -35,10 +36,7 @@ _AXES = {
 def curves_figure(title: str, runs: Labelled) -> "Figure":
     """Validation or test error of the runs by epoch, solid, and training, dashed."""
     solid, dashed, axis, solid_name, dashed_name = EXPERIMENTS[runs[0][1].experiment].curves
-    figure, axes = _figure(title, "epoch", axis)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if axis == "perplexity":
-        _logarithmic_perplexity(axes)
+    figure, axes = _axes(title, "epoch", axis)
     for index, (label, run) in enumerate(runs):
         _curve(axes, run, solid, index, label=label)
         _curve(axes, run, dashed, index, dashed=True)
@@ -49,8 +47,7 @@ def curves_figure(title: str, runs: Labelled) -> "Figure":
 def approximation_figure(title: str, runs: Labelled) -> "Figure":
     """Test error by epoch with the dropout approximation, solid, and with MC dropout, dashed."""
     experiment = EXPERIMENTS[runs[0][1].experiment]
-    figure, axes = _figure(title, "epoch", f"test {experiment.curves.axis}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure, axes = _axes(title, "epoch", f"test {experiment.curves.axis}")
     for index, (label, run) in enumerate(runs):  # a run keeps its colour of the other figures
         if has_mc_curve(run):
             _curve(axes, run, experiment.test, index, label=label)
@@ -64,7 +61,7 @@ def sweep_figure(title: str, sweep: Sweep, runs: Labelled) -> "Figure":
     """Final test error against the value that the sweep varies, one colour a series."""
     field, series = sweep.field, sweep.series
     experiment = EXPERIMENTS[sweep.experiment]
-    figure, axes = _figure(title, _AXES[field], f"final test {experiment.curves.axis}")
+    figure, axes = _axes(title, _AXES[field], f"final test {experiment.curves.axis}")
     names = sorted({run.config.get(series) for _, run in runs}) if series else [None]
     for index, name in enumerate(names):
         chosen = [run for _, run in runs if name is None or run.config.get(series) == name]
@@ -91,7 +88,7 @@ def sweep_figure(title: str, sweep: Sweep, runs: Labelled) -> "Figure":
 
 def calibration_figure(title: str, runs: Labelled) -> "Figure":
     """Error against the standard deviation that MC dropout predicts, over bins of equal count."""
-    figure, axes = _figure(
+    figure, axes = _axes(
         title,
         "predicted standard deviation, mean of the bin",
         "error (RMSE) of the bin",
@@ -116,24 +113,8 @@ def has_mc_curve(run: Run) -> bool:
     return bool(run.history) and run.history[-1].get(key) is not None
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
-    # Figure without pyplot: no display, no global state.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel=x, ylabel=y, title=title)
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _logarithmic_perplexity(axes: Any) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    return make_axes(x, y, title=title, size=(8.4, 4.4))
 
 
 def _curve(

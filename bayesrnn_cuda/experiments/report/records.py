@@ -16,21 +16,13 @@ from ..training.runs import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, finished or not.
+    """One run folder, finished or not."""
 
-    Args:
-        name: folder, relative to the one that was searched.
-        config: content of config.json.
-        history: records of the epochs.
-        final: the last line of metrics.jsonl if the run is finished.
-        preset: that it was made from.
-    """
-
-    name: str
-    config: dict[str, Any]
-    history: list[dict[str, Any]]
-    final: dict[str, Any] | None
-    preset: Preset | None
+    name: str  # folder, relative to the one that was searched
+    config: dict[str, Any]  # content of config.json
+    history: list[dict[str, Any]]  # records of the epochs
+    final: dict[str, Any] | None  # the last line of metrics.jsonl if the run is finished
+    preset: Preset | None  # that it was made from
 
     @property
     def experiment(self) -> str:

@@ -25,18 +25,11 @@ from .records import Run, read_runs
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that one section shows side by side.
+    """Runs that one section shows side by side."""
 
-    Args:
-        key: file names of its figures begin with it.
-        title: heading.
-        sweep: the paper's comparison that they belong to; None: what is left over.
-        runs: with their labels.
-    """
-
-    key: str
+    key: str  # file names of its figures begin with it
     title: str
-    sweep: Sweep | None
+    sweep: Sweep | None  # the paper's comparison that they belong to; None: what is left over
     runs: Labelled
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import bayesrnn_cuda as brnn
 
 from ..naive_dropout import StepwiseDropoutRNN
-from ..training.checkpoint import CheckpointError, read_config
+from ..recurrent_model import RecurrentConfig, recurrent_layers
+from ..training.checkpoint import expecting, read_config
 from ..training.configuration import (
     COUNT,
     FRACTION,
@@ -20,127 +21,63 @@ from ..training.configuration import (
     PROBABILITY,
     TRAINING,
     Range,
-    RunConfig,
-    check_options,
-    option,
+    options,
 )
 from .reviews import RESERVED, SPLITS
 
-_DATA, _MODEL, _DROPOUT, _EVALUATION = "data", "model", "dropout", "evaluation"
+_data, _model, _dropout = options("data"), options("model"), options("dropout")
+_training, _evaluation = options(TRAINING), options("evaluation")
 # What a vocabulary needs beside words, and one word.
 _VOCABULARY = Range("a whole number from 5 to 2147483647", RESERVED + 2, 2**31 - 1)
 _PIECES = Range("a whole number from 4 to 2147483647", 4, 2**31 - 1)
 
 
 @dataclass(frozen=True)
-class SentimentConfig(RunConfig):
-    """Everything that determines a run. Probabilities are of dropping, named as in the paper.
-
-    The defaults are those of the authors' sentiment_lstm_regression.py.
+class SentimentConfig(RecurrentConfig):
+    """Everything that determines a run. The defaults are those of the authors'
+    sentiment_lstm_regression.py.
     """
 
     experiment: ClassVar = "sentiment"
+    letters: ClassVar = ("E", "W", "U", "dense")
 
-    data: str | None = option(
+    data: str | None = _data(
         None,
         "folder with reviews.tsv, the Cornell scale data, or that file",
-        group=_DATA,
         metavar="DIR",
         resumable=True,  # it may have moved; `Task.fingerprint` says whether it is the same
     )
-    split: str = option(
+    split: str = _data(
         "authors",
         "authors: by piece, copies of a text may be on both sides; deduplicated: every text once, "
         "by review, with the vocabulary of the training reviews",
-        group=_DATA,
         choices=SPLITS,
     )
-    seq_len: int = option(200, "tokens of a piece of a review", group=_DATA, within=COUNT)
-    vocabulary: int = option(
-        20_000, "token numbers, for the N - 4 most frequent words", group=_DATA, within=_VOCABULARY
+    seq_len: int = _data(200, "tokens of a piece of a review", COUNT)
+    vocabulary: int = _data(20_000, "token numbers, for the N - 4 most frequent words", _VOCABULARY)
+    pieces: int | None = _data(
+        None, "train on the first N pieces and test on the first N / 4 (default: all)", _PIECES
     )
-    pieces: int | None = option(
-        None,
-        "train on the first N pieces and test on the first N / 4 (default: all)",
-        group=_DATA,
-        within=_PIECES,
+    embedding: int = _model(128, "size of the word vectors", COUNT)
+    hidden: int = _model(128, "hidden units", COUNT)
+    embedding_dropout: float = _dropout(0.5, "p_E: of a word type; bayesian only", PROBABILITY)
+    input_dropout: float = _dropout(0.5, "p_W: of the layer's inputs", PROBABILITY)
+    recurrent_dropout: float = _dropout(
+        0.5, "p_U: of the recurrent connections; bayesian only", PROBABILITY
     )
-
-    cell: str = option("lstm", "recurrent cell", group=_MODEL, choices=("lstm", "gru"))
-    embedding: int = option(128, "size of the word vectors", group=_MODEL, within=COUNT)
-    hidden: int = option(128, "hidden units", group=_MODEL, within=COUNT)
-
-    dropout_kind: str = option(
-        "bayesian",
-        "bayesian: masks held for the sequence; naive: new masks every step, not on recurrent "
-        "connections; none",
-        group=_DROPOUT,
-        choices=("bayesian", "naive", "none"),
-    )
-    embedding_dropout: float = option(
-        0.5, "p_E: of a word type; bayesian only", group=_DROPOUT, within=PROBABILITY
-    )
-    input_dropout: float = option(
-        0.5, "p_W: of the layer's inputs", group=_DROPOUT, within=PROBABILITY
-    )
-    recurrent_dropout: float = option(
-        0.5, "p_U: of the recurrent connections; bayesian only", group=_DROPOUT, within=PROBABILITY
-    )
-    output_dropout: float = option(
-        0.5, "p_dense: of the last state", group=_DROPOUT, within=PROBABILITY
-    )
-    tie_gates: bool = option(False, "one mask for all gates", group=_DROPOUT)
-
-    batch_size: int = option(128, "pieces of an update", group=TRAINING, within=COUNT)
-    epochs: int = option(
-        250, "passes over the training data", group=TRAINING, within=COUNT, resumable=True
-    )
-    lr: float = option(1e-3, "learning rate of Adam", group=TRAINING, within=POSITIVE)
-    weight_decay: float = option(
+    output_dropout: float = _dropout(0.5, "p_dense: of the last state", PROBABILITY)
+    batch_size: int = _training(128, "pieces of an update", COUNT)
+    epochs: int = _training(250, "passes over the training data", COUNT, resumable=True)
+    lr: float = _training(1e-3, "learning rate of Adam", POSITIVE)
+    weight_decay: float = _training(
         1e-6,
         "X times the sum of the squares of all parameters is added to the loss, the mean squared "
         "error of standardized ratings",
-        group=TRAINING,
-        within=FRACTION,
+        FRACTION,
     )
-
-    mc_samples: int = option(
-        50,
-        "mask sets of the final MC dropout test, 0: none",
-        group=_EVALUATION,
-        within=NATURAL,
-        resumable=True,
+    mc_samples_epoch: int = _evaluation(
+        10, "mask sets of the MC dropout test after each epoch, 0: none", NATURAL
     )
-    mc_samples_epoch: int = option(
-        10,
-        "mask sets of the MC dropout test after each epoch, 0: none",
-        group=_EVALUATION,
-        within=NATURAL,
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def describe_dropout(self) -> str:
-        """Kind and probabilities, in a few words."""
-        w, dense = self.input_dropout, self.output_dropout
-        if self.dropout_kind == "none":
-            return "no dropout"
-        if self.dropout_kind == "naive":
-            return f"naive dropout W={w} dense={dense}"
-        e, u = self.embedding_dropout, self.recurrent_dropout
-        tied = " tied" if self.tie_gates else ""
-        return f"Bayesian dropout E={e} W={w} U={u} dense={dense}{tied}"
-
-    def samples_masks(self) -> bool:
-        """Whether MC dropout makes predictions of its own: Bayesian dropout with some p above 0."""
-        probabilities = (
-            self.embedding_dropout,
-            self.input_dropout,
-            self.recurrent_dropout,
-            self.output_dropout,
-        )
-        return self.dropout_kind == "bayesian" and any(probabilities)
 
 
 class SentimentModel(nn.Module):
@@ -156,35 +93,17 @@ class SentimentModel(nn.Module):
 
     def __init__(self, config: SentimentConfig) -> None:
         super().__init__()
-        bayesian, naive = config.dropout_kind == "bayesian", config.dropout_kind == "naive"
         cell = brnn.BayesianLSTM
         if config.cell == "gru":
             cell = functools.partial(brnn.BayesianGRU, reset_after=False)
         self.embedding = brnn.BayesianEmbedding(
             config.vocabulary + RESERVED,  # as many as the authors; the last ones are never read
             config.embedding,
-            dropout=config.embedding_dropout if bayesian else 0.0,
+            dropout=config.p("embedding_dropout"),
         )
-        if naive:
-            self.recurrent = StepwiseDropoutRNN(
-                cell,
-                config.embedding,
-                config.hidden,
-                1,
-                dropout=config.input_dropout,
-                engine=config.engine,
-            )
-        else:
-            self.recurrent = cell(
-                config.embedding,
-                config.hidden,
-                input_dropout=config.input_dropout if bayesian else 0.0,
-                recurrent_dropout=config.recurrent_dropout if bayesian else 0.0,
-                tie_gates=config.tie_gates,
-                engine=config.engine,
-            )
+        self.recurrent = recurrent_layers(cell, config)
         # One state a sequence: a new mask each time is a mask per sequence.
-        self.output_dropout = nn.Dropout(config.output_dropout if bayesian or naive else 0.0)
+        self.output_dropout = nn.Dropout(config.p("output_dropout"))
         self.decoder = nn.Linear(config.hidden, 1)
         self._initialize(torch.Generator().manual_seed(config.seed))
 
@@ -235,13 +154,8 @@ def restore_model(content: dict[str, Any]) -> tuple[SentimentModel, SentimentCon
     Raises:
         CheckpointError: the content is incomplete or does not fit together.
     """
-    try:
+    with expecting("a complete checkpoint of a sentiment model"):
         config = read_config(content, SentimentConfig)
         model = SentimentModel(config)
         model.load_state_dict(content["model"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"expected a complete checkpoint of a sentiment model, got {reason}"
-        ) from error
     return model.eval(), config

@@ -1,7 +1,6 @@
 """Sentiment regression as a task of the Trainer."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..training.distributed import ALONE, Workers
-from ..training.evaluating import evaluating
-from ..training.runs import progress_bar
 from ..training.task import Check, Task
 from .evaluation import (
     Prediction,
@@ -39,6 +36,7 @@ class SentimentTask(Task):
     """
 
     config_class = SentimentConfig
+    restore_model = staticmethod(restore_model)
     unit = "pieces"
     metric = "test_rmse"
     tests_best = False  # the paper's curves end with the last epoch; there is no validation set
@@ -67,8 +65,7 @@ class SentimentTask(Task):
         self.targets = targets.float().to(device)  # [pieces]
         self.items = min(config.batch_size, len(data.train))
         self.updates = -(-len(data.train) // config.batch_size)
-        with evaluating(self.model):
-            self.check_engine(lambda: self.model(self.tokens[:1]))
+        self.check_engine(lambda: self.model(self.tokens[:1]))
 
     @classmethod
     def load_data(cls, config: SentimentConfig) -> Reviews:
@@ -79,30 +76,6 @@ class SentimentTask(Task):
             vocabulary=config.vocabulary,
             pieces=config.pieces,
         )
-
-    @classmethod
-    def restore(
-        cls,
-        content: dict[str, Any],
-        config: SentimentConfig,
-        data: Reviews,
-        workers: Workers = ALONE,
-    ) -> "SentimentTask":
-        """The task of a checkpoint's content. Raises CheckpointError if that is incomplete."""
-        model, _ = restore_model({**content, "config": asdict(config)})
-        return cls(config, data, workers, model=model)
-
-    def describe(self) -> str:
-        config = self.config
-        size = sum(parameter.numel() for parameter in self.model.parameters())
-        shared = f" in each of {self.workers.size} processes" if self.workers.size > 1 else ""
-        return (
-            f"{self.data.describe()}\nmodel: {config.hidden} {config.cell}, {size:,} parameters, "
-            f"{config.describe_dropout()}, {self.updates} updates an epoch on {self.device}{shared}"
-        )
-
-    def fingerprint(self) -> int:
-        return self.data.fingerprint()
 
     def content(self) -> dict[str, Any]:
         return model_content(
@@ -147,14 +120,8 @@ class SentimentTask(Task):
 
     def test(self, check: Check) -> dict[str, Any]:
         samples = self.config.mc_samples if self.config.samples_masks() else 0
-        total = (1 + samples) * len(self.data.test)
-        with progress_bar("test", total=total, unit=self.unit) as bar:
-
-            def on_pieces(pieces: int) -> None:
-                bar.update(pieces)
-                check()
-
-            approximation, prediction = self._predictions(samples, on_pieces)
+        with self.test_progress((1 + samples) * len(self.data.test), check) as advance:
+            approximation, prediction = self._predictions(samples, advance)
         figures = {
             "baseline_rmse": root_mean_square(self.data.test.ratings - self.mean),
             "test_rmse": root_mean_square(self._errors(approximation)),

@@ -5,16 +5,15 @@ import dataclasses
 import io
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from ...cli import UserError
-from .configuration import (
-    Config,
-)
+from .configuration import Config
 
 FORMAT = "bayesrnn_cuda checkpoint"
 VERSION = 2
@@ -24,69 +23,29 @@ class CheckpointError(UserError):
     """The file is not a checkpoint that this package can read. The message is one line."""
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Replaces `path` by what `write` writes; a crash leaves the old content or the new.
 
     Raises:
         OSError: the disk is full, or whatever else speaks against it. It names `path`.
     """
+    content = io.BytesIO()  # of the disk's errors torch.save makes some that do not say what it was
+    write(content)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb", buffering=0) as raw:
-            watched = _WatchedFile(raw)
-            try:
-                with io.BufferedWriter(watched) as file:
-                    write(file)
-            except Exception:
-                if watched.error is None:
-                    raise
-            # The error itself, of which torch.save makes one that does not say what was wrong.
-            if watched.error is not None:
-                raise watched.error
-            os.fsync(raw.fileno())
+        with temporary.open("wb", buffering=0) as file:
+            rest = content.getbuffer()
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        _remove(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the error that led here is the one to tell
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
-
-
-class _WatchedFile(io.RawIOBase):
-    """A file to write that keeps the error by which a write failed; from then on it takes all."""
-
-    def __init__(self, file: io.RawIOBase) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def write(self, data: Any) -> int | None:
-        if self.error is not None:
-            return len(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            return len(data)
-
-
-def _remove(temporary: Path) -> None:
-    """Removes it; where even that cannot be, the error that led here is the one to tell."""
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,16 +58,15 @@ def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
 
     Args:
         path: the file.
-        kind: what the checkpoint is of, such as "language model"; `load_checkpoint` demands the
-            same.
+        kind: what it is of, such as "language model"; `load_checkpoint` demands the same.
         content: tensors and plain Python values in dicts, lists and tuples.
     """
     document = {"format": FORMAT, "version": VERSION, "kind": kind, **content}
     write_atomically(path, lambda file: torch.save(document, file))
 
 
-def load_checkpoint(path: Path, kind: str, *, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Content of the checkpoint at `path`, its tensors on `device`.
+def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+    """Content of the checkpoint at `path`, its tensors on the CPU.
 
     Raises:
         CheckpointError: no such file, damaged, not a checkpoint of this package, of another version
@@ -116,7 +74,7 @@ def load_checkpoint(path: Path, kind: str, *, device: torch.device | str = "cpu"
     """
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint at '{path}', got no such file")
-    document = _read(path, device)
+    document = _read(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(
             f"expected a checkpoint of this package in '{path}', got another program's file"
@@ -142,13 +100,37 @@ def read_config(content: Mapping[str, Any], config_class: type[Config]) -> Confi
     return config_class(**values)
 
 
-def _read(path: Path, device: torch.device | str) -> Any:
+def checksum(words: Iterable[str], *parts: torch.Tensor) -> int:
+    """Of data: tells whether a resumed run is on those that it began with."""
+    value = zlib.crc32("\n".join(words).encode())
+    for part in parts:
+        value = zlib.crc32(part.contiguous().numpy().tobytes(), value)
+    return value
+
+
+@contextlib.contextmanager
+def expecting(content: str) -> Iterator[None]:
+    """Turns what breaks while the content of a checkpoint is put to use into a CheckpointError.
+
+    Args:
+        content: what was expected, in words.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"expected {content}, got {reason}") from error
+
+
+def _read(path: Path) -> Any:
     try:
         # torch.load does not verify the archive's checksums, zipfile does.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
-            return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged file may break the decoders in any way
@@ -163,9 +145,7 @@ def _read(path: Path, device: torch.device | str) -> Any:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable; only POSIX opens folders."""
-    if os.name != "posix":
-        return
+    """Makes a rename durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

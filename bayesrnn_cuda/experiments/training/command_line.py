@@ -9,9 +9,7 @@ from typing import Any
 
 from ...cli import UserError
 from .checkpoint import CheckpointError
-from .configuration import (
-    RunConfig,
-)
+from .configuration import RunConfig
 from .distributed import Workers
 from .runs import RunFolder
 from .task import Task

@@ -4,10 +4,12 @@ line option, checked in one place.
 
 import argparse
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -44,9 +46,9 @@ Config = TypeVar("Config")
 def option(
     default: Any,
     help: str,
+    within: Range | None = None,
     *,
     group: str | None,
-    within: Range | None = None,
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
     resumable: bool = False,
@@ -56,24 +58,26 @@ def option(
     Args:
         default: value when the option is not given.
         help: one line for `--help`.
-        group: heading under which `--help` lists it; None: not a command-line option.
         within: values allowed, for numbers.
+        group: heading under which `--help` lists it; None: not a command-line option.
         choices: values allowed, for words.
         metavar: how `--help` shows the value; None takes a word for its type.
         resumable: whether a resumed run may be given another value.
     """
-    metadata = {
-        "help": help,
-        "group": group,
-        "within": within,
-        "choices": choices,
-        "metavar": metavar,
-        "resumable": resumable,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    names = ("help", "within", "group", "choices", "metavar", "resumable")
+    values = (help, within, group, choices, metavar, resumable)
+    return dataclasses.field(default=default, metadata=dict(zip(names, values, strict=True)))
+
+
+def options(group: str) -> Callable[..., Any]:
+    """`option` for the fields of one group."""
+    return functools.partial(option, group=group)
 
 
 TRAINING, MACHINE = "training", "machine"
+# As `--help` lists them; an experiment's own come first.
+_GROUPS = ("model", "dropout", TRAINING, "evaluation", MACHINE)
+_training, _machine = options(TRAINING), options(MACHINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,75 +95,58 @@ class RunConfig:
         """What its checkpoints are of, in words: "language model"."""
         return cls.experiment.replace("_", " ")
 
-    epochs: int = option(
-        12, "passes over the training data", group=TRAINING, within=COUNT, resumable=True
-    )
-    patience: int | None = option(
+    epochs: int = _training(12, "passes over the training data", COUNT, resumable=True)
+    patience: int | None = _training(
         None,
         "end the run N epochs after the best one (default: never); the language model's best is "
         "that of the validation text, sentiment's that of the test pieces",
-        group=TRAINING,
-        within=COUNT,
+        COUNT,
         resumable=True,
     )
-    patience_factor: float | None = option(
+    patience_factor: float | None = _training(
         None,
         "likewise X times as many epochs after the best one as it took; with both rules the later "
         "end counts",
-        group=TRAINING,
-        within=POSITIVE,
+        POSITIVE,
         resumable=True,
     )
-    precision: str = option(
+    precision: str = _training(
         "float32",
         "of the training loss: bfloat16 computes it under autocast; parameters and evaluation "
         "stay float32",
-        group=TRAINING,
         choices=("float32", "bfloat16"),
     )
-    seed: int = option(
-        1, "of initial parameters, masks and order of the data", group=MACHINE, within=NATURAL
-    )
-    device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N", group=MACHINE, metavar="DEVICE", resumable=True
-    )
-    engine: str = option(
-        "auto", "engine of the layers", group=MACHINE, choices=ENGINES, resumable=True
-    )
-    max_minutes: float | None = option(
+    seed: int = _machine(1, "of initial parameters, masks and order of the data", NATURAL)
+    device: str = _machine("auto", "auto, cpu, cuda or cuda:N", metavar="DEVICE", resumable=True)
+    engine: str = _machine("auto", "engine of the layers", choices=ENGINES, resumable=True)
+    max_minutes: float | None = _machine(
         None,
         "stop after X minutes of each call, saved so that --resume goes on (default: no limit)",
-        group=MACHINE,
-        within=POSITIVE,
+        POSITIVE,
         resumable=True,
     )
-    tensorboard: bool = option(
-        False, "write the metrics for TensorBoard too", group=MACHINE, resumable=True
-    )
+    tensorboard: bool = _machine(False, "write the metrics for TensorBoard too", resumable=True)
     preset: str | None = option(None, "the preset that it was made from", group=None)
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def resolved_device(self) -> torch.device:
         """The device to run on. Raises UserError if this machine does not have it."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = named_device(self.device)
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            device = None
+        if device is None or device.type not in ("cpu", "cuda"):
+            raise UserError(f"argument --device: expected cpu, cuda or cuda:N, got '{self.device}'")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
                 f"argument --device: expected one of {torch.cuda.device_count()} CUDA devices, got "
                 f"'{self.device}'"
             )
         return device
-
-
-def named_device(name: str) -> torch.device:
-    """The CPU or CUDA device of that name, present or not. Raises UserError for another name."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"argument --device: expected cpu, cuda or cuda:N, got '{name}'")
-    return device
 
 
 def flag(name: str) -> str:
@@ -170,20 +157,12 @@ def flag(name: str) -> str:
 def check_options(config: Any) -> None:
     """Raises UserError for the first field of `config` with a value that is not allowed."""
     for field in dataclasses.fields(config):
-        check_option(field, getattr(config, field.name))
-
-
-def check_option(field: dataclasses.Field, value: Any) -> None:
-    """Raises UserError if `value` is outside the range or choices of `field`."""
-    within, choices = field.metadata["within"], field.metadata["choices"]
-    if value is None:
-        return
-    if within is not None and value not in within:
-        raise UserError(f"argument {flag(field.name)}: expected {within.words}, got {value}")
-    if choices is not None and value not in choices:
-        raise UserError(
-            f"argument {flag(field.name)}: expected one of {', '.join(choices)}, got '{value}'"
-        )
+        value, name = getattr(config, field.name), flag(field.name)
+        within, choices = field.metadata["within"], field.metadata["choices"]
+        if value is not None and within is not None and value not in within:
+            raise UserError(f"argument {name}: expected {within.words}, got {value}")
+        if value is not None and choices is not None and value not in choices:
+            raise UserError(f"argument {name}: expected one of {', '.join(choices)}, got '{value}'")
 
 
 def add_options(
@@ -219,16 +198,24 @@ def add_options(
 
 
 def _option_fields(config_class: type) -> list[dataclasses.Field]:
-    """The fields that are options: those of the experiment first, then those of every run."""
-    fields = [f for f in dataclasses.fields(config_class) if f.metadata["group"] is not None]
+    """The fields that are options, group by group; in each those of every run come last."""
     common = {field.name for field in dataclasses.fields(RunConfig)}
-    return sorted(fields, key=lambda field: field.name in common)
+
+    def place(field: dataclasses.Field) -> tuple[int, bool]:
+        group = field.metadata["group"]
+        return _GROUPS.index(group) if group in _GROUPS else -1, field.name in common
+
+    fields = (f for f in dataclasses.fields(config_class) if f.metadata["group"] is not None)
+    return sorted(fields, key=place)
 
 
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str, Any]:
-    """The fields of `config_class` that were given on the command line."""
+    """The fields of `config_class` that were given on the command line; the data by full path."""
     names = [field.name for field in _option_fields(config_class)]
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    if "data" in given:
+        given["data"] = str(Path(given["data"]).resolve())
+    return given
 
 
 def option_arguments(given: Mapping[str, Any]) -> list[str]:

@@ -13,9 +13,7 @@ import torch
 from torch import distributed, nn
 
 from ...cli import UserError
-from .configuration import (
-    RunConfig,
-)
+from .configuration import RunConfig
 from .runs import Interrupted
 
 # All wait while the main process evaluates; the end of a process ends the others at once anyway.
@@ -24,17 +22,11 @@ _TIMEOUT = timedelta(days=2)
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those of the run; without torchrun it is alone.
-
-    Attributes:
-        rank: its number, from 0.
-        size: number of processes.
-        local_rank: its number among those of its machine: that of its CUDA device.
-    """
+    """This process among those of the run; without torchrun it is alone."""
 
     rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    size: int = 1  # number of processes
+    local_rank: int = 0  # its number among those of its machine: that of its CUDA device
 
     @property
     def main(self) -> bool:
@@ -107,13 +99,20 @@ class Workers:
         """Waits for all processes."""
         self.largest(0)
 
-    def from_main(self, value: Any) -> Any:
-        """The main process's `value`, in all."""
-        if self.size == 1:
-            return value
-        values = [value]
-        distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-        return values[0]
+    def in_main(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns in the main process, in all; stops all where it is stopped."""
+        outcome = [None, 0]
+        if self.main:
+            try:
+                outcome[0] = function()
+            except Interrupted as stop:
+                outcome[1] = stop.number
+        if self.size > 1:
+            distributed.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        result, number = outcome
+        if number:
+            raise Interrupted(number)
+        return result
 
     def gather(self, value: Any) -> list[Any]:
         """All processes' values, by rank, in the main process; an empty list in the others."""

@@ -23,7 +23,7 @@ def run_figure(history: History, curves: Mapping[str, str], quantity: str) -> "F
         curves: key of the records -> legend.
         quantity: what the curves show, with its unit if it has one.
     """
-    figure, axes = _axes(quantity)
+    figure, axes = make_axes("epoch", quantity)
     for key, label in curves.items():
         style = {"linestyle": "--"} if key.startswith("train") else {}
         _draw(axes, [record for record in history if key in record], key, label=label, **style)
@@ -33,7 +33,7 @@ def run_figure(history: History, curves: Mapping[str, str], quantity: str) -> "F
 
 def comparison_figure(histories: Mapping[str, History]) -> "Figure":
     """Validation perplexity of several runs by epoch, one curve each, the best epoch marked."""
-    figure, axes = _axes("validation perplexity")
+    figure, axes = make_axes("epoch", "validation perplexity")
     for label, history in histories.items():
         (line,) = _draw(axes, history, "valid_perplexity", label=label)
         if history:
@@ -79,22 +79,24 @@ def _canvas_class() -> type:
     return FigureCanvasAgg
 
 
-def _axes(quantity: str) -> tuple[Any, Any]:
-    """Figure and axes of curves by epoch; a perplexity has a logarithmic axis."""
+def make_axes(
+    x: str, y: str, *, title: str = "", size: tuple[float, float] = (6.4, 4.2)
+) -> tuple[Any, Any]:
+    """Figure and axes with these labels; epochs are whole, and a perplexity's axis logarithmic."""
     # Figure without pyplot: no display, no global state.
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(quantity)
-    if "perplexity" in quantity:
+    axes.set(xlabel=x, ylabel=y, title=title)
+    if "perplexity" in y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    if x == "epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     return figure, axes
 

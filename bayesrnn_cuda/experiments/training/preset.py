@@ -1,15 +1,15 @@
-"""What a preset and a sweep are; the paper's own are in the rooms of the experiments."""
+"""What a preset and a sweep are; the paper's own are tables in the rooms of the experiments."""
 
+import csv
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ...cli import UserError
-from .configuration import (
-    RunConfig,
-    flag,
-)
+from .configuration import RunConfig, flag
 
 # Say where and how a run is made, not what it computes.
 _INCIDENTAL = {"data", "seed", "device", "engine", "max_minutes", "tensorboard", "preset"}
@@ -19,27 +19,16 @@ _INCIDENTAL |= {"patience", "patience_factor"}
 
 @dataclass(frozen=True)
 class Preset:
-    """One run of the paper.
+    """One run of the paper."""
 
-    Args:
-        name: on the command line; a member of a sweep is `SWEEP/LABEL`.
-        config_class: class of its configuration, which names its experiment.
-        summary: what it is, in a few words.
-        source: section, figures and tables of the paper, or the authors' script.
-        values: fields of the experiment's configuration.
-        expected: the paper's numbers, by key of the records.
-        outcome: what the paper shows, in a few words.
-        note: what a reader must know of the values or the numbers.
-    """
-
-    name: str
-    config_class: type[RunConfig]
-    summary: str
-    source: str
-    values: Mapping[str, Any]
-    expected: Mapping[str, float] = field(default_factory=dict)
-    outcome: str = ""
-    note: str = ""
+    name: str  # on the command line; a member of a sweep is `SWEEP/LABEL`
+    config_class: type[RunConfig]  # class of its configuration, which names its experiment
+    summary: str  # what it is, in a few words
+    source: str  # section, figures and tables of the paper, or the authors' script
+    values: Mapping[str, Any]  # fields of the experiment's configuration
+    expected: Mapping[str, float] = field(default_factory=dict)  # the paper's, by key of a record
+    outcome: str = ""  # what the paper shows, in a few words
+    note: str = ""  # what a reader must know of the values or the numbers
 
     @property
     def experiment(self) -> str:
@@ -63,21 +52,14 @@ class Preset:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that one figure or table of the paper compares.
-
-    Args:
-        name, summary, source, outcome, note: as of a preset.
-        members: the runs, by label; the label is the run's folder too.
-        field: field of the configuration that the members vary; None if they are models.
-        series: a second field that they vary: one curve for each of its values.
-    """
+    """Runs that one figure or table of the paper compares. The texts are as of a preset."""
 
     name: str
     summary: str
     source: str
-    members: Mapping[str, Preset]
-    field: str | None = None
-    series: str | None = None
+    members: Mapping[str, Preset]  # by label, which is the name of the run's folder too
+    field: str | None = None  # of the configuration, that the members vary; None if they are models
+    series: str | None = None  # a second one: one curve for each of its values
     outcome: str = ""
     note: str = ""
 
@@ -103,12 +85,59 @@ def differences_line(differences: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{name} {now} (preset {own})" for name, (now, own) in differences.items())
 
 
-def models(
-    name: str, summary: str, source: str, members: tuple[Preset, ...], outcome: str
-) -> Sweep:
-    """The models of one experiment side by side; their names begin with the sweep's."""
-    labels = {member.name.removeprefix(f"{name}-"): member for member in members}
-    return Sweep(name, summary, source, labels, outcome=outcome)
+class Presets(NamedTuple):
+    """The paper's runs of one experiment."""
+
+    presets: tuple[Preset, ...]
+    sweeps: tuple[Sweep, ...]
+    tables: dict[str, tuple[Preset, ...]]  # of the paper: title -> the rows
+
+
+def read_presets(folder: Path, config_class: type[RunConfig]) -> Presets:
+    """The runs in presets.tsv and sweeps.tsv of an experiment's folder.
+
+    A column of presets.tsv is a field of Preset, a field of `config_class`, the paper's table that
+    has the run in a row, or else a figure that the paper has a number for. A sweep's members are
+    its base with the changes given, by label, or without a base all presets whose names begin with
+    its own.
+    """
+    options = {field.name for field in dataclasses.fields(config_class)}
+    texts = ("name", "summary", "source", "outcome", "note")
+    presets, tables = {}, {}
+    for row in _rows(folder / "presets.tsv"):
+        values = {key: _value(text) for key, text in row.items() if key in options}
+        known = {*options, *texts, "table"}
+        expected = {k: _value(text) for k, text in row.items() if k not in known and text}
+        about = {key: row[key] for key in texts}
+        preset = Preset(**about, config_class=config_class, values=values, expected=expected)
+        presets[preset.name] = preset
+        if row.get("table"):
+            tables[row["table"]] = (*tables.get(row["table"], ()), preset)
+    sweeps = []
+    for row in _rows(folder / "sweeps.tsv"):
+        name, base = row["name"], row.pop("base")
+        if base:
+            changes = json.loads(row["members"])
+            members = {k: member(name, k, presets[base], new) for k, new in changes.items()}
+        else:
+            own = [preset for preset in presets.values() if preset.name.startswith(f"{name}-")]
+            members = {preset.name.removeprefix(f"{name}-"): preset for preset in own}
+        fields = {key: row[key] or None for key in ("field", "series")}
+        sweeps.append(Sweep(**{**row, **fields, "members": members}))
+    return Presets(tuple(presets.values()), tuple(sweeps), tables)
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE, restval="")
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, or a word."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def member(sweep: str, label: str, base: Preset, values: Mapping[str, Any]) -> Preset:
@@ -117,27 +146,6 @@ def member(sweep: str, label: str, base: Preset, values: Mapping[str, Any]) -> P
     summary = f"{base.summary}: {words}"
     merged = {**base.values, **values}
     return Preset(f"{sweep}/{label}", base.config_class, summary, f"sweep {sweep}", merged)
-
-
-def dropout(
-    kind: str, x: float = 0.0, i: float = 0.0, h: float = 0.0, o: float = 0.0
-) -> dict[str, Any]:
-    """The dropout fields of both experiments.
-
-    Args:
-        kind: "bayesian", "naive" or "none".
-        x: p_x or p_E, of word types.
-        i: p_i or p_W, of the inputs.
-        h: p_h or p_U, of the recurrent connections.
-        o: p_o or p_dense, of the last layer's inputs.
-    """
-    return {
-        "dropout_kind": kind,
-        "embedding_dropout": x,
-        "input_dropout": i,
-        "recurrent_dropout": h,
-        "output_dropout": o,
-    }
 
 
 def short(value: float) -> str:

@@ -214,11 +214,10 @@ class _NoBar:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def update(self, n: int) -> None:
+    def update(self, *arguments: Any, **settings: Any) -> None:
         pass
 
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        pass
+    set_postfix_str = update
 
 
 def progress_bar(

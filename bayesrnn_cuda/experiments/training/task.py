@@ -1,17 +1,19 @@
 """What an experiment brings to the Trainer: data, model, loss and evaluation."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...cli import UserError
-from .configuration import (
-    RunConfig,
-)
+from .configuration import RunConfig
 from .distributed import ALONE, Workers
+from .evaluating import evaluating
+from .runs import progress_bar
 
 Check = Callable[[], None]  # raises to stop at a clean point: a signal, or no time left
 
@@ -20,34 +22,23 @@ class Task(abc.ABC):
     """One experiment with its data loaded and its model made.
 
     Every process of a data-parallel run has its own: the same model, its share of every batch.
-
-    Attributes:
-        config_class: class of `config`.
-        unit: what throughput counts, such as "tokens".
-        metric: key of the record that chooses the best epoch; lower is better.
-        tests_best: whether `test` is of the best epoch; if not, of the last.
-        axis: quantity of the learning curves, with its unit if it has one.
-        curves: key of the record -> legend of its curve; those of training are dashed.
-        config: everything that determines the run.
-        workers: which share of a batch is this process's.
-        model: on its device.
-        updates: number of updates an epoch, at least 1.
-        items: `unit`s that one update reads, over all processes.
-        clip: largest norm of the whole gradient; None: any.
     """
 
     config_class: type[RunConfig]
-    unit: str
-    metric: str
-    tests_best: bool
-    axis: str
-    curves: ClassVar[Mapping[str, str]]
-    config: RunConfig
-    workers: Workers
-    model: nn.Module
-    updates: int
-    items: int
-    clip: float | None = None
+    # The model, first of a tuple, from the content of a checkpoint.
+    restore_model: ClassVar[Callable[[dict[str, Any]], tuple[nn.Module, Any]]]
+    unit: str  # what throughput counts, such as "tokens"
+    metric: str  # key of the record that chooses the best epoch; lower is better
+    tests_best: bool  # whether `test` is of the best epoch; if not, of the last
+    axis: str  # quantity of the learning curves, with its unit if it has one
+    curves: ClassVar[Mapping[str, str]]  # key of the record -> legend; those of training are dashed
+    config: RunConfig  # everything that determines the run
+    data: Any  # from `load_data`
+    workers: Workers  # which share of a batch is this process's
+    model: nn.Module  # on its device
+    updates: int  # of an epoch, at least 1
+    items: int  # `unit`s that one update reads, over all processes
+    clip: float | None = None  # largest norm of the whole gradient; None: any
 
     @property
     def device(self) -> torch.device:
@@ -65,19 +56,30 @@ class Task(abc.ABC):
         return cls(config, cls.load_data(config), workers)
 
     @classmethod
-    @abc.abstractmethod
     def restore(
         cls, content: dict[str, Any], config: RunConfig, data: Any, workers: Workers = ALONE
     ) -> "Task":
         """The task with the model of a checkpoint, under `config`. Raises CheckpointError."""
+        model, *_ = cls.restore_model({**content, "config": asdict(config)})
+        return cls(config, data, workers, model=model)
 
-    @abc.abstractmethod
     def describe(self) -> str:
         """Data in one line; model, dropout and device in another."""
+        return f"{self.data.describe()}\nmodel: {self.describe_model()}"
 
-    @abc.abstractmethod
+    def describe_model(self) -> str:
+        """One line on model, dropout and machine, of a RecurrentConfig."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        shared = f" in each of {self.workers.size} processes" if self.workers.size > 1 else ""
+        return (
+            f"{self.config.describe_layers()}, {size:,} parameters, "
+            f"{self.config.describe_dropout()}, {self.updates} updates an epoch on {self.device}"
+            f"{shared}"
+        )
+
     def fingerprint(self) -> int:
         """Checksum of the data: a run is resumed on the data it began with."""
+        return self.data.fingerprint()
 
     @abc.abstractmethod
     def content(self) -> dict[str, Any]:
@@ -137,10 +139,21 @@ class Task(abc.ABC):
         on = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
 
+    @contextmanager
+    def test_progress(self, items: int, check: Check) -> Iterator[Callable[[int], None]]:
+        """A bar over that many `unit`s of the test; what it gives is called after each few."""
+        with progress_bar("test", total=items, unit=self.unit) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+                check()
+
+            yield advance
+
     def check_engine(self, run: Callable[[], Any]) -> None:
         """Raises UserError unless `run`, a call of the model on little data, works here."""
         try:
-            with self.autocast():
+            with evaluating(self.model), self.autocast():
                 run()
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]

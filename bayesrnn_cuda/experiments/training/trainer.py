@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...cli import UserError
-from .checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
-from .configuration import (
-    RunConfig,
-    resumed_config,
-)
+from .checkpoint import expecting, load_checkpoint, read_config, save_checkpoint
+from .configuration import RunConfig, resumed_config
 from .plots import run_figure, save_figure
 from .runs import Interrupted, Interruption, RunFolder, deadline_after, progress_bar, summary_writer
 from .task import Task
@@ -91,9 +88,9 @@ class Trainer:
             UserError: the data or the number of processes is not that of the run.
             CheckpointError: the checkpoint is incomplete.
         """
-        with _incomplete_checkpoint(path):
+        with expecting(f"the state of a training run in '{path}'"):
             training = content["training"]
-            progress, fingerprint = _progress(content), training["fingerprint"]
+            progress, fingerprint = Progress(**training["progress"]), training["fingerprint"]
             size = len(training["workers"])
         if fingerprint != task.fingerprint():
             raise UserError(
@@ -107,7 +104,7 @@ class Trainer:
             )
         trainer = cls(task, path, progress)
         trainer.resumed = True
-        with _incomplete_checkpoint(path):
+        with expecting(f"the state of a training run in '{path}'"):
             trainer.optimizer.load_state_dict(training["optimizer"])
             task.start_epoch(progress.epoch)
             trainer._load_own_state(training["workers"][task.workers.rank])
@@ -192,8 +189,13 @@ class Trainer:
                 "workers": workers,
                 "fingerprint": self.task.fingerprint(),
             }
-            content = {**self.task.content(), "training": training}
-            save_checkpoint(self.folder.last, self.config.kind(), content)
+            self._save(self.folder.last, training=training)
+
+    def _save(self, path: Path, **more: Any) -> None:
+        save_checkpoint(path, self.config.kind(), {**self.task.content(), **more})
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        return load_checkpoint(path, self.config.kind())
 
     def _load_own_state(self, own: dict[str, Any]) -> None:
         """Puts back what `save` took from this process."""
@@ -213,21 +215,17 @@ class Trainer:
         with self.folder.locked():
             if not self.resumed:
                 self.folder.check_new()
-            elif _progress(load_checkpoint(self.folder.last, self.config.kind())) != self.progress:
+            elif self._load(self.folder.last)["training"]["progress"] != vars(self.progress):
                 raise UserError(
                     f"argument --resume: expected '{self.folder.path}' as it was a moment ago, got "
                     "it trained on by another process"
                 )
-            self._write_head()
+            config = {"experiment": self.config.experiment, **asdict(self.config)}
+            self.folder.write_config(config)
+            self.folder.write_metrics(self.progress.history)
+            if self.progress.history or self.progress.update:
+                print(f"resumed {self._where()}", flush=True)
             yield
-
-    def _write_head(self) -> None:
-        """What the folder has before the first update."""
-        experiment = {"experiment": self.config.experiment}
-        self.folder.write_config({**experiment, **asdict(self.config)})
-        self.folder.write_metrics(self.progress.history)
-        if self.progress.history or self.progress.update:
-            print(f"resumed {self._where()}", flush=True)
 
     def _epoch(self, deadline: float | None) -> None:
         """Trains the rest of the epoch, evaluates, records and saves."""
@@ -236,12 +234,12 @@ class Trainer:
             self.task.start_epoch(progress.epoch)
         self._train(deadline)
         loss = self.workers.mean(self.loss / self.task.updates)
-        record = self._in_main(lambda: self._record(loss))
+        record = self.workers.in_main(lambda: self._record(loss))
         if not math.isfinite(record[self.task.metric]):
             raise self._diverged()
         progress.history.append(record)
         if self.workers.main and self._best_record() is record:
-            save_checkpoint(self.folder.best, self.config.kind(), self.task.content())
+            self._save(self.folder.best)
         progress.epoch += 1
         progress.update, progress.seconds, self.loss = 0, 0.0, 0.0
         self.save()
@@ -256,7 +254,13 @@ class Trainer:
             group["lr"] = task.learning_rate(progress.epoch)
         began = time.perf_counter() - progress.seconds
         loss = torch.tensor(self.loss, dtype=torch.float64, device=self.device)
-        with self._bar() as bar:
+        with progress_bar(
+            f"epoch {progress.epoch}/{self.config.epochs}",
+            total=task.updates * task.items,
+            unit=task.unit,
+            initial=progress.update * task.items,
+            show=self.workers.main,
+        ) as bar:
             try:
                 while progress.update < task.updates:
                     loss += self.step()
@@ -272,16 +276,6 @@ class Trainer:
                         raise Interrupted(number)
             finally:
                 self.loss, progress.seconds = loss.item(), time.perf_counter() - began
-
-    def _bar(self) -> Any:
-        progress, task = self.progress, self.task
-        return progress_bar(
-            f"epoch {progress.epoch}/{self.config.epochs}",
-            total=task.updates * task.items,
-            unit=task.unit,
-            initial=progress.update * task.items,
-            show=self.workers.main,
-        )
 
     def _record(self, loss: float) -> dict[str, Any]:
         """The line of metrics.jsonl on the epoch that has been trained, with mean `loss`."""
@@ -331,19 +325,6 @@ class Trainer:
         # What an interrupted run wrote of the epoch to come is of no use.
         return self.writer(str(self.folder.path), purge_step=self.progress.epoch)
 
-    def _in_main(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns in the main process, in all; stops all where it is stopped."""
-        result, number = None, 0
-        if self.workers.main:
-            try:
-                result = function()
-            except Interrupted as stop:
-                number = stop.number
-        result, number = self.workers.from_main((result, number))
-        if number:
-            raise Interrupted(number)
-        return result
-
     def _best_record(self) -> dict[str, Any]:
         """The first record with the lowest metric."""
         return min(self.progress.history, key=lambda record: record[self.task.metric])
@@ -374,7 +355,7 @@ class Trainer:
         final = {"final": True, "best_epoch": best["epoch"], "ended": ended}
         if task.tests_best:
             final[task.metric] = best[task.metric]
-        final |= self._in_main(final_record)
+        final |= self.workers.in_main(final_record)
         if self.workers.main:
             self.folder.write_metrics([*self.progress.history, final])
         return RunResult(self.progress.history, best["epoch"], final)
@@ -383,10 +364,10 @@ class Trainer:
     def _best_parameters(self) -> Iterator[None]:
         """The parameters of best.pt in the model; afterwards those it had."""
         model = self.task.model
-        best = load_checkpoint(self.folder.best, self.config.kind())
+        best = self._load(self.folder.best)
         last = {name: value.cpu().clone() for name, value in model.state_dict().items()}
         try:
-            with _incomplete_checkpoint(self.folder.best):
+            with expecting(f"the state of a training run in '{self.folder.best}'"):
                 model.load_state_dict(best["model"])
             yield
         finally:
@@ -410,23 +391,6 @@ def read_run(
     return content, resumed_config(read_config(content, task_class.config_class), given)
 
 
-def _progress(content: Mapping[str, Any]) -> Progress:
-    """Where the run of a checkpoint stands."""
-    return Progress(**content["training"]["progress"])
-
-
 def _figures(record: Mapping[str, float]) -> str:
     """The figures of `record` in one line."""
     return "  ".join(f"{key.replace('_', ' ')} {value:.5g}" for key, value in record.items())
-
-
-@contextmanager
-def _incomplete_checkpoint(path: Path) -> Iterator[None]:
-    """Turns what breaks while the content of a checkpoint is put to use into a CheckpointError."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"expected the state of a training run in '{path}', got {reason}"
-        ) from error

@@ -217,7 +217,7 @@ def _run(arguments: argparse.Namespace) -> int:
     given = given_options(arguments, found.config_class)
     if "data" in given:
         given["data"] = str(Path(given["data"]).resolve())
-    elif not arguments.resume:
+    elif not arguments.resume and EXPERIMENTS[found.experiment].data is not None:
         raise UserError(f"argument --data: expected {EXPERIMENTS[found.experiment].data}, got none")
     if queue:
         out, jobs = arguments.out or Path("runs"), arguments.jobs or 1

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..cli import UserError
+from .forecasting import presets as forecasting
+from .forecasting.task import ForecastingTask
 from .language import presets as language
 from .language.task import LanguageModelTask
 from .sentiment import presets as sentiment
@@ -41,7 +43,8 @@ class Experiment:
     Args:
         title: heading in the report.
         task: what it brings to the trainer, with the class of its configuration.
-        data: what `--data` must name, for the message where it is missing.
+        data: what `--data` must name, for the message where it is missing; None: it has no such
+            option.
         test: key of the test's figure; that with MC dropout has `_mc` behind it.
         paper: the figures that the paper has numbers for, with their words in its tables.
         curves: of its runs.
@@ -54,7 +57,7 @@ class Experiment:
 
     title: str
     task: type[Task]
-    data: str
+    data: str | None
     test: str
     paper: tuple[Column, ...]
     curves: Curves
@@ -125,6 +128,27 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         presets=sentiment.PRESETS,
         sweeps=sentiment.SWEEPS,
+    ),
+    "forecasting": Experiment(
+        title="Forecasts of synthetic series",
+        task=ForecastingTask,
+        data=None,
+        test="test_rmse",
+        paper=(
+            Column("joint coverage, %", "joint", ".1f"),
+            Column("mean width", "width", ".2f"),
+        ),
+        curves=Curves("test_rmse", "train_rmse", "error (RMSE)", "test"),
+        columns=(
+            Column("test RMSE", "test_rmse", ".3f"),
+            Column("oracle's", "oracle_rmse", ".3f"),
+            Column("joint coverage, %", "joint", ".1f"),
+            Column("mean width", "width", ".2f"),
+            Column("oracle's", "oracle_width", ".2f"),
+        ),
+        uncertainty=(),
+        presets=(),
+        sweeps=forecasting.SWEEPS,
     ),
 }
 # The values are those of the authors' scripts (repository yaringal/BayesianRNN) where there is one;

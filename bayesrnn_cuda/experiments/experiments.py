@@ -3,12 +3,13 @@ sweeps by name.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..cli import UserError
 from .forecasting import presets as forecasting
+from .forecasting import summary
 from .forecasting.task import ForecastingTask
 from .language import presets as language
 from .language.task import LanguageModelTask
@@ -53,6 +54,8 @@ class Experiment:
         presets: its runs of the paper.
         sweeps: the paper's comparisons of them.
         tables: the paper's tables, title -> the rows.
+        sections: makes the report's sections of its own of its runs and the report's folder,
+            instead of a table and curves for each sweep.
     """
 
     title: str
@@ -66,6 +69,7 @@ class Experiment:
     presets: tuple[Preset, ...]
     sweeps: tuple[Sweep, ...]
     tables: Mapping[str, tuple[Preset, ...]] = field(default_factory=dict)
+    sections: Callable[[Any, Any], list[str]] | None = None
 
     @property
     def best_key(self) -> str | None:
@@ -149,6 +153,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         uncertainty=(),
         presets=(),
         sweeps=forecasting.SWEEPS,
+        sections=summary.sections,
     ),
 }
 # The values are those of the authors' scripts (repository yaringal/BayesianRNN) where there is one;

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
+from ..intervals import certain, doubt_alone, measured, rules
 from ..training.distributed import ALONE, Workers
 from ..training.evaluating import evaluating
 from ..training.task import Check, Task
-from .intervals import certain, doubt_alone, measured, rules
 from .model import QUANTILES, Forecaster, ForecastingConfig, restore_model
 from .series import HORIZON, Forecasts, load_series, oracle_forecast, oracle_interval
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import bayesrnn_cuda as brnn
-from bayesrnn_cuda.experiments.forecasting.intervals import certain, measured, rules
 from bayesrnn_cuda.experiments.forecasting.model import METHODS, ForecastingConfig
 from bayesrnn_cuda.experiments.forecasting.presets import SWEEPS
 from bayesrnn_cuda.experiments.forecasting.task import RULE, ForecastingTask
+from bayesrnn_cuda.experiments.intervals import certain, measured, rules
 from bayesrnn_cuda.experiments.report.report import write_report
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 from bayesrnn_cuda.experiments.training.trainer import Trainer, read_run

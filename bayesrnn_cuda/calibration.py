@@ -89,6 +89,7 @@ def conformal_scale(
     *,
     joint: int | Sequence[int] = (),
     separate: int | Sequence[int] = (),
+    confidence: float | None = None,
 ) -> Tensor:
     """Split conformal prediction: the s for which mean -+ s * total_std covers new data.
 
@@ -107,17 +108,20 @@ def conformal_scale(
             score is their largest (the steps of a horizon).
         separate: dimensions that have a scale of their own. For h steps that shall lie inside
             jointly by Bonferroni's rule: separate steps at level 1 - (1 - level) / h.
+        confidence: in (0, 1), with which the level holds for the data at hand; None: on average.
 
     Returns:
         s >= 0 in a shape that broadcasts to the mean; a scalar if nothing is separate.
 
     Raises:
-        ValueError: classes, another shape, a level outside (0, 1), no such dimension or one that is
-            both, no target, a total_std of 0 beside an error.
+        ValueError: classes, another shape, a level or a confidence outside (0, 1), no such
+            dimension or one that is both, no target, a total_std of 0 beside an error.
         TypeError: an argument of another type.
     """
     _check_gaussian(prediction, targets)
     level = check_level("level", level)
+    if confidence is not None:
+        confidence = check_level("confidence", confidence)
     apart = _dims("separate", separate, targets.dim())
     together = _dims("joint", joint, targets.dim())
     if apart & together:
@@ -137,13 +141,26 @@ def conformal_scale(
     count = rows.shape[-1]
     if count == 0:
         raise ValueError(f"targets: expected at least 1, got shape {list(targets.shape)}")
-    # less a rounding: (9 + 1) * 0.9 is 9
-    rank = math.ceil((count + 1) * level - 1e-9)
+    rank = _rank(count, level, confidence)
     if rank > count:
         scale = rows.new_full(rows.shape[:-1], math.inf)
     else:
         scale = rows.kthvalue(max(1, rank), dim=-1).values
     return scale.reshape(shape) if apart else scale
+
+
+def _rank(count: int, level: float, confidence: float | None) -> int:
+    """Which of `count` sorted scores is the scale, from 1; count + 1: none is large enough."""
+    if confidence is None:
+        # less a rounding: (9 + 1) * 0.9 is 9
+        return math.ceil((count + 1) * level - 1e-9)
+    # The r-th score covers more than the level where fewer than r of the scores lie within it:
+    # a binomial number of them does.
+    below = torch.arange(count, dtype=torch.float64)
+    n = torch.tensor(float(count), dtype=torch.float64)
+    log_choose = (n + 1).lgamma() - (below + 1).lgamma() - (n - below + 1).lgamma()
+    log_p = log_choose + below * math.log(level) + (n - below) * math.log1p(-level)
+    return int((log_p.exp().cumsum(0) < confidence).sum()) + 1
 
 
 def coverage(

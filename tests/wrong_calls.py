@@ -330,10 +330,11 @@ def scale_target() -> Target:
     given = brnn.MCPrediction(draws.mean(0), draws.std(0), None, None, draws.std(0))
     arguments = {
         "prediction": given, "targets": torch.randn(B, 3), "level": 0.5, "joint": 1, "separate": (),
+        "confidence": 0.5,
     }  # fmt: skip
     kinds = {
         "prediction": "prediction", "targets": "plain tensor", "level": "level",
-        "joint": "dimensions", "separate": "dimensions",
+        "joint": "dimensions", "separate": "dimensions", "confidence": "confidence",
     }  # fmt: skip
     return Target(brnn.conformal_scale, arguments, kinds, also={"targets": ("prediction",)})
 
@@ -342,6 +343,7 @@ EXPRESSIONS["noise"] = always("-1", "float('nan')", "'0.1'", "[0.1]", "torch.one
 EXPRESSIONS["kwargs"] = always("[1]", "'x'", "3")
 EXPRESSIONS["dimensions"] = always("7", "-9", "'0'", "1.5", "[7]", "None")
 EXPRESSIONS["level"] = always("0", "1", "90", "-0.1", "None", "'0.9'", "float('nan')", "True")
+EXPRESSIONS["confidence"] = always("0", "1", "95", "-0.1", "'0.9'", "float('nan')", "True")
 EXPRESSIONS["prediction"] = always("None", "t.mean", "(1, 2)", "3")
 EXPRESSIONS["plain tensor"] = always("None", "3", "t[0]", "t[:1]", "t.tolist()")
 EXPRESSIONS["chunk"] = always("0", "-1", "2.0", "'4'", "[4]")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..cli import Parser, UserError, whole_number
 from .averaging import averaging, table
+from .calibrate import add_calibrate
 from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
 from .report.report import write_report
 from .run_queue import run_queue
@@ -97,6 +98,7 @@ def add_experiment(verbs: argparse._SubParsersAction, arguments: Sequence[str]) 
         "(default: 10000)",
     )
     ways.set_defaults(run=_averaging)
+    add_calibrate(actions)
 
 
 def _add_run(actions: argparse._SubParsersAction, arguments: Sequence[str]) -> None:
@@ -218,7 +220,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if queue:
         _check_queue(arguments)
     given = given_options(arguments, found.config_class)
-    if "data" not in given and not arguments.resume:
+    if "data" not in given and not arguments.resume and EXPERIMENTS[found.experiment].data:
         raise UserError(f"argument --data: expected {EXPERIMENTS[found.experiment].data}, got none")
     if queue:
         out, jobs = arguments.out or Path("runs"), arguments.jobs or 1

@@ -3,12 +3,15 @@ sweeps by name.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..cli import UserError
+from .forecasting import presets as forecasting
+from .forecasting import summary
+from .forecasting.task import ForecastingTask
 from .language.task import LanguageModelTask
 from .sentiment.task import SentimentTask
 from .training.preset import Preset, Sweep, read_presets
@@ -39,7 +42,8 @@ class Experiment:
 
     title: str  # heading in the report
     task: type[Task]  # what it brings to the trainer, with the class of its configuration
-    data: str  # what `--data` must name, for the message where it is missing
+    # what `--data` must name, for the message where it is missing; None: there is no such option
+    data: str | None
     test: str  # key of the test's figure; that with MC dropout has `_mc` behind it
     paper: tuple[Column, ...]  # what the paper has numbers for, in the words of its tables
     curves: Curves
@@ -48,6 +52,9 @@ class Experiment:
     presets: tuple[Preset, ...]  # its runs of the paper
     sweeps: tuple[Sweep, ...]  # the paper's comparisons of them
     tables: Mapping[str, tuple[Preset, ...]] = field(default_factory=dict)  # title -> the rows
+    # Makes sections of its own for the report, of its runs and the report's folder, instead of a
+    # table and curves for each sweep.
+    sections: Callable[[Any, Any], list[str]] | None = None
 
     @property
     def best_key(self) -> str | None:
@@ -111,6 +118,28 @@ EXPERIMENTS: dict[str, Experiment] = {
             Column("rank correlation of error and deviation", "error_rank_correlation", ".3f"),
         ),
         **_presets("sentiment", SentimentTask),
+    ),
+    "forecasting": Experiment(
+        title="Forecasts of synthetic series",
+        task=ForecastingTask,
+        data=None,
+        test="test_rmse",
+        paper=(
+            Column("joint coverage, %", "joint", ".1f"),
+            Column("mean width", "width", ".2f"),
+        ),
+        curves=Curves("test_rmse", "train_rmse", "error (RMSE)", "test"),
+        columns=(
+            Column("test RMSE", "test_rmse", ".3f"),
+            Column("oracle's", "oracle_rmse", ".3f"),
+            Column("joint coverage, %", "joint", ".1f"),
+            Column("mean width", "width", ".2f"),
+            Column("oracle's", "oracle_width", ".2f"),
+        ),
+        uncertainty=(),
+        presets=(),
+        sweeps=forecasting.SWEEPS,
+        sections=summary.sections,
     ),
 }
 # The values are those of the authors' scripts (repository yaringal/BayesianRNN) where there is one;

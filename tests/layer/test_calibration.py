@@ -123,6 +123,20 @@ def test_its_coverage_is_exact_in_finite_samples():
     assert abs(share - 0.9) < 4 * (0.9 * 0.1 / trials) ** 0.5
 
 
+@pytest.mark.parametrize("n", [1, 28, 29, 40, 800, 100_000])
+@pytest.mark.parametrize(("level", "confidence"), [(0.9, 0.95), (0.5, 0.5), (0.98, 0.9)])
+def test_a_confidence_takes_the_first_rank_that_has_it(n, level, confidence):
+    """The coverage of the r-th of n scores is Beta(r, n + 1 - r)."""
+    got = prediction(torch.zeros(n, 1, dtype=torch.float64), torch.ones(n, 1).double())
+    targets = torch.arange(1, n + 1, dtype=torch.float64)[:, None]
+    scale = brnn.conformal_scale(got, targets, level, confidence=confidence).item()
+    ranks = np.arange(1, n + 1)
+    sure = scipy_stats.beta.sf(level, ranks, n + 1 - ranks) >= confidence
+    assert scale == (ranks[sure][0] if sure.any() else math.inf)
+    if (n, confidence) == (800, 0.95):
+        assert scale == 735
+
+
 def test_joint_and_separate_scales():
     got, targets, noise = known(800, seed=1)
     got = got.with_noise(noise)

@@ -269,3 +269,34 @@ def test_roofline_compiles_its_kernels(bench, tmp_path):
     assert b"expected l2_reads" in library.roofline(b"other", None, 0, 1, 32, 1, None, None)
     with pytest.raises(roofline.BuildError, match="compute_1x"):
         roofline.build("1x", tmp_path)
+
+
+SMALL_JOB = ["--words", "11", "--hidden", "8", "--steps", "3", "--batch", "2", "--runs", "1"]
+
+
+def test_alternatives_agree_on_their_losses_and_are_timed(bench, tmp_path):
+    path = tmp_path / "results.json"
+    status, printed, errors = bench("vs_alternatives", *SMALL_JOB, "--out", path)
+    assert (status, errors) == (0, "")
+    (record,) = json.loads(path.read_text())["results"]
+    assert (record["words"], record["steps"], record["batch"], record["hidden"]) == (11, 3, 2, 8)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert list(rows)[:2] == ["torch.nn.LSTM, no dropout", "bayesrnn untied"]
+    for name, row in rows.items():
+        assert name in printed
+        if row["skipped"]:
+            assert "No module named" in row["skipped"] and name in ("JAX, scan", "Keras on JAX")
+        else:
+            assert row["update_ms"] > 0 and row["first_s"] > 0 and row["ratio"] > 0
+
+
+def test_an_alternative_with_another_loss_is_not_timed(bench, monkeypatch):
+    alternatives = importlib.import_module("bench.vs_alternatives")
+
+    class Wrong(alternatives.CellLoop):
+        def forward(self, x):
+            return 1.1 * super().forward(x)[0], None
+
+    monkeypatch.setattr(alternatives, "CellLoop", Wrong)
+    with pytest.raises(AssertionError, match="loop over LSTMCell has the losses"):
+        bench("vs_alternatives", *SMALL_JOB)

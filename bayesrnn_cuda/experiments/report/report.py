@@ -49,6 +49,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     for experiment in EXPERIMENTS.values():
         for title, presets in experiment.tables.items():
             lines += _paper_table(title, experiment, presets, runs)
+        if experiment.sections is not None:
+            lines += experiment.sections(runs, out)
+    runs = [run for run in runs if EXPERIMENTS[run.experiment].sections is None]
     drawn = True
     for group in _groups(runs):
         lines += _section(group)

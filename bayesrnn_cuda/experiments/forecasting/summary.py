@@ -1,0 +1,179 @@
+"""The report's sections on forecasts: every method on every row, averaged over seeds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from ..training.plots import save_figure
+from .presets import SWEEPS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..report.records import Run
+
+# What the comparison shows: words, label of the preset, rule of its intervals.
+SHOWN = (
+    ("variational, max score, sure", "variational", "max, sure"),
+    ("variational, max score", "variational", "max"),
+    ("variational, Bonferroni", "variational", "bonferroni"),
+    ("variational, noise, no calibration", "variational", "normal"),
+    ("variational, masks alone", "variational", "doubt"),
+    ("variational early, max score, sure", "variational-early", "max, sure"),
+    ("CF-RNN", "cf-rnn", "published"),
+    ("CF-RNN, max score, sure", "cf-rnn", "max, sure"),
+    ("CF-RNN early, max score, sure", "cf-rnn-early", "max, sure"),
+    ("naive, max score, sure", "naive", "max, sure"),
+    ("naive early, max score, sure", "naive-early", "max, sure"),
+    ("adaptive CF-RNN", "adaptive", "published"),
+    ("MQ-RNN", "mq-rnn", "quantiles"),
+    ("DP-RNN", "dp-rnn", "doubt"),
+)
+_DRAWN = (0, 4, 6, 8, 12, 13)  # of SHOWN
+_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
+_MARKERS = "os^Dv*"
+
+
+def sections(runs: Sequence["Run"], out: Path) -> list[str]:
+    """Markdown of the finished runs; draws OUT/forecasting.png and OUT/forecasting-curves.png."""
+    found = {sweep.name: _by_method(sweep, runs) for sweep in SWEEPS}
+    found = {name: methods for name, methods in found.items() if any(methods.values())}
+    if not found:
+        return []
+    lines = ["## Forecasts of synthetic series", "", _words(runs), ""]
+    for heading, key in (("Joint coverage, %", "joint"), ("Mean width", "width")):
+        lines += [f"### {heading}", "", *_table(found, key), ""]
+    for name, draw, arguments in (
+        ("forecasting.png", coverage_figure, (found,)),
+        ("forecasting-curves.png", curves_figure, (found,)),
+    ):
+        if save_figure(out / name, draw, *arguments):
+            lines += [f"![{heading}]({name})", ""]
+    return lines
+
+
+def _words(runs: Sequence["Run"]) -> str:
+    reduced = sorted({run.status() for run in runs if run.status()})
+    return (
+        "Mean over seeds (standard deviation; number of seeds). In brackets CF-RNN, adaptive, "
+        "MQ-RNN and DP-RNN as stored by Stankeviciute et al. (2021). A dash: too few held-out "
+        "series for a finite interval."
+        + (f" Not as the preset: {'; '.join(reduced)}." * bool(reduced))
+    )
+
+
+def _by_method(sweep: Any, runs: Sequence["Run"]) -> dict[str, list["Run"]]:
+    """Label -> its finished runs, of whatever seeds."""
+    return {
+        label: [run for run in runs if run.final and run.preset and run.preset.name == preset.name]
+        for label, preset in sweep.members.items()
+    }
+
+
+def _values(runs: Sequence["Run"], rule: str, key: str) -> list[float | None]:
+    return [run.final["intervals"][rule][key] for run in runs if rule in run.final["intervals"]]
+
+
+def _table(found: dict[str, dict[str, list["Run"]]], key: str) -> list[str]:
+    names = list(found)
+    rows = [
+        ["", *(name.removeprefix("forecasting-") for name in names)],
+        ["---"] * (1 + len(names)),
+    ]
+    form = ".1f" if key == "joint" else ".2f"
+    oracle = [
+        _cell(
+            _values([run for runs in found[name].values() for run in runs][:1], "oracle", key), form
+        )
+        for name in names
+    ]
+    rows.append(["oracle (Kalman filter)", *oracle])
+    for words, label, rule in SHOWN:
+        cells = [_cell(_values(found[name][label], rule, key), form) for name in names]
+        if any(cells):
+            published = [_published(name, label, rule, key) for name in names]
+            rows.append([words, *(f"{a}{b}" for a, b in zip(cells, published, strict=True))])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _cell(values: Sequence[float | None], form: str) -> str:
+    if not values:
+        return ""
+    if None in values:
+        return "-"
+    spread = f" ({stdev(values):{form}}; {len(values)})" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{spread}"
+
+
+def _published(name: str, label: str, rule: str, key: str) -> str:
+    if rule not in ("published", "quantiles", "doubt") or label == "variational":
+        return ""
+    sweep = next(sweep for sweep in SWEEPS if sweep.name == name)
+    value = sweep.members[label].expected.get(key)
+    return "" if value is None else f" [{value}]"
+
+
+def coverage_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
+    """Joint coverage, and width over the oracle's, of each row: one point a seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    names = list(found)
+    for index, place in enumerate(_DRAWN):
+        words, label, rule = SHOWN[place]
+        shift = 0.12 * (index - (len(_DRAWN) - 1) / 2)
+        for axes, key in ((top, "joint"), (bottom, "width")):
+            points = [
+                (at + shift, value if key == "joint" else value / run.final["oracle_width"])
+                for at, name in enumerate(names)
+                for run, value in zip(
+                    found[name][label], _values(found[name][label], rule, key), strict=True
+                )
+                if value is not None
+            ]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), linestyle="", label=words, alpha=0.8,
+                    color=_COLOURS[index], marker=_MARKERS[index], markersize=5,
+                )  # fmt: skip
+    top.axhline(90, color="#666666", linestyle=":", label="what is asked for")
+    top.set(ylabel="joint coverage, %", ylim=(-3, 103))
+    bottom.axhline(1, color="#666666", linestyle=":")
+    bottom.set(ylabel="width / oracle's", ylim=(0, None))
+    bottom.set_xticks(range(len(names)), [name.removeprefix("forecasting-") for name in names])
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    figure.legend(*top.get_legend_handles_labels(), frameon=False, loc="outside right center")
+    return figure
+
+
+def curves_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
+    """RMSE over the oracle's by passes, test solid and training dashed, mean over seeds."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in found if found[name]["cf-rnn"] and found[name]["variational"]]
+    names = names[:: max(1, len(names) // 2)][:2]
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2, squeeze=False)[0], names, strict=False):
+        for label, colour in zip(("variational", "cf-rnn", "naive"), _COLOURS[::2], strict=True):
+            runs = found[name][label]
+            for key, style in (("test_rmse", "-"), ("train_rmse", "--")):
+                if not runs:
+                    continue
+                histories = zip(*(run.history for run in runs), strict=False)
+                points = [
+                    (
+                        records[0]["epoch"] * runs[0].config["passes"],
+                        mean(r[key] for r in records) / mean(r.final["oracle_rmse"] for r in runs),
+                    )
+                    for records in histories
+                ]
+                words = f"{label}, {'test' if style == '-' else 'training, with its dropout'}"
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=words)
+        axes.axhline(1, color="#666666", linestyle=":", label="oracle, test")
+        axes.set(xlabel="passes over the training series", title=name, ylabel="RMSE / oracle's")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right center")
+    return figure

@@ -1,0 +1,212 @@
+"""Forecasts as a task: what each method learns from, its intervals, stopped and resumed runs."""
+
+import json
+import math
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import bayesrnn_cuda as brnn
+from bayesrnn_cuda.experiments.forecasting.model import METHODS, ForecastingConfig
+from bayesrnn_cuda.experiments.forecasting.presets import SWEEPS
+from bayesrnn_cuda.experiments.forecasting.task import RULE, ForecastingTask
+from bayesrnn_cuda.experiments.intervals import certain, measured, rules
+from bayesrnn_cuda.experiments.report.report import write_report
+from bayesrnn_cuda.experiments.training.runs import Interrupted
+from bayesrnn_cuda.experiments.training.trainer import Trainer, read_run
+
+TINY = {
+    "series": 80,
+    "test_series": 60,
+    "hidden": 6,
+    "epochs": 2,
+    "passes": 2,
+    "batch_size": 16,
+    "mc_samples": 4,
+    "mc_samples_epoch": 2,
+    "device": "cpu",
+}
+
+
+def make(**changes) -> ForecastingTask:
+    torch.manual_seed(0)
+    return ForecastingTask.load(ForecastingConfig(**{**TINY, **changes}))
+
+
+def nothing() -> None:
+    """Stands for who does not stop the work."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_learns_and_says_how_wide_and_how_often(method):
+    task = make(method=method, epochs=4, passes=15, lr=0.02)
+    optimizer, losses = task.optimizer(), []
+    for epoch in range(1, 5):
+        task.start_epoch(epoch)
+        assert task.scaling == (method == "adaptive" and epoch > 2)
+        task.model.train()
+        total = 0.0
+        for update in range(task.updates):
+            loss = task.loss(task.model, update)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        losses.append(total)
+    assert losses[1] < 0.9 * losses[0] and losses[3] < losses[2]
+    figures = json.loads(json.dumps(task.test(nothing), allow_nan=False))
+    assert figures["oracle_rmse"] < figures["test_rmse"]
+    chosen = figures["intervals"][RULE.get(method, "published")]
+    assert (chosen["joint"], chosen["width"]) == (figures["joint"], figures["width"])
+
+
+def test_half_of_the_series_are_held_out_where_something_is_calibrated():
+    for method in METHODS:
+        task = make(method=method)
+        calibrates = method not in ("mq-rnn", "dp-rnn")
+        assert len(task.given) == (40 if calibrates else 80)
+        assert len(task.held_out.given) == (40 if calibrates else 0)
+        known = torch.cat([task.given, task.held_out.given])
+        assert torch.equal(known, task.data.known.given)
+
+
+def test_an_epoch_is_passes_or_batches_with_replacement():
+    task = make(method="cf-rnn")
+    assert task.updates == 2 * 3
+    task.start_epoch(1)
+    for batches in (task.batches[:3], task.batches[3:]):
+        assert sorted(torch.cat(batches).tolist()) == list(range(40))
+    task = make(method="dp-rnn", drawn_batches=7)
+    task.start_epoch(1)
+    assert task.updates == len(task.batches) == 7
+    assert {len(batch) for batch in task.batches} == {16}
+
+
+def test_the_loss_of_quantiles_by_hand():
+    task = make(method="mq-rnn")
+    task.start_epoch(1)
+    batch = task.batches[0]
+    with torch.no_grad():
+        lower, upper = task.model(task.given[batch].t().unsqueeze(2)).chunk(2, dim=1)
+    loss = 0.0
+    for q, forecast in ((0.05, lower), (0.95, upper)):
+        for error in (task.targets[batch] - forecast).flatten().tolist():
+            loss += (q if error > 0 else q - 1) * error
+    assert task.loss(task.model, 0).item() == pytest.approx(loss / (2 * lower.numel()), rel=1e-5)
+
+
+def test_variational_standardizes_and_the_published_do_not():
+    given, targets = make().given, make().targets
+    moments = [given.mean(), given.std(), targets.mean(), targets.std()]
+    torch.testing.assert_close(make().model.moments, torch.stack(moments))
+    assert make(method="cf-rnn").model.moments.tolist() == [0, 1, 0, 1]
+
+
+# Intervals
+
+
+def example(count: int, seed: int = 0) -> tuple[brnn.MCPrediction, torch.Tensor]:
+    """Errors of deviation 1, 2, 3 around a forecast that is certain."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    errors = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    return certain(mean), mean + errors * torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_the_published_rule_is_a_quantile_of_the_errors():
+    held_out, targets = example(50)
+    test, _ = example(4, seed=1)
+    errors = (targets - held_out.mean).abs().numpy()
+    level = (51 / 50) * (1 - 0.1 / 3)
+    expected = np.quantile(errors, level, axis=0)
+    lower, upper = rules(held_out, targets, test, 0.9)["published"]
+    np.testing.assert_allclose((upper - lower).numpy(), np.tile(2 * expected, (4, 1)))
+    few = rules(certain(held_out.mean[:20]), targets[:20], test, 0.9)["published"]  # level above 1
+    np.testing.assert_allclose((few[1] - few[0])[0].numpy(), 2 * errors[:20].max(axis=0))
+
+
+def test_calibrated_rules_cover_and_their_noise_is_that_of_the_steps():
+    found = rules(*example(2000), example(20_000, seed=1)[0], 0.9)
+    assert set(found) == {"normal", "published", "bonferroni", "max", "max, sure"}
+    targets = example(20_000, seed=1)[1]
+    shares = {name: measured(pair, targets) for name, pair in found.items()}
+    for name, figures in shares.items():
+        assert 88.5 < figures["joint"] < 93.5, name
+        assert figures["joint"] < figures["independent"]
+    assert shares["max"]["width"] < shares["max, sure"]["width"]
+    widths = (found["normal"][1] - found["normal"][0])[0]
+    z = torch.special.ndtri(torch.tensor(1 - 0.1 / 6)).item()
+    expected = 2 * z * torch.tensor([1.0, 2.0, 3.0]).double()
+    torch.testing.assert_close(widths, expected, rtol=0.1, atol=0)
+
+
+def test_too_few_held_out_series_have_no_finite_interval():
+    held_out, targets = example(30)
+    found = rules(held_out, targets, held_out, 0.9)
+    assert measured(found["max, sure"], targets)["width"] is None
+    assert measured(found["max, sure"], targets)["joint"] == 100
+    assert measured(found["max"], targets)["width"] is not None
+
+
+def test_a_scale_of_its_own_is_used():
+    held_out, targets = example(500)
+    scaled = certain(held_out.mean, torch.tensor([1.0, 2.0, 3.0]).expand(500, 3).double())
+    found = rules(scaled, targets, scaled, 0.9)
+    assert "normal" not in found and "doubt" not in found
+    widths = (found["max"][1] - found["max"][0])[0]
+    torch.testing.assert_close(widths / widths[0], torch.tensor([1.0, 2.0, 3.0]).double())
+
+
+# Runs
+
+
+def test_evaluation_is_repeatable_and_leaves_no_trace():
+    task = make()
+    task.model.train()
+    generator = torch.get_rng_state()
+    first = task.evaluate(nothing)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert task.model.training
+    assert task.evaluate(nothing) == first
+
+
+@pytest.mark.parametrize("method", ["variational", "adaptive", "dp-rnn"])
+@pytest.mark.parametrize("stop_at", [3, 15])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, losses, method, stop_at):
+    changes = {"method": method, **({"drawn_batches": 9} if method == "dp-rnn" else {"passes": 3})}
+    whole = Trainer.start(make(**changes), tmp_path / "whole")
+    expected = whole.run()
+    losses.clear()
+    losses.stop_at, losses.number = stop_at, signal.SIGTERM
+    with pytest.raises(Interrupted):
+        Trainer.start(make(**changes), tmp_path / "part").run()
+    content, config = read_run(ForecastingTask, tmp_path / "part", {})
+    task = ForecastingTask.restore(content, config, ForecastingTask.load_data(config))
+    result = Trainer.resume(content, task, tmp_path / "part").run()
+    assert result.final == expected.final
+    for mine, other in zip(task.model.parameters(), whole.task.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_report_averages_the_seeds(tmp_path):
+    sweep = next(sweep for sweep in SWEEPS if sweep.name == "forecasting-static-3")
+    joint = []
+    for seed in (1, 2):
+        for label in ("variational", "cf-rnn"):
+            preset = sweep.members[label]
+            given = {name: TINY[name] for name in TINY if name != "epochs"} | {"seed": seed}
+            config = replace(preset.config(given), epochs=1)
+            result = Trainer.start(
+                ForecastingTask.load(config), tmp_path / "runs" / str(seed) / label
+            ).run()
+            if label == "cf-rnn":
+                joint.append(result.final["joint"])
+    text = write_report([tmp_path / "runs"], tmp_path / "report").read_text()
+    mean, spread = sum(joint) / 2, abs(joint[0] - joint[1]) / math.sqrt(2)
+    assert f"| CF-RNN | {mean:.1f} ({spread:.1f}; 2) [94.6] |" in text
+    assert "DP-RNN |" not in text and "epochs 1 (preset 20)" in text
+    for name in ("forecasting.png", "forecasting-curves.png"):
+        assert (tmp_path / "report" / name).stat().st_size > 1000

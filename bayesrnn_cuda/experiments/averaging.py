@@ -25,10 +25,10 @@ from torch import Tensor, nn
 import bayesrnn_cuda as brnn
 
 from ..cli import UserError
-from .language.evaluation import perplexity_of
+from .language.evaluation import perplexity_of, windows_of
 from .language.model import LanguageModel, LanguageModelConfig
 from .language.task import LanguageModelTask
-from .language.text import Corpus, lanes, windows
+from .language.text import Corpus
 from .sentiment.evaluation import PIECES_PER_PASS, predict, root_mean_square
 from .sentiment.model import SentimentConfig, SentimentModel
 from .sentiment.reviews import Reviews
@@ -123,8 +123,11 @@ def _language_ways(
     samples: Sequence[int],
     words: int,
 ) -> Iterator[Way]:
-    streams = [text[: words + 1] for text in (corpus.valid, corpus.test)]
-    valid, test = [_nats(model, config, text, samples) for text in streams]
+    streams = []
+    for split, text in (("valid", corpus.valid), ("test", corpus.test)):
+        resets = corpus.resets(split, config.state)
+        streams.append((text[: words + 1], None if resets is None else resets[: words + 1]))
+    valid, test = [_nats(model, config, *stream, samples) for stream in streams]
     for (name, size), nats in test.items():
         best = valid[name, size].argmin()
         fitted = TEMPERATURES[best].item(), perplexity_of(nats[best].item())
@@ -138,7 +141,11 @@ def _language_ways(
 
 @torch.no_grad()
 def _nats(
-    model: LanguageModel, config: LanguageModelConfig, text: Tensor, samples: Sequence[int]
+    model: LanguageModel,
+    config: LanguageModelConfig,
+    text: Tensor,
+    resets: Tensor | None,
+    samples: Sequence[int],
 ) -> dict[tuple[str, float], Tensor]:
     """Way and S -> mean negative log-likelihood of `text` by temperature, float64 [temperatures].
 
@@ -146,16 +153,18 @@ def _nats(
         model: in `eval()`.
         config: how it carries its state, how long masks hold, and their seed.
         text: int64 [words + 1].
+        resets: bool [words + 1], where the state is zero; None: nowhere.
         samples: numbers of mask sets, rising.
     """
     most, generator = samples[-1], seeded_generator("cpu", config.seed)
     totals: dict[tuple[str, float], Tensor] = {}
     approximate_state, state, masks = None, None, None
-    for inputs, targets in windows(lanes(text, 1), config.seq_len):
+    for inputs, targets, begins in windows_of(text, resets, 1, config.seq_len, text.device):
         if masks is None or config.mc_masks == "window":
             masks = model.sample_masks(most, generator=generator)
-        approximate, approximate_state = model(inputs, approximate_state)
-        sampled, state = model(inputs.expand(-1, most), state, masks=masks)
+        approximate, approximate_state = model(inputs, approximate_state, resets=begins)
+        begins = None if begins is None else begins.expand(-1, most)
+        sampled, state = model(inputs.expand(-1, most), state, masks=masks, resets=begins)
         if config.state == "zero":
             approximate_state = state = None
         log_p = sampled.float().log_softmax(dim=-1)  # [T, S, V]

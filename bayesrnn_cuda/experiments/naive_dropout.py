@@ -33,14 +33,16 @@ class StepwiseDropoutRNN(nn.Module):
         self.layers = nn.ModuleList(cell(size, hidden_size, engine=engine) for size in sizes)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
-        """Input [T, B, I] and state as of the cell with `num_layers` layers; the same out."""
+    def forward(
+        self, input: Tensor, hx: State | None = None, *, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Arguments and results of the cell with `num_layers` layers."""
         finals = []
         for index, layer in enumerate(self.layers):
             initial = (
                 None if hx is None else map_state(lambda part, at=index: part[at : at + 1], hx)
             )
-            input, final = layer(self.dropout(input), initial)
+            input, final = layer(self.dropout(input), initial, resets=resets)
             finals.append(final)
         if isinstance(finals[0], tuple):
             return input, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))

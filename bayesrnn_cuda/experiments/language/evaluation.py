@@ -3,7 +3,7 @@ eq. 5, sections 4.3 and 4.5).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,7 @@ def validation_perplexity(
     batch_size: int = 1,
     seq_len: int,
     state: str,
+    resets: Tensor | None = None,
     on_steps: Callable[[int], None] = ignore_steps,
 ) -> ValidationPerplexity:
     """Perplexity of one stream by the dropout approximation: one pass without masks.
@@ -69,7 +70,8 @@ def validation_perplexity(
         tokens: int64 [tokens]; the first of each lane is not predicted.
         batch_size: lanes to cut the stream into, fewer if it is shorter than a window a lane.
         seq_len: steps of a window.
-        state: "carry" or "zero", as in training.
+        state: "zero" starts each window from zero, else the state is carried, as in training.
+        resets: bool [tokens], where it is zero in between; None: nowhere.
         on_steps: called after every window with its number of steps; may raise to stop.
     """
     device = model.decoder.weight.device
@@ -78,8 +80,8 @@ def validation_perplexity(
     total, whole = torch.zeros(2, dtype=torch.float64, device=device)
     count, carried = 0, None
     with evaluating(model):
-        for inputs, targets in windows(lanes(tokens, batch_size).to(device), seq_len):
-            logits, carried = model(inputs, carried if state == "carry" else None)
+        for inputs, targets, begins in windows_of(tokens, resets, batch_size, seq_len, device):
+            logits, carried = model(inputs, None if state == "zero" else carried, resets=begins)
             loss = nn.functional.cross_entropy(
                 at_least_float32(logits).flatten(0, 1), targets.flatten(), reduction="none"
             )
@@ -103,6 +105,7 @@ def mc_evaluate(
     seed: int,
     embedding_dropout: bool = False,
     masks_per: str = "pass",
+    resets: Tensor | None = None,
     lanes_per_pass: int | None = None,
     on_steps: Callable[[int], None] = ignore_steps,
 ) -> McResult:
@@ -115,7 +118,7 @@ def mc_evaluate(
         model: a model with Bayesian dropout; its mode is left as found.
         tokens: int64 [tokens]; the first is not predicted.
         samples: S >= 1, sampled sets of masks.
-        seq_len, state: as for `validation_perplexity`.
+        seq_len, state, resets: as for `validation_perplexity`.
         seed: of the masks, drawn from a generator of their own.
         embedding_dropout: whether word types are dropped too (the authors leave them).
         masks_per: "pass" draws masks once for the stream (the authors' large model), "window" anew
@@ -134,7 +137,7 @@ def mc_evaluate(
     states: list[State | None] = [None] * len(chunks)
     totals, count = torch.zeros(4, dtype=torch.float64, device=device), 0
     with evaluating(model):
-        for inputs, targets in windows(lanes(tokens, 1).to(device), seq_len):
+        for inputs, targets, begins in windows_of(tokens, resets, 1, seq_len, device):
             if not chunk_masks or masks_per == "window":
                 # all samples at once, so that the chunks do not change what is drawn
                 masks = model.sample_masks(
@@ -144,8 +147,11 @@ def mc_evaluate(
             window = _WindowSamples(targets)
             for index, masks in enumerate(chunk_masks):
                 size = chunks[index].numel()
-                logits, after = model(inputs.expand(-1, size), states[index], masks=masks)
-                states[index] = after if state == "carry" else None
+                begins_of = None if begins is None else begins.expand(-1, size)
+                logits, after = model(
+                    inputs.expand(-1, size), states[index], masks=masks, resets=begins_of
+                )
+                states[index] = None if state == "zero" else after
                 window.add(logits)
                 on_steps(inputs.shape[0] * size)
             totals += window.sums()
@@ -153,6 +159,18 @@ def mc_evaluate(
     nats, entropy, information, deviation = (totals / count).tolist()
     # rounding can push a difference of equal numbers below its true bound of 0
     return McResult(perplexity_of(nats), entropy, max(0.0, information), deviation)
+
+
+def windows_of(
+    tokens: Tensor, resets: Tensor | None, batch_size: int, seq_len: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Inputs, targets and resets of each window, [T, B] each."""
+    pairs = windows(lanes(tokens, batch_size).to(device), seq_len)
+    if resets is None:
+        yield from ((*pair, None) for pair in pairs)
+        return
+    begins = windows(lanes(resets, batch_size).to(device), seq_len)
+    yield from ((*pair, of_inputs) for pair, (of_inputs, _) in zip(pairs, begins, strict=True))
 
 
 class _WindowSamples:

@@ -49,9 +49,10 @@ class LanguageModelConfig(RecurrentConfig):
     init_range: float = _model(0.1, "parameters start uniform in [-X, X]", POSITIVE)
     state: str = _training(
         "carry",
-        "carry the recurrent state from window to window, or start each window from zero; in "
-        "training, validation and test",
-        choices=("carry", "zero"),
+        "carry the recurrent state from window to window, carry it within documents and start each "
+        "from zero (topics of the documentation; in a folder a blank line ends a document), or "
+        "start each window from zero; in training, validation and test",
+        choices=("carry", "documents", "zero"),
     )
     seq_len: int = _training(35, "steps of a window: back-propagation is truncated there", COUNT)
     batch_size: int = _training(20, "lanes of text read side by side", COUNT)
@@ -133,7 +134,12 @@ class LanguageModel(nn.Module):
                 parameter.uniform_(-config.init_range, config.init_range, generator=generator)
 
     def forward(
-        self, tokens: Tensor, state: State | None = None, *, masks: ModelMasks | None = None
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        *,
+        masks: ModelMasks | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Logits [T, B, V] of the word after each of `tokens` [T, B], and the state after the last.
 
@@ -141,12 +147,16 @@ class LanguageModel(nn.Module):
             tokens: int64 [T, B].
             state: where to go on from; None starts from zero.
             masks: from `sample_masks`; None draws new ones in training and none in `eval()`.
+            resets: bool [T, B], where the state is zero instead; None: nowhere.
         """
         if masks is None:
-            output, state = self.recurrent(self.embedding(tokens), state)
+            output, state = self.recurrent(self.embedding(tokens), state, resets=resets)
             return self.decoder(self.output_dropout(output)), state
         output, state = self.recurrent(
-            self.embedding(tokens, keep=masks.embedding), state, masks=masks.recurrent
+            self.embedding(tokens, keep=masks.embedding),
+            state,
+            masks=masks.recurrent,
+            resets=resets,
         )
         return self.decoder(self.output_dropout(output, keep=masks.output)), state
 

@@ -62,7 +62,12 @@ class LanguageModelTask(Task):
                 f"arguments --batch-size, --seq-len: expected at least {config.batch_size} x "
                 f"({config.seq_len} + 1) training tokens, got {corpus.train.numel()}"
             )
-        self.lanes = all_lanes[:, workers.share(config.batch_size)].contiguous().to(device)
+        own = workers.share(config.batch_size)
+        self.lanes = all_lanes[:, own].contiguous().to(device)
+        begins = corpus.resets("train", config.state)
+        self.begins = (
+            None if begins is None else lanes(begins, config.batch_size)[:, own].to(device)
+        )
         self.model = (model or LanguageModel(len(corpus.vocabulary), config)).to(device)
         self.carried: State | None = None
         self.check_engine(lambda: self.model(self.lanes[:1]))
@@ -85,8 +90,9 @@ class LanguageModelTask(Task):
 
     def loss(self, model: nn.Module, update: int) -> Tensor:
         start, stop = update * self.config.seq_len, (update + 1) * self.config.seq_len
-        logits, state = model(self.lanes[start:stop], self.carried)
-        self.carried = detached(state) if self.config.state == "carry" else None
+        begins = None if self.begins is None else self.begins[start:stop]
+        logits, state = model(self.lanes[start:stop], self.carried, resets=begins)
+        self.carried = None if self.config.state == "zero" else detached(state)
         return window_loss(logits, self.lanes[start + 1 : stop + 1])
 
     def after_update(self) -> None:
@@ -111,6 +117,7 @@ class LanguageModelTask(Task):
             batch_size=config.batch_size,
             seq_len=config.seq_len,
             state=config.state,
+            resets=self.data.resets("valid", config.state),
             on_steps=lambda _: check(),
         )
         return {"valid_perplexity": corrected, "valid_perplexity_authors": authors}
@@ -119,7 +126,10 @@ class LanguageModelTask(Task):
         config, tokens = self.config, self.data.test
         samples = config.mc_samples if config.samples_masks() else 0
         with self.test_progress((1 + samples) * (tokens.numel() - 1), check) as advance:
-            settings = {"seq_len": config.seq_len, "state": config.state, "on_steps": advance}
+            settings = {
+                "seq_len": config.seq_len, "state": config.state, "on_steps": advance,
+                "resets": self.data.resets("test", config.state),
+            }  # fmt: skip
             figures = {
                 "test_perplexity": perplexity(self.model, tokens, **settings),
                 "test_perplexity_mc": None,

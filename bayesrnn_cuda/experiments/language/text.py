@@ -5,8 +5,9 @@ windows.
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 
 import torch
@@ -81,13 +82,28 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in three parts, each a stream of tokens, int64 [tokens], `<eos>` after a sentence."""
+    """A text in three parts, each a stream of tokens, int64 [tokens], `<eos>` after a sentence.
+
+    Attributes:
+        documents: of each part, the numbers of the tokens that begin a document, int64.
+    """
 
     name: str
     vocabulary: Vocabulary
     train: Tensor
     valid: Tensor
     test: Tensor
+    documents: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def resets(self, split: str, state: str) -> Tensor | None:
+        """Where the state is zero within that part, bool [tokens]: at the beginnings of documents
+        if `state` is "documents". None: nowhere."""
+        if state != "documents":
+            return None
+        resets = torch.zeros(getattr(self, split).numel(), dtype=torch.bool)
+        if split in self.documents:
+            resets[self.documents[split]] = True
+        return resets
 
     def describe(self) -> str:
         """One line of counts."""
@@ -108,23 +124,29 @@ def load_corpus(data: str | None, min_count: int | None) -> Corpus:
             documentation.
     """
     if data is None:
-        name, sentences = "CPython's documentation", documentation()
+        name, texts = "CPython's documentation", documentation()
         default_count = DOCUMENTATION_MIN_COUNT
     else:
-        name, sentences = data, text_folder(Path(data))
+        name, texts = data, text_folder(Path(data))
         default_count = 1
+    words = {split: [*chain.from_iterable(texts[split])] for split in SPLITS}
     vocabulary = Vocabulary.of(
-        sentences["train"],
+        words["train"],
         min_count=default_count if min_count is None else min_count,
-        others=sentences["valid"] + sentences["test"],
+        others=words["valid"] + words["test"],
     )
-    return Corpus(name, vocabulary, *(vocabulary.encode(sentences[split]) for split in SPLITS))
+    begins = {
+        split: torch.tensor([0, *accumulate(len(document) for document in texts[split][:-1])])
+        for split in SPLITS
+    }
+    return Corpus(name, vocabulary, *(vocabulary.encode(words[s]) for s in SPLITS), begins)
 
 
-def text_folder(folder: Path) -> dict[str, list[str]]:
-    """Words of the train, valid and test files of `folder`, with `<eos>` after each line.
+def text_folder(folder: Path) -> dict[str, list[list[str]]]:
+    """Documents of the train, valid and test files of `folder`: words, `<eos>` after each line.
 
-    One sentence a line, words split at white space. A split's file is `<split>.txt`, or else the
+    One sentence a line, words split at white space; a document ends where a line is blank. A
+    split's file is `<split>.txt`, or else the
     only `*<split>*.txt`, such as `ptb.train.txt`. The Penn Treebank gives 929,589, 73,760 and
     82,430 tokens of 10,000 types.
 
@@ -136,7 +158,7 @@ def text_folder(folder: Path) -> dict[str, list[str]]:
             "argument --data: expected a folder with train, valid and test .txt files, got "
             f"'{folder}'"
         )
-    return {split: _read_words(_split_file(folder, split)) for split in SPLITS}
+    return {split: _read_documents(_split_file(folder, split)) for split in SPLITS}
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -153,21 +175,26 @@ def _split_file(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def _read_words(path: Path) -> list[str]:
+def _read_documents(path: Path) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"argument --data: expected UTF-8 text in '{path}', got byte {error.start} that is not"
         ) from None
-    words = [word for line in lines if line.strip() for word in (*line.split(), END)]
-    if not words:
+    blocks = groupby(lines, key=lambda line: bool(line.strip()))
+    documents = [
+        [word for line in block for word in (*line.split(), END)]
+        for filled, block in blocks
+        if filled
+    ]
+    if not documents:
         raise UserError(f"argument --data: expected text in '{path}', got an empty file")
-    return words
+    return documents
 
 
-def documentation() -> dict[str, list[str]]:
-    """Words of the documentation that CPython carries for `help()`, in three parts by topic.
+def documentation() -> dict[str, list[list[str]]]:
+    """The documentation that CPython carries for `help()`: words of its topics, in three parts.
 
     Topics quote one another at length, so every paragraph is kept once, in the longest topic that
     has it: otherwise the test text would be training text too. Topics of less than a twentieth of
@@ -193,13 +220,15 @@ def documentation() -> dict[str, list[str]]:
             for word in sentence_words(paragraph)
         ]
     total = sum(map(len, words.values()))
-    parts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    parts: dict[str, list[list[str]]] = {split: [] for split in SPLITS}
+    taken = dict.fromkeys(SPLITS, 0)
     for name in sorted(words, key=lambda name: (zlib.crc32(name.encode()), name)):
         small = len(words[name]) < total / 20
-        open_parts = (
-            split for split in ("test", "valid") if small and len(parts[split]) < total / 12
-        )
-        parts[next(open_parts, "train")] += words[name]
+        open_parts = (split for split in ("test", "valid") if small and taken[split] < total / 12)
+        split = next(open_parts, "train")
+        taken[split] += len(words[name])
+        if words[name]:  # else another topic has all of it
+            parts[split].append(words[name])
     return parts
 
 

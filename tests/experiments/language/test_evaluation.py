@@ -84,6 +84,29 @@ def test_zero_state_evaluates_each_window_alone(stream):
     assert actual != pytest.approx(perplexity(model, stream, **SETTINGS), rel=1e-4)
 
 
+def test_documents_are_evaluated_from_zero(stream):
+    """Within windows and at their edges. The first word of a document is predicted from the one
+    before."""
+    model = model_of()
+    resets = torch.zeros(43, dtype=torch.bool)
+    resets[[0, 6, 8, 9, 30]] = True
+    pieces = ((0, 6), (6, 8), (8, 9), (9, 30), (30, 42))
+    parts = [
+        log_probabilities(model, stream[start:stop, None], stream[start + 1 : stop + 1, None])
+        for start, stop in pieces
+    ]
+    expected = math.exp(-torch.cat(parts).mean().item())
+    settings = {"seq_len": 4, "state": "documents", "resets": resets}
+    assert perplexity(model, stream, **settings) == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(perplexity(model, stream, **SETTINGS), rel=1e-4)
+    with torch.no_grad():  # without dropout each sampled model is the mean network
+        none = model_of(embedding_dropout=0.0, input_dropout=0.0, recurrent_dropout=0.0,
+                        output_dropout=0.0)  # fmt: skip
+    none.load_state_dict(model.state_dict())
+    sampled = mc_perplexity(none, stream, samples=3, seed=1, **settings)
+    assert sampled == pytest.approx(expected, rel=1e-6)
+
+
 def test_stream_shorter_than_the_lanes(stream):
     model = model_of()
     assert perplexity(model, stream[:7], batch_size=20, **SETTINGS) == pytest.approx(

@@ -1,6 +1,7 @@
 """Words, vocabulary, corpora, lanes and windows."""
 
 import sys
+from itertools import chain
 
 import pytest
 import torch
@@ -51,13 +52,13 @@ def test_text_folder_ends_every_line(tmp_path):
     for split in ("train", "valid", "test"):
         (tmp_path / f"my.{split}.txt").write_text(f" one  two \n\nthree {split}\n")
     words = module.text_folder(tmp_path)
-    assert words["valid"] == ["one", "two", END, "three", "valid", END]
+    assert words["valid"] == [["one", "two", END], ["three", "valid", END]]
 
 
 def test_exact_file_name_wins(tmp_path):
     for name in ("train.txt", "valid.txt", "test.txt", "old.train.txt"):
         (tmp_path / name).write_text(name)
-    assert module.text_folder(tmp_path)["train"] == ["train.txt", END]
+    assert module.text_folder(tmp_path)["train"] == [["train.txt", END]]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_documentation_split_shares_no_paragraph(monkeypatch):
     fake = type(sys)("pydoc_data.topics")
     fake.topics = text
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", fake)
-    parts = documentation()
+    parts = {split: [*chain(*texts)] for split, texts in documentation().items()}
     assert sum(words.count("common") for words in parts.values()) == 1
     own = [{word for word in words if set(word) == {"x"}} for words in parts.values()]
     assert all(own) and not (own[0] & own[1] | own[0] & own[2] | own[1] & own[2])
@@ -137,6 +138,25 @@ def test_python_without_documentation(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(UserError, match="carries no pydoc_data"):
         load_corpus(None, None)
+
+
+def test_documents_of_a_folder_end_at_blank_lines(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text("\na b\nc\n\n \na\n\nb c\n")
+    corpus = load_corpus(str(tmp_path), None)
+    assert corpus.documents["valid"].tolist() == [0, 5, 7]
+    begins = corpus.resets("valid", "documents")
+    assert begins.nonzero().flatten().tolist() == [0, 5, 7]
+    assert begins.shape == corpus.valid.shape
+    assert corpus.resets("valid", "carry") is None
+
+
+def test_topics_of_the_documentation_are_documents():
+    corpus = load_corpus(None, None)
+    begins = corpus.resets("train", "documents")
+    assert begins[0] and 20 < begins.sum() < 100
+    after = corpus.train[begins.nonzero().flatten()[1:] - 1]
+    assert (after == corpus.vocabulary.end).all()
 
 
 def test_fingerprint_sees_one_changed_token(corpus):

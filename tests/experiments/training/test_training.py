@@ -14,7 +14,7 @@ from bayesrnn_cuda.experiments.language import task as language_task
 from bayesrnn_cuda.experiments.language.evaluation import ValidationPerplexity
 from bayesrnn_cuda.experiments.language.model import LanguageModelConfig
 from bayesrnn_cuda.experiments.language.task import LanguageModelTask
-from bayesrnn_cuda.experiments.language.text import load_corpus
+from bayesrnn_cuda.experiments.language.text import lanes, load_corpus
 from bayesrnn_cuda.experiments.training.checkpoint import CheckpointError, load_checkpoint
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 from bayesrnn_cuda.experiments.training.trainer import TrainingDiverged, read_run
@@ -41,6 +41,28 @@ def test_windows_and_carried_state(tiny, corpus, tmp_path):
             assert all(part.abs().sum() > 0 for part in carried)
         else:
             assert carried is None
+
+
+@pytest.mark.parametrize("kind", ["bayesian", "naive"])
+def test_documents_in_training(tiny, tmp_path, kind):
+    """A run with documents learns from windows in which the state is zero at each beginning."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_text("a b c\n\nb c a a\n\nc b\n" * 20)
+    corpus = load_corpus(str(folder), None)
+    config = tiny(state="documents", dropout_kind=kind, data=str(folder))
+    task = start(config, corpus, tmp_path / "run").task
+    seen = []
+    task.model.recurrent.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["resets"]), with_kwargs=True
+    )
+    for update in range(2):
+        task.loss(task.model, update)
+    begins = corpus.resets("train", "documents")
+    expected = lanes(begins, config.batch_size)[: 2 * config.seq_len]
+    assert torch.equal(torch.cat(seen), expected) and expected.sum() > 4
+    assert task.carried is not None
 
 
 def test_state_starts_from_zero_in_every_epoch(tiny, corpus, tmp_path):

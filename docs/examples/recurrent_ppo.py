@@ -16,6 +16,7 @@ import torch
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch import Tensor
 
@@ -96,8 +97,6 @@ def make_env() -> gymnasium.Env:
 
 def train(steps: int, seed: int = 0, environments: int = 8, **policy: Any) -> RecurrentPPO:
     """A policy after so many steps of all environments together."""
-    from stable_baselines3.common.env_util import make_vec_env
-
     model = RecurrentPPO(
         DropoutPolicy, make_vec_env(make_env, environments, seed=seed), seed=seed, n_steps=128,
         batch_size=256, n_epochs=10, learning_rate=1e-3, gamma=0.98, gae_lambda=0.9,

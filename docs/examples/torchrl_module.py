@@ -74,7 +74,8 @@ def main() -> None:
         ("LSTMModule", LSTMModule, brnn.BayesianLSTM, ["h", "c"]),
         ("GRUModule", GRUModule, brnn.BayesianGRU, ["h"]),
     ):
-        in_keys, out_keys = ["x", *states], ["y", *(("next", state) for state in states)]
+        in_keys = ["x", *states]
+        out_keys: list[str | tuple[str, ...]] = ["y", *(("next", state) for state in states)]
         module = theirs(
             input_size=size, hidden_size=hidden, in_keys=in_keys, out_keys=out_keys,
             default_recurrent_mode=True,

@@ -54,6 +54,18 @@ def test_language_model():
     assert sum(std for _, std, _, _ in rows) > 0 and sum(row[3] for row in rows) > 0
 
 
+def test_recurrent_ppo():
+    pytest.importorskip("sb3_contrib", reason="sb3-contrib is not installed")
+    (line,) = lines("recurrent_ppo.py", 1024)
+    assert line.startswith("after 1024 steps: ")
+
+
+def test_torchrl_module():
+    pytest.importorskip("torchrl", reason="torchrl is not installed")
+    for line in lines("torchrl_module.py"):
+        assert numbers(line)[-1] < 1e-5
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_every_example_is_tested_and_listed(name):
     assert f"test_{name.removesuffix('.py')}" in globals()

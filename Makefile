@@ -69,6 +69,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m bench.vs_cudnn --dtype bfloat16 --out bench/results/cpu_vs_torch_bfloat16.json $(ARGS)
 	$(BIN)/python -m bench.mc_predict --out bench/results/cpu_mc_predict.json $(ARGS)
 	$(BIN)/python -m bench.vs_loop --out bench/results/cpu_vs_loop.json $(ARGS)
+	$(BIN)/python -m bench.vs_resets --out bench/results/cpu_vs_resets.json $(ARGS)
 	$(BIN)/python -m bench.memory --out bench/results/cpu_memory.json $(ARGS)
 
 gpu: $(VENV)/ready

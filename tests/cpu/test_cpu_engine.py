@@ -29,11 +29,12 @@ import bayesrnn_cuda as brnn
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
-# Tails of vectors of 2 to 16 units, one row and more than a block of 12, masks and lengths.
+# Tails of vectors of 2 to 16 units, one row and more than a block of 12, masks, lengths, resets.
 EACH_VARIANT = [
     *product(cell=CELLS, T=(3,), B=(13,), I=(5,), H=(1, 7, 19, 33), masks=("untied",)),
     *product(cell=CELLS, T=(3,), B=(1,), masks=("none", "tied"), lengths=(True,), reverse=(True,)),
     *product(cell=CELLS, T=(3,), strided=(True,), bias=(False,)),
+    *product(cell=CELLS, T=(5,), B=(13,), H=(19,), resets=("random",), reverse=(False, True)),
 ]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 

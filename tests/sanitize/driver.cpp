@@ -70,8 +70,8 @@ const cpu::Host kHost = {[](int64_t count, cpu::Body body, void* context) {
 struct Problem {
   Cell cell;
   Sizes size;
-  int masks;  // sets: 0 none, 1 tied, G untied
-  bool reverse, lengths;
+  int masks;              // sets: 0 none, 1 tied, G untied
+  bool reverse, lengths;  // with lengths resets too
 };
 
 // All results of forward and backward, one after another.
@@ -93,10 +93,13 @@ std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
   for (int64_t i = 0; i < sets * B * H; ++i) keep_h[i] = generator() % 2;
   std::unique_ptr<int64_t[]> lengths(new int64_t[B]);
   for (int64_t i = 0; i < B; ++i) lengths[i] = generator() % (T + 1);
+  std::unique_ptr<uint8_t[]> resets(new uint8_t[T * B]);
+  for (int64_t i = 0; i < T * B; ++i) resets[i] = generator() % 3 == 0;
 
   const auto fill = [&](Layer<S>& layer) {
     layer.T = T, layer.B = B, layer.I = I, layer.H = H;
     layer.reverse = p.reverse, layer.lengths = p.lengths ? lengths.get() : nullptr;
+    layer.resets = p.lengths ? resets.get() : nullptr;
     if (sets) {
       layer.mask_x = {keep_x.get(), sets > 1 ? B * I : 0, 2.0};
       layer.mask_h = {keep_h.get(), sets > 1 ? B * H : 0, 2.0};

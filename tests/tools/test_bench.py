@@ -26,6 +26,16 @@ BENCHMARKS = {
         ("--runs", "2"),
     ),
     "vs_loop": (["eager masked loop", "bayesrnn untied"], TIMES, ("--runs", "1")),
+    "vs_resets": (
+        [
+            "bayesrnn untied, no resets",
+            "bayesrnn untied, 0.5",
+            "nn.GRU, padded, 0.5",
+            "nn.GRU, loop",
+        ],
+        TIMES,
+        ("--runs", "1", "--rate", "0.5", "--no-torchrl"),
+    ),
     "memory": (["torch.nn.GRU", "bayesrnn untied", "bayesrnn none"], {"peak"}, ("--runs", "1")),
     "mc_predict": (["4 calls", "mc_predict"], {"forward"}, ("--runs", "2", "--samples", "4")),
 }

@@ -91,6 +91,35 @@ struct Sums {
   }
 };
 
+template <class C, int MR, int NV>
+BRNN_INLINE void load_sums(Vec<C> (&sum)[MR][NV], const Sums<C>& from) {
+  C* row = from.c;
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r, row = next_row(row, from.stride))
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[r][v] = load(row + v * Vec<C>::size);
+}
+
+template <class C, int MR, int NV>
+BRNN_INLINE void store_sums(const Vec<C> (&sum)[MR][NV], const Sums<C>& to) {
+  constexpr int size = Vec<C>::size;
+  C* row = to.c;
+  if (to.keep) {
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride)) {
+      const uint16_t* const keep = to.keep[r] + to.offset;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        store(row + v * size, load(row + v * size) + select(keep[v], sum[r][v]));
+    }
+  } else {
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(row + v * size, sum[r][v]);
+  }
+}
+
 // A sum over k of a[r][k] b[k][0 .. NV vectors) for each r, in registers; K within one block of a.
 template <class E, int MR, int NV>
 void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
@@ -103,13 +132,7 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
   V sum[sums][MR][NV];
 #pragma GCC unroll 48
   for (int i = 0; i < sums * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = nothing;
-  if (to.add && !to.keep) {
-    auto row = to.c;
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[0][r][v] = load(row + v * V::size);
-  }
+  if (to.add && !to.keep) load_sums(sum[0], to);
   // All but two rows' broadcasts cost no instruction where sums are two vectors wide: then there
   // are two loads for two products, what a cycle can do.
   constexpr int embedded = NV == 2 && MR > 2 ? MR * 5 / 8 : 0;
@@ -148,21 +171,7 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
 #pragma GCC unroll 4
     for (int k = 1; k < sums; ++k)
       sum[0][i / NV][i % NV] = sum[0][i / NV][i % NV] + sum[k][i / NV][i % NV];
-  auto row = to.c;
-  if (to.keep) {
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride)) {
-      const uint16_t* const keep = to.keep[r] + to.offset;
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v)
-        store(row + v * V::size, load(row + v * V::size) + select(keep[v], sum[0][r][v]));
-    }
-  } else {
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) store(row + v * V::size, sum[0][r][v]);
-  }
+  store_sums(sum[0], to);
 }
 
 // How elements E are multiplied. An object of it is what a thread needs while it does so.

@@ -1,6 +1,6 @@
-// arena.h - scratch memory: every engine gets one block for a call and carves it here. The code
-// that takes the pieces also tells how many bytes they need, run once without a block, so that size
-// and use cannot disagree.
+// arena.h carves scratch memory: every engine gets one block for a call. The code that takes the
+// pieces also tells how many bytes they need, run once without a block, so that size and use cannot
+// disagree.
 //
 // Everything is inlined by force: the CPU engine includes this once per instruction set, and no
 // function compiled for one machine may be linked into the code of another.

@@ -1,6 +1,6 @@
-// cells.h - everything that identifies a cell, and its gate algebra forward and backward: the only
-// copy in the project. What differs between cells is asked of the traits here, by name; nothing is
-// inferred from a number of gates. A new cell is an enumerator, a struct, and a line in each of
+// cells.h has everything that identifies a cell, and its gate algebra forward and backward: the
+// only copy in the project. What differs between cells is asked of the traits here, by name; nothing
+// is inferred from a number of gates. A new cell is an enumerator, a struct, and a line in each of
 // with_cell and for_each_cell.
 //
 // Math supplies Value (a scalar or a vector of units), sigmoid and tanh; host and device share

@@ -1,5 +1,6 @@
-// layer_call.h - from the tensors of an op to the plain structs of layer.h and back, for every
-// backend: checks, dense copies, results, pointers. Then the backend runs.
+// layer_call.h leads from the tensors of an op to the plain structs of layer.h and back, once for
+// every backend: it checks, makes dense copies, allocates results and passes pointers. Then the
+// backend runs.
 //
 // A Backend (cpu/torch_host.h, cuda/torch_host.h) has
 //   static constexpr uintptr_t alignment;                  of every tensor that it reads

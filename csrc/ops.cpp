@@ -1,5 +1,5 @@
-// ops.cpp - schemas of torch.ops.bayesrnn and their dispatch to a backend. Nothing is computed
-// here: layer_call.h turns tensors into a plain struct and hands it over.
+// ops.cpp declares the schemas of torch.ops.bayesrnn and dispatches them to a backend. Nothing is
+// computed here: layer_call.h turns tensors into a plain struct and hands it over.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

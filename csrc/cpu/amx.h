@@ -1,4 +1,4 @@
-// amx.h - products of bfloat16 on matrix registers (Intel's AMX): 2 x 2 tiles of 16 x 16 sums.
+// amx.h multiplies bfloat16 on matrix registers (Intel's AMX), by 2 x 2 tiles of 16 x 16 sums.
 //
 // All tiles have 16 rows whatever the rows of an operand, since setting the shapes anew takes as
 // long as half a kernel and a tile of 10 rows takes no less time than one of 16. A kernel therefore

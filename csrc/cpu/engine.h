@@ -1,7 +1,8 @@
-// engine.h - what the CPU engine offers, and the little it needs from its host.
+// engine.h says what the CPU engine offers, and the little it needs from its host.
 //
 // The engine is compiled once per instruction set (isa/*.cpp) and chosen at run time. It includes
-// no torch header: threads come from the host, memory is one scratch block given by the caller.
+// no torch header: threads come from the host, and memory is one scratch block that the caller
+// gives.
 #pragma once
 
 #include <cstddef>

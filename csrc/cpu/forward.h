@@ -1,5 +1,6 @@
-// forward.h - a whole layer forward, in chunks of time: the input part of a chunk for all its steps
-// at once, then step by step the recurrent part and the gate algebra.
+// forward.h runs a whole layer forward, in chunks of time: it makes the input part of a chunk for
+// all its steps at once, then, step by step, the recurrent part and the gate algebra. The input
+// part so uses a panel of weights for many rows, and is still in cache when a step reads it.
 #pragma once
 
 #include <type_traits>

@@ -1,7 +1,7 @@
-// masks.h - dropout masks from Threefry-4x32-20 (Salmon et al., 2011, "Parallel random numbers: as
-// easy as 1, 2, 3"): torch.rand and a comparison take several times as long. Counter-based, so that
-// every instruction set draws the same mask from a seed; made of additions, rotations and xor,
-// which all of them have for whole vectors.
+// masks.h draws dropout masks from Threefry-4x32-20 (Salmon et al., 2011, "Parallel random numbers:
+// as easy as 1, 2, 3"), because torch.rand and a comparison take several times as long. It counts,
+// so every instruction set draws the same mask from a seed; and it adds, rotates and xors only,
+// which all of them do with whole vectors.
 #pragma once
 
 #include "simd.h"

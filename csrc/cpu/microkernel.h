@@ -1,8 +1,9 @@
-// microkernel.h - a few rows of one operand times one panel of the other: where the time goes.
+// microkernel.h multiplies a few rows of one operand by one panel of the other. This is where the
+// time goes.
 //
 // Product<E> multiplies elements E (operands.h says how they lie). One kernel serves every vector
-// instruction set: it holds `rows` x 2 vectors of sums in registers, streams the panel and
-// broadcasts the rows. amx.h has the one for matrix registers.
+// instruction set: it holds `rows` x 2 vectors of sums in registers, or fewer rows of wider ones,
+// streams the panel and broadcasts the rows. amx.h has the one for matrix registers.
 #pragma once
 
 #include <utility>
@@ -133,8 +134,9 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
 #pragma GCC unroll 48
   for (int i = 0; i < sums * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = nothing;
   if (to.add && !to.keep) load_sums(sum[0], to);
-  // All but two rows' broadcasts cost no instruction where sums are two vectors wide: then there
-  // are two loads for two products, what a cycle can do.
+  // Where sums are two vectors wide, five rows in eight are broadcast within the products. That
+  // saves an instruction and costs a load, since each product loads the number again: 12 rows are
+  // then 21 loads and 24 products, about the two and two that a cycle can do.
   constexpr int embedded = NV == 2 && MR > 2 ? MR * 5 / 8 : 0;
   const auto step = [&](V(&sum)[MR][NV]) __attribute__((always_inline)) {
     V panel[NV];

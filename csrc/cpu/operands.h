@@ -1,4 +1,4 @@
-// operands.h - how the two operands of a product lie, and how they are copied into that form.
+// operands.h says how the two operands of a product lie, and copies them into that form.
 //
 // Weights lie in panels of a few vectors of units, so that a microkernel streams one panel and
 // broadcasts the rows of the other operand. Masks are applied while that operand is copied, their

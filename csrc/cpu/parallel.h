@@ -1,4 +1,6 @@
-// parallel.h - how work is divided over the host's threads.
+// parallel.h divides work over the host's threads. Which way is faster depends on the sizes of a
+// layer: parts of the batch never wait for each other, threads that share the units stream fewer
+// weights each.
 #pragma once
 
 #if defined(__SSE__)

@@ -1,7 +1,7 @@
-// simd.h - a vector of floats or doubles for the instruction set this file is compiled for, and the
-// elements that products of matrices read.
+// simd.h defines a vector of floats or doubles for the instruction set this file is compiled for,
+// and the elements that products of matrices read.
 //
-// Included once per instruction set with BRNN_ISA naming the namespace, so that no function
+// It is included once per instruction set with BRNN_ISA naming the namespace, so that no function
 // compiled for one machine can be linked into the code of another. GCC's vector extensions carry
 // most of it; intrinsics serve where they say something the language cannot: partial loads, 1/x,
 // bf16 rounding.

@@ -1,4 +1,5 @@
-// torch_host.h - where torch meets the CPU engine: its threads, and memory for one call.
+// torch_host.h is where torch meets the CPU engine: it brings torch's threads, and memory for one
+// call. The engine itself knows nothing of torch.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,5 +1,6 @@
-// driver.h - what an error of the CUDA runtime is called, one of all at length: the runtime that is
-// linked in here is newer than the driver can serve, though torch with an older one works.
+// driver.h says what an error of the CUDA runtime is called. One of them is told at length: the
+// runtime that is linked in here may be newer than the driver can serve, though torch with an older
+// one works.
 #pragma once
 
 #include <cuda_runtime.h>

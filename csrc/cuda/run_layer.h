@@ -1,6 +1,6 @@
-// run_layer.h - what the CUDA engines offer and the little they need from their host: no torch, no
-// CUDA header. Memory comes as one scratch block, matrix products of dtypes and shapes that the
-// kernels leave to a library come through a callback.
+// run_layer.h says what the CUDA engines offer and the little they need from their host. It
+// includes no torch and no CUDA header: memory comes as one scratch block, and matrix products of
+// dtypes and shapes that the kernels leave to a library come through a callback.
 //
 // A layer runs in two parts, forward and backward alike:
 //   1. all time steps at once  input part a = W (m x) + b; afterwards dx, dW, dU and bias sums

@@ -1,4 +1,4 @@
-// torch_host.cpp - compiled only where the CUDA engines are (setup.py).
+// torch_host.cpp implements torch_host.h; setup.py compiles it only where there is CUDA.
 #include "torch_host.h"
 
 #include <cuda_runtime.h>

@@ -1,5 +1,6 @@
-// torch_host.h - where torch meets the CUDA engines: device guard, current stream, memory from its
-// allocator, matrix products by its cuBLAS, properties of the device.
+// torch_host.h is where torch meets the CUDA engines: it brings the device guard, the current
+// stream, memory from torch's allocator, matrix products by its cuBLAS, and properties of the
+// device.
 //
 // Nothing of torch's CUDA library is linked: the few functions are looked up when first needed, so
 // that the extension also loads where torch has no CUDA.

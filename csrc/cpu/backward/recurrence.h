@@ -1,5 +1,6 @@
-// recurrence.h - the first phase of a chunk backward: dz, the gradients of all gates, step by step
-// from its last step to its first, and what the layer's initial state gets in the end.
+// recurrence.h is the first phase of a chunk backward: it makes dz, the gradients of all gates,
+// step by step from the chunk's last step to its first, and in the end what the layer's initial
+// state gets.
 //
 // It is the one phase whose steps wait for each other, so it is divided as forward is: by
 // sequences, or by units where threads are more than sequences can feed. Gradients of the biases

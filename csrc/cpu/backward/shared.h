@@ -1,4 +1,4 @@
-// shared.h - what the phases of a layer backward share: the packed weights and masks that two of
+// shared.h has what the phases of a layer backward share: the packed weights and masks that two of
 // them read, dz that the first hands to the others, and how they find the state before a step.
 //
 // Each phase is a class that copies from here the few of these views that it needs. A view is a

@@ -1,7 +1,7 @@
-// weight_gradients.h - the third phase of a chunk backward: products of dz, turned so that units
-// are rows, and the masked operands x and h_{t-1}, added up over the chunks.
+// weight_gradients.h is the third phase of a chunk backward: it multiplies dz, turned so that units
+// are rows, by the masked operands x and h_{t-1}, and adds that up over the chunks.
 //
-// The operands are packed first, by all threads, since every unit needs all of them; then the units
+// The operands are packed first, by all threads, since every unit needs all of them. Then the units
 // of each gate are split over threads, and no sum has two writers. Where tensors are stored as sums
 // are made, the sums are made in place; else they are converted once, after the last chunk.
 #pragma once

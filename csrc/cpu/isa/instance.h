@@ -1,4 +1,5 @@
-// instance.h - the engine for the instruction set that BRNN_ISA names and the compiler was told.
+// instance.h makes the engine for the instruction set that BRNN_ISA names and the compiler was
+// told. Each file of this folder includes it once, in a namespace of its own.
 #pragma once
 
 #include "../backward.h"

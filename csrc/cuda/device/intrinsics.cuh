@@ -1,4 +1,5 @@
-// intrinsics.cuh - every device primitive that the kernels use: its PTX and nothing else.
+// intrinsics.cuh has every device primitive that the kernels use, its PTX and nothing else, so that
+// no other file has inline assembly and each primitive can be tested by itself.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,4 +1,5 @@
-// launch.cuh - how host code starts a kernel: one way for all of them.
+// launch.cuh says how host code starts a kernel. There is one way for all of them, so that none is
+// launched unchecked.
 #pragma once
 
 #include <cstddef>

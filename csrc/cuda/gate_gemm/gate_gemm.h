@@ -1,8 +1,8 @@
-// gate_gemm.h - part 1 of a layer: the matrix products over all time steps at once, on tensor
+// gate_gemm.h offers part 1 of a layer: the matrix products over all time steps at once, on tensor
 // cores, with the dropout masks applied inside. S is bfloat16, float16, or float for TF32.
 //
 // Rows of all matrices are (time, sequence) pairs; T * B < 2^29. Gradients of gates that lie
-// outside a sequence's length are zero, x and y there may hold anything and are not used.
+// outside a sequence's length are zero; x and y may hold anything there and are not used.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// host.cuh - from a layer to the kernels of kernels.cuh: sizes, tiles, grids.
+// host.cuh leads from a layer to the kernels of kernels.cuh: it chooses tiles and grids from the
+// sizes and fills the parameters.
 #pragma once
 
 #include <algorithm>

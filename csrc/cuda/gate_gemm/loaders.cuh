@@ -1,8 +1,8 @@
-// loaders.cuh - how the operands of kernels.cuh come from global to shared memory:
-// plain ones by asynchronous copies (but for odd rows of 16-bit numbers), masked ones through
-// registers. Masks are applied there, to bits: a dropped NaN leaves no trace.
+// loaders.cuh brings the operands of kernels.cuh from global to shared memory: plain ones by
+// asynchronous copies (but for odd rows of 16-bit numbers), masked ones through registers. Masks
+// are applied there, to bits: a dropped NaN leaves no trace.
 //
-// A loader has: Tile; copy(tile, step), which need not be there before a wait; fetch(step), into
+// A loader has a Tile; copy(tile, step), which need not be there before a wait; fetch(step), into
 // registers; finish(tile), from there to shared memory and whatever else is left to do to a tile
 // that was copied. `step` counts tiles along k.
 #pragma once

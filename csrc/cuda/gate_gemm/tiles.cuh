@@ -1,6 +1,6 @@
-// tiles.cuh - what the matrix products of kernels.cuh are made of: tiles of operands
-// in shared memory, the pipeline that fills them, tensor-core products of tiles, and the way of
-// the sums to memory. An operand has an outer index (rows or columns of the result) and k.
+// tiles.cuh has what the matrix products of kernels.cuh are made of: tiles of operands in shared
+// memory, the pipeline that fills them, tensor-core products of tiles, and the way of the sums to
+// memory. An operand has an outer index (rows or columns of the result) and k.
 #pragma once
 
 #include "../device/intrinsics.cuh"

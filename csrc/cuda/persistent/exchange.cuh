@@ -1,4 +1,4 @@
-// exchange.cuh - how the operand of the next step travels from the threads that make it to the
+// exchange.cuh says how the operand of the next step travels from the threads that make it to the
 // warps that multiply by it: h_t forward (one plane), dz of every gate backward (G planes).
 //
 // A slot holds one step: [planes][batch tiles][chunks][8 sequences][16 words]. Slot s is what step

@@ -1,4 +1,4 @@
-// tile.cuh - how the recurrence is cut: numbers into words, units and sequences over threads, U
+// tile.cuh says how the recurrence is cut: numbers into words, units and sequences over threads, U
 // over the registers of the warps.
 //
 // A block owns `unit_tiles` tiles of 16 hidden units, every gate of them, so that the pointwise

@@ -1,4 +1,4 @@
-// time_pass.cuh - what forward and backward share of a pass over time: which cells a thread has,
+// time_pass.cuh has what forward and backward share of a pass over time: which cells a thread has,
 // how long their sequences are, where the sums over warps and the state of waiting batch tiles lie.
 #pragma once
 

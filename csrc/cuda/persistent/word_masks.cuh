@@ -1,6 +1,6 @@
-// word_masks.cuh - the recurrent mask of h_{t-1}, one per gate, in the order in which a lane holds
-// h. Chunks of another warp (Place::own0) count as dropped: their weights are zero here, but 0 *
-// inf is not.
+// word_masks.cuh holds the recurrent mask of h_{t-1}, one per gate, in the order in which a lane
+// holds h. Chunks of another warp (Place::own0) count as dropped: their weights are zero here, but
+// 0 * inf is not.
 //
 // A lane holds h as words of two units (16 bit) or one (tf32). A mask of a word is another word, of
 // all ones where a unit is kept: applying it is one AND, and a dropped NaN is gone.

@@ -1,7 +1,7 @@
-// cost.h - the plan's model of time, in microseconds. It has to rank engines, not to predict: the
+// cost.h is the plan's model of time, in microseconds. It has to rank engines, not to predict: the
 // constants come from the instructions of compiled kernels at 1.75 GHz and from stated rates of an
-// H100 (DESIGN, table of section 5), not from measurements. Other GPUs are taken as an H100 with
-// another number of multiprocessors.
+// H100, not from measurements. Other GPUs are taken as an H100 with another number of
+// multiprocessors.
 #pragma once
 
 #include <algorithm>

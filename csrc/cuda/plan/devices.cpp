@@ -1,3 +1,4 @@
+// devices.cpp lists the GPUs of devices.h.
 #include "devices.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// devices.h - limits of GPUs that a plan may be asked about without one being here.
+// devices.h has the limits of GPUs that a plan may be asked about without one being here.
 #pragma once
 
 #include <span>

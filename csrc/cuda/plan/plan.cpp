@@ -1,4 +1,4 @@
-// plan.cpp - tries every engine that could run a layer and takes the one with the least modelled
+// plan.cpp tries every engine that could run a layer and takes the one with the least modelled
 // time.
 #include "plan.h"
 

@@ -1,5 +1,5 @@
-// plan.h - which engine runs a layer, with which tiles: from sizes and device limits alone, plain
-// C++. The same function plans for the GPU at hand and for one that is far away.
+// plan.h says which engine runs a layer, with which tiles. It asks sizes and device limits alone
+// and is plain C++, so the same function plans for the GPU at hand and for one that is far away.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// shared_layout.h - where the parts of a persistent kernel's shared memory lie. The plan asks how
-// much they are together and the kernels where each begins. Both ask here, so that no kernel
+// shared_layout.h says where the parts of a persistent kernel's shared memory lie. The plan asks
+// how much they are together and the kernels where each begins. Both ask here, so that no kernel
 // reaches past what its plan gave it.
 //
 // Everything is counted in words of 4 bytes. The parts, in this order:

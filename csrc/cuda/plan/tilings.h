@@ -1,6 +1,6 @@
-// tilings.h - every way to cut a persistent recurrence that is compiled, and the registers that
-// each takes (shared_layout.h has the shared memory). The plan chooses from these tables and the
-// kernels' registries instantiate them, so the two cannot disagree.
+// tilings.h lists every way to cut a persistent recurrence that is compiled, and says what
+// registers each takes (shared_layout.h has the shared memory). The plan chooses from these tables
+// and the kernels' registries instantiate them, so the two cannot disagree.
 //
 // A unit tile is 16 hidden units of every gate, a batch tile 8 sequences, a chunk of k 512 bytes of
 // a batch tile: 32 units in 16 bit, 16 in tf32.

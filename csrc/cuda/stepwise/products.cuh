@@ -1,5 +1,5 @@
-// products.cuh - see products.h. Gates go through a product together where they share an operand
-// and their slots of dz stand together; `for_each_run` cuts them into such runs.
+// products.cuh implements products.h. Gates go through a product together where they share an
+// operand and their slots of dz stand together; `for_each_run` cuts them into such runs.
 #pragma once
 
 #include <algorithm>

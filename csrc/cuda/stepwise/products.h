@@ -1,6 +1,6 @@
-// products.h - all time steps at once (part 1 of run_layer.h) by library products, one gate at a
-// time where masks are untied: for types and shapes that gate_gemm does not take. Operands are
-// masked in copies of one gate, in scratch.
+// products.h makes all time steps at once (part 1 of run_layer.h) by library products, one gate at
+// a time where masks are untied. It serves the types and shapes that gate_gemm does not take.
+// Operands are masked in copies of one gate, in scratch.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
-// stepwise.h - the recurrence of any size and dtype: a library product a step and a kernel or two
-// that do the rest. Takes its memory from the scratch block and never waits for the host, so it
-// runs inside a captured graph.
+// stepwise.h offers the recurrence of any size and dtype: a library product a step and a kernel or
+// two that do the rest. It takes its memory from the scratch block and never waits for the host, so
+// it runs inside a captured graph.
 #pragma once
 
 #include <cstddef>

@@ -26,7 +26,7 @@ class Arena {
     used_ += (size_t(count) * sizeof(C) + Alignment - 1) / Alignment * Alignment;
     return piece;
   }
-  // What has not been taken, for somebody with an arena of his own.
+  // Gives what has not been taken, for code with an arena of its own.
   BRNN_INLINE void* rest() const { return base_ ? base_ + used_ : nullptr; }
   BRNN_INLINE size_t used() const { return used_; }
 

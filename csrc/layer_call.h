@@ -25,7 +25,7 @@ using checks::OptionalTensor;
 using checks::ScalarType;
 using torch::stable::Tensor;
 
-// What an op says beside its tensors.
+// Options are what an op says beside its tensors.
 struct Options {
   double scale_x, scale_h;
   bool reverse;
@@ -43,7 +43,7 @@ struct LayerTensors {
   OptionalTensor bias_ih, bias_hh, keep_x, keep_h, lengths, resets;
 };
 
-// What backward takes beside them. saved: see cells.h.
+// Backward takes these beside them. cells.h says what `saved` is.
 struct BackwardTensors {
   OptionalTensor dy, dh_n, dc_n;
   Tensor y, gates;
@@ -62,7 +62,7 @@ struct BackwardResults {
   Tensor dweight_ih, dweight_hh, dbias_ih, dbias_hh;
 };
 
-// make(), which allocates a tensor of that shape.
+// Returns make(), which allocates a tensor of that shape.
 template <class Make>
 Tensor allocated(const checks::Shape& shape, const Make& make) {
   try {
@@ -72,7 +72,8 @@ Tensor allocated(const checks::Shape& shape, const Make& make) {
   }
 }
 
-// t itself, or a copy where it is strided or begins off the backend's alignment, as a slice may.
+// Returns t itself, or a copy where it is strided or begins off the backend's alignment, as a slice
+// may.
 template <class Backend>
 Tensor dense(const Tensor& t) {
   const auto copy = [&](const auto& make) {
@@ -108,7 +109,7 @@ template <class S>
 const S* read(const OptionalTensor& t) {
   return t ? read<S>(*t) : nullptr;
 }
-// nullptr for a result that is not wanted, which is an empty tensor.
+// Returns nullptr for a result that is not wanted, which is an empty tensor.
 template <class S>
 S* write(const Tensor& t) {
   return t.numel() ? static_cast<S*>(t.mutable_data_ptr()) : nullptr;
@@ -144,7 +145,7 @@ void fill(Layer<S>& layer, const LayerTensors& t, const Options& options) {
   layer.weight_ih = read<S>(t.weight_ih), layer.weight_hh = read<S>(t.weight_hh);
 }
 
-// use(S{}) for the storage type of x, which the backend has: Backend::check has seen to that.
+// Calls use(S{}) for the storage type of x, which the backend has: Backend::check has seen to that.
 template <class Backend, class Use>
 void with_storage_type(const Tensor& x, const Use& use) {
   const auto call = [&](auto s) {

@@ -41,7 +41,8 @@ class Product<bfloat16> {
   }
 
  private:
-  // Not on the stack: GCC takes the instruction to read 8 bytes and drops stores to the others.
+  // They are not on the stack, because GCC takes the instruction to read 8 bytes and drops stores
+  // to the others.
   static constexpr struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];

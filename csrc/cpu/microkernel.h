@@ -19,18 +19,19 @@ BRNN_INLINE T min(T a, T b) {
 BRNN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 BRNN_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-// Elements of a row that lie together. The pitch is known to the compiler, so one register
+// So many elements of a row lie together. The pitch is known to the compiler, so one register
 // addresses all rows of a microkernel; it is a multiple of every vector's size, and an odd number
 // of cache lines, so that neighbouring rows do not share a cache set.
 template <class E>
 constexpr int kBlock = 960 / sizeof(E);
 
-// sum + a b, for lanes of words; a is broadcast, to a register or within the instruction.
+// Adds a b to sum, for lanes of words; a is broadcast, to a register or within the instruction.
 enum class Broadcast { to_register, within };
 template <Broadcast how, class C>
 BRNN_INLINE void add_product(Vec<C>& sum, const C* a, Vec<C> b) {
 #if defined(__AVX512F__) && !defined(__clang__)
-  // Written out, so that a sum stays in its register: GCC's choice of it cost a move in four.
+  // This is written out so that a sum stays in its register: GCC's choice of it cost a move in
+  // four.
   if constexpr (how == Broadcast::to_register) {
     const Vec<C> each = broadcast(*a);
     if constexpr (sizeof(C) == 4)
@@ -56,8 +57,8 @@ BRNN_INLINE void add_product(Vec<float>& sum, const bfloat16* a, Vec<float> b) {
 }
 #endif
 
-// row + stride, out of the compiler's sight: it would compute all rows' addresses beforehand, more
-// of them than there are registers.
+// Adds stride to row out of the compiler's sight, which would compute all rows' addresses
+// beforehand, more of them than there are registers.
 template <class C>
 BRNN_INLINE C* next_row(C* row, int64_t stride) {
   row += stride;
@@ -65,8 +66,8 @@ BRNN_INLINE C* next_row(C* row, int64_t stride) {
   return row;
 }
 
-// What a product asks for while it computes, a pair of cache lines at one or two steps: its share
-// of the panel's next block. (Who asks for one line of a pair gets the other.)
+// A product asks for this while it computes, a pair of cache lines at one or two steps: it is its
+// share of the panel's next block. (Who asks for one line of a pair gets the other.)
 struct Ahead {
   const char* pair;
   int64_t stride;  // bytes; 0: nothing more is wanted
@@ -77,8 +78,8 @@ struct Ahead {
   }
 };
 
-// Where the sums of some rows go: c [rows][width] = (add ? c : 0) + sums. With masks, c += m sums;
-// row r's are at keep[r] + offset, a word of bits for each vector.
+// Says where the sums of some rows go: c [rows][width] = (add ? c : 0) + sums. With masks, c += m
+// sums; row r's are at keep[r] + offset, a word of bits for each vector.
 template <class C>
 struct Sums {
   C* c;
@@ -121,7 +122,7 @@ BRNN_INLINE void store_sums(const Vec<C> (&sum)[MR][NV], const Sums<C>& to) {
   }
 }
 
-// A sum over k of a[r][k] b[k][0 .. NV vectors) for each r, in registers; K within one block of a.
+// Sums a[r][k] b[k][0 .. NV vectors) over k for each r, in registers. K lies within one block of a.
 template <class E, int MR, int NV>
 void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
                  const Sums<typename Element<E>::Sum>& to) {
@@ -176,14 +177,14 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
   store_sums(sum[0], to);
 }
 
-// How elements E are multiplied. An object of it is what a thread needs while it does so.
+// A Product multiplies elements E. A thread has an object of it while it does so.
 template <class E>
 class Product {
   using C = typename Element<E>::Sum;
 
  public:
 #if defined(__AVX512F__) || defined(__aarch64__)
-  // 32 registers: 12 x 2 sums, 8 x 3 or 6 x 4. The wider, the fewer loads for as many sums; the
+  // 32 registers hold 12 x 2 sums, 8 x 3 or 6 x 4. The wider, the fewer loads for as many sums; the
   // higher, the fewer reads of the panel.
   static constexpr int vectors = 4, sums = 24;
 #else
@@ -193,8 +194,8 @@ class Product {
   static constexpr bool even = true;               // blocks of rows need not be whole
   static constexpr int rows(int vectors) { return sums / (vectors < 2 ? 2 : vectors); }
 
-  // Sums of a b, [count][width]; width is of 1 to `vectors` vectors, count at most their rows(), K
-  // at most kBlock.
+  // Makes the sums of a b, [count][width]; width is of 1 to `vectors` vectors, count at most their
+  // rows(), K at most kBlock.
   BRNN_INLINE void operator()(int count, int width, int64_t K, const E* a, const E* b, Ahead ahead,
                               const Sums<C>& to) const {
     kTable[width / Vec<C>::size - 1][count - 1](K, a, b, ahead, to);
@@ -219,7 +220,7 @@ class Product {
   static constexpr Table kTable = table(std::make_integer_sequence<int, vectors>{});
 };
 
-// A contiguous range; share_of gives one of `parts` of n.
+// A Share is a contiguous range; share_of gives one of `parts` of n.
 struct Share {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

@@ -23,7 +23,7 @@ class InputGradient {
         keep_(shared.keep_x),
         dz_(shared.dz) {}
 
-  // `count` rows from step `begin` on.
+  // Makes dx of `count` rows from step `begin` on.
   void rows(const Piece& piece, int64_t begin, int64_t count) const {
     const Product<E> product;
     const Blocks blocks(count, panels_.tile_rows(), Product<E>::even);

@@ -11,15 +11,17 @@
 
 namespace brnn::cuda::gate_gemm {
 
-// gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k; without b_hh_n for Cell::gru.
+// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k, without b_hh_n for Cell::gru.
 template <class S>
 void input_part(Cell cell, const Forward<S>& layer, S* gates, void* stream);
 
-// layer.dx [T, B, I] = sum over gates of m_k s (W_k^T da_k), da_k a slot of dz [T, B, slots*H].
+// Makes layer.dx [T, B, I] = sum over gates of m_k s (W_k^T da_k), da_k being a slot of dz [T, B,
+// slots*H].
 template <class S>
 void input_gradient(Cell cell, const Backward<S>& layer, const S* dz, void* stream);
 
-// layer.dweight_ih, dweight_hh, dbias_ih, dbias_hh. The same sums in the same order on every GPU.
+// Makes layer.dweight_ih, dweight_hh, dbias_ih and dbias_hh, by the same sums in the same order on
+// every GPU.
 template <class S>
 size_t weight_gradients_scratch_bytes(Cell cell, const Backward<S>& layer);
 template <class S>

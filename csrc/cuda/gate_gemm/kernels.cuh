@@ -97,7 +97,7 @@ struct InputGradient {
   Divider steps;      // tiles of k in a gate
 };
 
-// total += what the masks of `gate` keep of sums, which start anew.
+// Adds to total what the masks of `gate` keep of sums, which start anew.
 template <class S, class Shape>
 BRNN_DEVICE void add_kept(const InputGradient<S>& p, int gate, int m0, int n0, Sums<Shape>& sums,
                           Sums<Shape>& total) {

@@ -11,8 +11,8 @@
 namespace brnn::cuda {
 
 struct ExchangeMemory {
-  uint32_t* slots;   // grid: [T] fresh ones of 0xFF; grid_flags: [2]; else nullptr
-  uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: slots published; else nullptr
+  uint32_t* slots;   // grid: [T] fresh ones of 0xFF; grid_flags: [2]; else none
+  uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: slots published; else none
   int chunks;        // of the layer: every unit tile has its place
   int batch_tiles;   // of the layer, padded to those of all blocks
   int cluster_size;  // blocks

@@ -12,7 +12,7 @@
 
 namespace brnn {
 
-// A Mask says what is kept of an operand with K columns. With keep == nullptr that is everything.
+// What is kept of an operand with K columns. keep == nullptr: everything.
 struct Mask {
   const uint8_t* keep = nullptr;  // [G, B, K] untied or [B, K] tied; 1 = kept
   int64_t gate_stride = 0;        // B * K untied, 0 tied
@@ -37,7 +37,7 @@ BRNN_INLINE bool resets_at(const uint8_t* resets, int64_t b, int64_t t, int64_t 
   return resets && resets[t * B + b];
 }
 
-// A Layer has what forward and backward share.
+// What forward and backward share.
 template <class S>
 struct Layer {
   int64_t T, B, I, H;
@@ -54,11 +54,11 @@ struct Layer {
   const S* weight_hh;  // [G*H, H]
 
   int64_t length(int64_t b) const { return length_of(lengths, b, T); }
-  // Gives the time step that is processed s-th.
+  // The time step that is processed s-th.
   int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
   bool inside(int64_t b, int64_t t) const { return t < length(b); }
   bool resets_at(int64_t b, int64_t t) const { return brnn::resets_at(resets, b, t, B); }
-  // These tell the step that sees h0, and the one whose state is h_n.
+  // The step that sees h0, and the one whose state is h_n.
   bool starts(int64_t b, int64_t t) const { return t == (reverse ? length(b) - 1 : 0); }
   bool ends(int64_t b, int64_t t) const { return t == (reverse ? 0 : length(b) - 1); }
 };

@@ -11,8 +11,8 @@ namespace brnn::cuda::stepwise {
 
 template <class S>
 size_t forward_scratch_bytes(Cell cell, const Forward<S>& layer);
-// gates [T, B, G*H]: the input part on entry; the activated gates on return, if layer.gates is set
-// (it may be the same memory), else of no use.
+// gates [T, B, G*H] has the input part on entry; on return it has the activated gates if
+// layer.gates is set (it may be the same memory), else nothing of use.
 template <class S>
 void forward(Cell cell, const Forward<S>& layer, S* gates, const Host& host, void* scratch);
 

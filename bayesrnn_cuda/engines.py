@@ -76,7 +76,7 @@ class Plan:
     cell: str
     T: int
     B: int
-    I: int  # noqa: E741  (DESIGN's letter for the input size)
+    I: int  # noqa: E741  (the project's letter for the input size)
     H: int
     dtype: torch.dtype
     device: torch.device | str  # or the name of a GPU

@@ -70,7 +70,7 @@ class Case:
         return f"{self.cell} {self.T}/{self.B}/{self.I}/{self.H} {self.dtype}{last}"
 
 
-# The shapes of DESIGN that fit a CPU, and odd ones: H no multiple of 16, B of 1 and 7, I != H.
+# Shapes of language models that fit a CPU, and odd ones: H no multiple of 16, B of 1 and 7, I != H.
 PAPER_SHAPES = ((200, 128, 128, 128), (35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500))
 ODD_SHAPES = ((50, 7, 100, 147), (100, 1, 300, 300), (30, 33, 47, 391))
 # A GPU's: cuDNN's best cases, the Penn Treebank models, sentiment, Monte Carlo.

@@ -1,6 +1,6 @@
-// arena.h - scratch memory: every engine gets one block for a call and carves it here. The code
-// that takes the pieces also tells how many bytes they need, run once without a block, so that size
-// and use cannot disagree.
+// arena.h carves scratch memory: every engine gets one block for a call. The code that takes the
+// pieces also tells how many bytes they need, run once without a block, so that size and use cannot
+// disagree.
 //
 // Everything is inlined by force: the CPU engine includes this once per instruction set, and no
 // function compiled for one machine may be linked into the code of another.
@@ -26,7 +26,7 @@ class Arena {
     used_ += (size_t(count) * sizeof(C) + Alignment - 1) / Alignment * Alignment;
     return piece;
   }
-  // What has not been taken, for somebody with an arena of his own.
+  // Gives what has not been taken, for code with an arena of its own.
   BRNN_INLINE void* rest() const { return base_ ? base_ + used_ : nullptr; }
   BRNN_INLINE size_t used() const { return used_; }
 

@@ -1,7 +1,7 @@
-// cells.h - everything that identifies a cell, and its gate algebra forward and backward: the only
-// copy in the project. What differs between cells is asked of the traits here, by name; nothing is
-// inferred from a number of gates. A new cell is an enumerator, a struct, and a line in each of
-// with_cell and for_each_cell.
+// cells.h has everything that identifies a cell, and its gate algebra forward and backward: the
+// only copy in the project. What differs between cells is asked of the traits here, by name;
+// nothing is inferred from a number of gates. A new cell is an enumerator, a struct, and a line in
+// each of with_cell and for_each_cell.
 //
 // Math supplies Value (a scalar or a vector of units), sigmoid and tanh; host and device share
 // this. Notation: a = input part W (m x) + b_ih and q = recurrent part U (m h) + b_hh, one value
@@ -23,7 +23,7 @@ namespace brnn {
 
 enum class Cell { lstm, gru, gru_reset_before, rnn };
 
-// In which storage types the persistent CUDA kernels of a cell are compiled.
+// This says in which storage types the persistent CUDA kernels of a cell are compiled.
 enum class Persistent { none, bfloat16, all };
 
 template <class Math>
@@ -52,7 +52,7 @@ struct Lstm {
   }
   BRNN_INLINE static V output(V o, V c) { return o * Math::tanh(c); }
 
-  // carry: dc_t on entry, dc_{t-1} on return.
+  // carry is dc_t on entry and dc_{t-1} on return.
   BRNN_INLINE static void backward(const V (&gate)[4], V saved, V prev, V dh, V& carry,
                                    V (&dslot)[4]) {
     const V one = Math::value(1);
@@ -67,7 +67,7 @@ struct Lstm {
   }
 };
 
-// reset_after, as torch.nn.GRU: n = tanh(a_n + r * q_n).
+// It resets after U, as torch.nn.GRU does: n = tanh(a_n + r * q_n).
 template <class Math>
 struct Gru {
   using V = typename Math::Value;
@@ -94,7 +94,7 @@ struct Gru {
   }
   BRNN_INLINE static V output(V, V state) { return state; }
 
-  // carry: the part of dh_t that skipped the gates of step t+1 on entry, of step t on return.
+  // carry is the part of dh_t that skipped the gates of step t+1 on entry, of step t on return.
   BRNN_INLINE static void backward(const V (&gate)[3], V saved, V prev, V dh, V& carry,
                                    V (&dslot)[4]) {
     const V one = Math::value(1);
@@ -109,8 +109,8 @@ struct Gru {
   }
 };
 
-// reset_after=False, Cho et al.: n = tanh(a_n + U_n (r * m h) + b_n). A step needs U twice: r
-// first.
+// It resets before U, as Cho et al. do (reset_after=False): n = tanh(a_n + U_n (r * m h) + b_n). A
+// step needs U twice, since r comes first.
 template <class Math>
 struct GruResetBefore {
   using V = typename Math::Value;
@@ -127,7 +127,7 @@ struct GruResetBefore {
   BRNN_INLINE static constexpr int slot_of_q(int gate) { return gate; }
 
   BRNN_INLINE static void forward_reset(V a_r, V q_r, V& r) { r = Math::sigmoid(a_r + q_r); }
-  // q[2] = U_n (r * m h) + b_n; gate[0] = r from forward_reset.
+  // q[2] is U_n (r * m h) + b_n, gate[0] the r of forward_reset.
   BRNN_INLINE static void forward(const V (&a)[3], const V (&q)[3], V prev, V (&gate)[3], V&,
                                   V& state) {
     const V z = Math::sigmoid(a[1] + q[1]);
@@ -137,7 +137,7 @@ struct GruResetBefore {
   }
   BRNN_INLINE static V output(V, V state) { return state; }
 
-  // Leaves dslot[0], which needs U_n^T dslot[2] first: backward_reset.
+  // This leaves dslot[0] to backward_reset, since it needs U_n^T dslot[2] first.
   BRNN_INLINE static void backward(const V (&gate)[3], V, V prev, V dh, V& carry, V (&dslot)[3]) {
     const V one = Math::value(1);
     const V z = gate[1], n = gate[2];
@@ -146,14 +146,14 @@ struct GruResetBefore {
     dslot[2] = d * (one - z) * (one - n * n);
     carry = d * z;
   }
-  // masked: m h_{t-1}, dmasked: what flows into r * masked; returns the part for masked.
+  // masked is m h_{t-1}, dmasked what flows into r * masked. Returns the part for masked.
   BRNN_INLINE static V backward_reset(V r, V masked, V dmasked, V& dslot_r) {
     dslot_r = dmasked * masked * r * (Math::value(1) - r);
     return dmasked * r;
   }
 };
 
-// Elman's, as torch.nn.RNN: h = tanh(a + q). Its one gate is h itself.
+// This is Elman's cell, as torch.nn.RNN: h = tanh(a + q). Its one gate is h itself.
 template <class Math>
 struct Rnn {
   using V = typename Math::Value;
@@ -174,21 +174,21 @@ struct Rnn {
   }
   BRNN_INLINE static V output(V, V state) { return state; }
 
-  // carry stays zero: nothing of h skips the gate.
+  // carry stays zero, because nothing of h skips the gate.
   BRNN_INLINE static void backward(const V (&gate)[1], V, V, V dh, V&, V (&dslot)[1]) {
     dslot[0] = dh * (Math::value(1) - gate[0] * gate[0]);
   }
 };
 
-// Whether something multiplies the recurrent part of a gate before it meets the input part: then
-// the gate's b_hh goes with the recurrent part, and its gradient has a slot of its own. (In the GRU
-// that resets before U, r multiplies h and leaves the bias alone.)
+// Tells whether something multiplies the recurrent part of a gate before it meets the input part.
+// Then the gate's b_hh goes with the recurrent part, and its gradient has a slot of its own. (In
+// the GRU that resets before U, r multiplies h and leaves the bias alone.)
 template <class C>
 BRNN_INLINE constexpr bool bias_is_recurrent(int gate) {
   return C::slot_of_a(gate) != C::slot_of_q(gate);
 }
 
-// The first gates, whose b_hh joins the input part.
+// Counts the first gates, whose b_hh joins the input part.
 template <class C>
 constexpr int biases_of_input() {
   int count = 0;
@@ -198,7 +198,7 @@ constexpr int biases_of_input() {
 
 // ---- cells that are known at run time
 
-// use.operator()<CellOf>() for the cell: the one place where it becomes a type.
+// Calls use.operator()<CellOf>() for the cell: this is the one place where it becomes a type.
 template <class Use>
 constexpr auto with_cell(Cell cell, const Use& use) {
   switch (cell) {
@@ -210,7 +210,7 @@ constexpr auto with_cell(Cell cell, const Use& use) {
   __builtin_unreachable();  // the enumeration has no other value
 }
 
-// use.operator()<CellOf>() for every cell.
+// Calls use.operator()<CellOf>() for every cell.
 template <class Use>
 constexpr void for_each_cell(const Use& use) {
   use.template operator()<Lstm>();
@@ -219,7 +219,7 @@ constexpr void for_each_cell(const Use& use) {
   use.template operator()<Rnn>();
 }
 
-// What the traits say, for code that computes no gates.
+// Holds what the traits say, for code that computes no gates.
 struct CellTraits {
   Cell id;
   const char* name;

@@ -1,4 +1,5 @@
-// checks.h - every check of an op's arguments, in one wording: "argument: expected ..., got ...".
+// checks.h has every check of an op's arguments, so that they all speak in one wording: "argument:
+// expected ..., got ...".
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

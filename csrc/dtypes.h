@@ -1,6 +1,6 @@
-// dtypes.h - the types in which tensors are stored, and what follows from one: asked by name, never
-// by how many bytes a number has. A new one is an enumerator, a DtypeOf, and a file of instances in
-// cuda/instantiations.
+// dtypes.h has the types in which tensors are stored, and what follows from one: that is asked by
+// name, never by how many bytes a number has. A new one is an enumerator, a DtypeOf, and a file of
+// instances in cuda/instantiations.
 #pragma once
 
 #include <cstdint>

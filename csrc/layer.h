@@ -1,4 +1,5 @@
-// layer.h - one recurrent layer in one direction as plain sizes and pointers: no torch, no CUDA.
+// layer.h describes one recurrent layer in one direction as plain sizes and pointers. It names
+// neither torch nor CUDA, so every engine takes it.
 //
 // Letters: T time steps, B sequences, I input size, H hidden size, G gates (LSTM i f g o, GRU r z
 // n). All tensors are dense and row-major; none alias. S is the storage type of every tensor.

@@ -1,5 +1,6 @@
-// layer_call.h - from the tensors of an op to the plain structs of layer.h and back, for every
-// backend: checks, dense copies, results, pointers. Then the backend runs.
+// layer_call.h leads from the tensors of an op to the plain structs of layer.h and back, once for
+// every backend: it checks, makes dense copies, allocates results and passes pointers. Then the
+// backend runs.
 //
 // A Backend (cpu/torch_host.h, cuda/torch_host.h) has
 //   static constexpr uintptr_t alignment;                  of every tensor that it reads
@@ -24,7 +25,7 @@ using checks::OptionalTensor;
 using checks::ScalarType;
 using torch::stable::Tensor;
 
-// What an op says beside its tensors.
+// Options are what an op says beside its tensors.
 struct Options {
   double scale_x, scale_h;
   bool reverse;
@@ -42,7 +43,7 @@ struct LayerTensors {
   OptionalTensor bias_ih, bias_hh, keep_x, keep_h, lengths, resets;
 };
 
-// What backward takes beside them. saved: see cells.h.
+// Backward takes these beside them. cells.h says what `saved` is.
 struct BackwardTensors {
   OptionalTensor dy, dh_n, dc_n;
   Tensor y, gates;
@@ -61,7 +62,7 @@ struct BackwardResults {
   Tensor dweight_ih, dweight_hh, dbias_ih, dbias_hh;
 };
 
-// make(), which allocates a tensor of that shape.
+// Returns make(), which allocates a tensor of that shape.
 template <class Make>
 Tensor allocated(const checks::Shape& shape, const Make& make) {
   try {
@@ -71,7 +72,8 @@ Tensor allocated(const checks::Shape& shape, const Make& make) {
   }
 }
 
-// t itself, or a copy where it is strided or begins off the backend's alignment, as a slice may.
+// Returns t itself, or a copy where it is strided or begins off the backend's alignment, as a slice
+// may.
 template <class Backend>
 Tensor dense(const Tensor& t) {
   const auto copy = [&](const auto& make) {
@@ -107,7 +109,7 @@ template <class S>
 const S* read(const OptionalTensor& t) {
   return t ? read<S>(*t) : nullptr;
 }
-// nullptr for a result that is not wanted, which is an empty tensor.
+// Returns nullptr for a result that is not wanted, which is an empty tensor.
 template <class S>
 S* write(const Tensor& t) {
   return t.numel() ? static_cast<S*>(t.mutable_data_ptr()) : nullptr;
@@ -143,7 +145,7 @@ void fill(Layer<S>& layer, const LayerTensors& t, const Options& options) {
   layer.weight_ih = read<S>(t.weight_ih), layer.weight_hh = read<S>(t.weight_hh);
 }
 
-// use(S{}) for the storage type of x, which the backend has: Backend::check has seen to that.
+// Calls use(S{}) for the storage type of x, which the backend has: Backend::check has seen to that.
 template <class Backend, class Use>
 void with_storage_type(const Tensor& x, const Use& use) {
   const auto call = [&](auto s) {

@@ -1,5 +1,5 @@
-// ops.cpp - schemas of torch.ops.bayesrnn and their dispatch to a backend. Nothing is computed
-// here: layer_call.h turns tensors into a plain struct and hands it over.
+// ops.cpp declares the schemas of torch.ops.bayesrnn and dispatches them to a backend. Nothing is
+// computed here: layer_call.h turns tensors into a plain struct and hands it over.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -32,14 +32,14 @@ std::string taken(StringHandle handle) {
 
 // ---- the op pairs of the layers, NAME and NAME_backward
 
-// One pair: of a cell, or of two with the same tensors between which a flag of the ops chooses.
+// A pair is of a cell, or of two with the same tensors between which a flag of the ops chooses.
 struct OpPair {
   const char* name;
   Cell cell;
   const char* flag = nullptr;  // where it is false: `otherwise`
   Cell otherwise = cell;
 
-  // What both cells have, or either.
+  // These tell what both cells have, or either.
   constexpr bool has_c() const { return traits(cell).has_c; }
   constexpr bool has_saved() const { return traits(cell).has_saved; }
   constexpr bool has_flag() const { return flag; }
@@ -53,7 +53,7 @@ constexpr OpPair kOpPairs[] = {
     {"rnn", Cell::rnn},
 };
 
-// use.operator()<i>() for every pair.
+// Calls use.operator()<i>() for every pair.
 template <class Use>
 void for_each_op_pair(const Use& use) {
   [&]<size_t... i>(std::index_sequence<i...>) {
@@ -144,7 +144,7 @@ using OpsOf =
     LayerOps<Backend, Pair, SomeIf<kOpPairs[Pair].has_c(), Tensor>,
              SomeIf<kOpPairs[Pair].has_saved(), Tensor>, SomeIf<kOpPairs[Pair].has_flag(), bool>>;
 
-// `text` with a name in it, where there is one.
+// Gives `text` with a name in it, where there is one.
 std::string named(bool is, const char* before, const char* name, const char* after) {
   return is ? std::string(before) + name + after : "";
 }
@@ -197,7 +197,7 @@ void implement_layer_ops(auto& library) {
 
 // ---- other ops
 
-// For engines outside this library (the reference): the same checks. Returns G.
+// Makes the same checks for engines outside this library (the reference). Returns G.
 int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0, Tensor weight_ih,
                        Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh,
                        OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths,
@@ -208,7 +208,7 @@ int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0
   return traits(which).gates;
 }
 
-// A mask of that shape from the random numbers of a seed: bool.
+// Draws a mask of that shape, bool, from the random numbers of a seed.
 Tensor sampled(const checks::Shape& shape, const Tensor& like, int64_t seed, double p) {
   const Tensor keep =
       allocated(shape, [&] { return torch::stable::new_empty(like, shape, ScalarType::Bool); });
@@ -217,7 +217,7 @@ Tensor sampled(const checks::Shape& shape, const Tensor& like, int64_t seed, dou
   return keep;
 }
 
-// A mask of `count` places: bool [count].
+// Draws a mask of `count` places, bool [count].
 Tensor sample_keep(Tensor seed, int64_t count, double p) {
   checks::check_seeds("seed", seed, 1);
   checks::check_count("count", count);
@@ -243,7 +243,7 @@ std::tuple<Tensor, Tensor> sample_layer_keep(Tensor seeds, int64_t sets, int64_t
   return {draw(0, I, p_x), draw(1, H, p_h)};
 }
 
-// JSON for bayesrnn_cuda.plan: what the CPU engine would do.
+// Writes JSON for bayesrnn_cuda.plan: what the CPU engine would do.
 std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t H,
                      StringHandle dtype) {
   const std::string type = taken(dtype);
@@ -280,7 +280,7 @@ std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t
   return out.str();
 }
 
-// The GPU of that name; "" is the one of this machine that is current.
+// Returns the GPU of that name; "" is the one of this machine that is current.
 const cuda::Device& device_of(const std::string& gpu) {
   if (gpu.empty()) {
 #ifdef BRNN_CUDA
@@ -294,7 +294,8 @@ const cuda::Device& device_of(const std::string& gpu) {
   return *known;
 }
 
-// JSON for bayesrnn_cuda.plan: what the CUDA engines would do, on a GPU that need not be here.
+// Writes JSON for bayesrnn_cuda.plan: what the CUDA engines would do, on a GPU that need not be
+// here.
 std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t H,
                       StringHandle dtype, StringHandle gpu, bool allow_tf32, bool untied, bool save,
                       StringHandle engine) {
@@ -304,7 +305,7 @@ std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_
   return cuda::describe(cuda::plan(problem, device_of(taken(gpu)), taken(engine)));
 }
 
-// JSON for bayesrnn_cuda.info.
+// Writes JSON for bayesrnn_cuda.info.
 std::string build_info() {
   return std::string("{\"cpu_instruction_set\": \"") + cpu::isa().name + "\"}";
 }

@@ -1,4 +1,4 @@
-// amx.h - products of bfloat16 on matrix registers (Intel's AMX): 2 x 2 tiles of 16 x 16 sums.
+// amx.h multiplies bfloat16 on matrix registers (Intel's AMX), by 2 x 2 tiles of 16 x 16 sums.
 //
 // All tiles have 16 rows whatever the rows of an operand, since setting the shapes anew takes as
 // long as half a kernel and a tile of 10 rows takes no less time than one of 16. A kernel therefore
@@ -41,7 +41,8 @@ class Product<bfloat16> {
   }
 
  private:
-  // Not on the stack: GCC takes the instruction to read 8 bytes and drops stores to the others.
+  // They are not on the stack, because GCC takes the instruction to read 8 bytes and drops stores
+  // to the others.
   static constexpr struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];

@@ -1,8 +1,9 @@
-// backward.h - a whole layer backward, in chunks of time from the last to the first. Per chunk:
+// backward.h runs a whole layer backward, in chunks of time from the last to the first. A chunk has
+// three phases:
 //   1. recurrence  dz, the gradients of all gates, step by step; divided as forward is
 //   2. dx          from dz, the masks of each gate on its own sum; rows split over threads
 //   3. weights     from dz and the masked operands; units of each gate split over threads
-// so that dz is still in cache when 2 and 3 read it, and its memory does not grow with T. A phase
+// So dz is still in cache when 2 and 3 read it, and its memory does not grow with T. A phase
 // is a class with a file of its own in backward/; this one lays out their memory and runs them in
 // turn.
 #pragma once

@@ -1,4 +1,4 @@
-// engine.cpp - chooses the instruction set once per process.
+// engine.cpp chooses the instruction set, once per process: one library serves every machine.
 #include "engine.h"
 
 #include <cstdlib>

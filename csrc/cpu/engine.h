@@ -1,7 +1,8 @@
-// engine.h - what the CPU engine offers, and the little it needs from its host.
+// engine.h says what the CPU engine offers, and the little it needs from its host.
 //
 // The engine is compiled once per instruction set (isa/*.cpp) and chosen at run time. It includes
-// no torch header: threads come from the host, memory is one scratch block given by the caller.
+// no torch header: threads come from the host, and memory is one scratch block that the caller
+// gives.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +27,8 @@ struct Microkernel {
   int rows, vectors;  // of sums, for AMX vectors of a tile
 };
 
-// Entry points for one storage type. scratch_bytes tells what the call with the same arguments
-// needs.
+// An Engine has the entry points for one storage type. scratch_bytes tells what the call with the
+// same arguments needs.
 template <class S>
 struct Engine {
   Microkernel narrow, wide;  // of those that its products take
@@ -45,7 +46,8 @@ struct Isa {
   const Engine<float>* f32;
   const Engine<double>* f64;
   const Engine<bfloat16>* bf16;
-  // keep[count]: 1 with probability 1 - p, the same for a seed on every instruction set.
+  // Draws keep[count]: each is 1 with probability 1 - p, the same for a seed on every instruction
+  // set.
   void (*sample_keep)(uint8_t* keep, int64_t count, uint64_t seed, double p);
 
   template <class S>
@@ -61,8 +63,8 @@ extern const Isa kAmx, kAvx512Bf16, kAvx512, kAvx2, kPortable;
 extern const Engine<float> kAvx512Float;
 extern const Engine<double> kAvx512Double;
 
-// The best instruction set of this machine, or the one named by BAYESRNN_CPU_ISA (for tests).
-// Throws std::runtime_error if that name is unknown or the machine lacks it.
+// Returns the best instruction set of this machine, or the one that BAYESRNN_CPU_ISA names (for
+// tests). Throws std::runtime_error if that name is unknown or the machine lacks it.
 const Isa& isa();
 
 }  // namespace brnn::cpu

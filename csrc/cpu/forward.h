@@ -1,5 +1,6 @@
-// forward.h - a whole layer forward, in chunks of time: the input part of a chunk for all its steps
-// at once, then step by step the recurrent part and the gate algebra.
+// forward.h runs a whole layer forward, in chunks of time: it makes the input part of a chunk for
+// all its steps at once, then, step by step, the recurrent part and the gate algebra. The input
+// part so uses a panel of weights for many rows, and is still in cache when a step reads it.
 #pragma once
 
 #include <type_traits>
@@ -9,8 +10,8 @@
 
 namespace brnn::BRNN_ISA {
 
-// Rows of the input part that are made before the recurrence consumes them: enough to use a panel
-// of weights many times, few enough to stay in cache.
+// So many rows of the input part are made before the recurrence consumes them: enough to use a
+// panel of weights many times, few enough to stay in cache.
 constexpr int64_t kInputRows = 96;
 
 // S is how tensors are stored, E what products multiply, C what sums and gate algebra are made in.
@@ -66,7 +67,7 @@ class ForwardPass {
   }
 
  private:
-  // The sequences of one part of the batch and their scratch.
+  // A Part has the sequences of one part of the batch and their scratch.
   struct Part {
     int64_t b0, rows;
     Rows<E> x;      // masked input of a chunk, row = step * rows + sequence
@@ -104,13 +105,13 @@ class ForwardPass {
   int64_t panels() const { return panels_hh_.panels(); }
   int width(int64_t panel) const { return panels_hh_.width(panel); }
   int lanes(int64_t u) const { return int(min<int64_t>(V::size, p_.H - u)); }
-  // Values of one gate and one panel of Part::input, row by row.
+  // Gives the values of one gate and one panel of Part::input, row by row.
   C* input_of(const Part& part, int64_t panel, int gate, int64_t row) const {
     const int64_t rows = chunk_steps_ * most_rows_;
     return part.input + G * rows * panels_hh_.begin(panel) + (gate * rows + row) * width(panel);
   }
 
-  // [G][pitch], zeros where there is none.
+  // Packs a bias to [G][pitch], with zeros where there is none.
   void pack_bias(const S* bias, C* to) const {
     for (int gate = 0; gate < G; ++gate)
       for (int64_t u = 0; u < p_.H; u += V::size)
@@ -147,7 +148,7 @@ class ForwardPass {
     });
   }
 
-  // m x for `steps` steps from s0.
+  // Packs m x for `steps` steps from s0.
   void pack_input(const Part& part, const Piece& piece, int64_t s0, int64_t steps) const {
     piece.each(steps * part.rows, [&](int64_t row) {
       const int64_t b = part.b0 + row % part.rows, t = p_.time(s0 + row / part.rows);
@@ -159,8 +160,8 @@ class ForwardPass {
     return part.h.from_set(piece.index * keep_h_.sets);
   }
 
-  // m h_{t-1} for step s. Each piece makes a copy of its own: what another core has just written
-  // comes slowly, and masked for each gate it would be several times as much.
+  // Packs m h_{t-1} for step s. Each piece makes a copy of its own: what another core has just
+  // written comes slowly, and masked for each gate it would be several times as much.
   Rows<E> pack_hidden(const Part& part, const Piece& piece, int64_t s) const {
     const Rows<E> own = own_hidden(part, piece);
     const int64_t t = p_.time(s);
@@ -174,7 +175,8 @@ class ForwardPass {
     return own;
   }
 
-  // W (m x) for `steps` steps. Gate by gate, so that the rows of one gate stay in cache.
+  // Makes W (m x) for `steps` steps. It goes gate by gate, so that the rows of one gate stay in
+  // cache.
   void input_part(const Part& part, const Piece& piece, int64_t steps) const {
     const Product<E> product;
     piece.each(G * panels(), [&](int64_t item) {
@@ -186,8 +188,8 @@ class ForwardPass {
     });
   }
 
-  // Panels by all rows. Back and forth, so that a step starts with the panels that the
-  // last one left in cache.
+  // Visits panels by all rows. It goes back and forth, so that a step starts with the panels that
+  // the last one left in cache.
   template <class F>
   void for_each_tile(const Part& part, const Piece& piece, int64_t s, const F& f) const {
     const Blocks blocks(part.rows, panels_hh_.tile_rows(), Product<E>::even);
@@ -196,7 +198,7 @@ class ForwardPass {
     });
   }
 
-  // r and r * masked h for all units, which the gate n multiplies with U.
+  // Makes r and r * masked h for all units, which the gate n multiplies with U.
   void reset_gates(const Part& part, const Piece& piece, int64_t s, int64_t step) const {
     const Product<E> product;
     const Rows<E> h = pack_hidden(part, piece, s);
@@ -221,7 +223,7 @@ class ForwardPass {
     });
   }
 
-  // The recurrent part and the gate algebra of step s.
+  // Makes the recurrent part and does the gate algebra of step s.
   void update(const Part& part, const Piece& piece, int64_t s, int64_t step) const {
     const Product<E> product;
     const Rows<E> h = Cell::reset_before ? own_hidden(part, piece) : pack_hidden(part, piece, s);
@@ -245,15 +247,15 @@ class ForwardPass {
     });
   }
 
-  // One vector of units of some sequences at one step; their sums lie `width` apart.
+  // A Tile is one vector of units of some sequences at one step; their sums lie `width` apart.
   struct Tile {
     int64_t s, t, row, b;  // b: the sequence of `row`
     int count, width;
     int64_t u;
   };
 
-  // What a step keeps from `input` and `q` [G][kTile], at the tile's column: the gates, what else
-  // backward needs, the state. The last gate replaces its q.
+  // Makes what a step keeps from `input` and `q` [G][kTile], at the tile's column: the gates, what
+  // else backward needs, the state. The last gate replaces its q.
   BRNN_INTERLEAVED void gates_and_state(const Part& part, const Tile& tile,
                                         const C* const (&input)[G], C* q) const {
     const auto [s, t, row, b, count, width, u] = tile;
@@ -291,8 +293,8 @@ class ForwardPass {
     }
   }
 
-  // y. Apart from the gates: nothing of a step waits for it, and a processor looks ahead by a few
-  // rows of this, but not by one of both.
+  // Writes y. It stands apart from the gates: nothing of a step waits for it, and a processor looks
+  // ahead by a few rows of this, but not by one of both.
   BRNN_INTERLEAVED void output(const Part& part, const Tile& tile, const C* last_gate) const {
     const auto [s, t, row, b, count, width, u] = tile;
     const int64_t H = p_.H, pitch = pitch_;

@@ -1,7 +1,7 @@
-// masks.h - dropout masks from Threefry-4x32-20 (Salmon et al., 2011, "Parallel random numbers: as
-// easy as 1, 2, 3"): torch.rand and a comparison take several times as long. Counter-based, so that
-// every instruction set draws the same mask from a seed; made of additions, rotations and xor,
-// which all of them have for whole vectors.
+// masks.h draws dropout masks from Threefry-4x32-20 (Salmon et al., 2011, "Parallel random numbers:
+// as easy as 1, 2, 3"), because torch.rand and a comparison take several times as long. It counts,
+// so every instruction set draws the same mask from a seed; and it adds, rotates and xors only,
+// which all of them do with whole vectors.
 #pragma once
 
 #include "simd.h"
@@ -16,7 +16,7 @@ constexpr int kCounters = 16, kMaskBlock = 4 * kCounters;
 
 inline Words rotate(Words x, uint32_t by) { return x << by | x >> (32 - by); }
 
-// The random words of counters {x[0], x[1], 0, 0}, in place.
+// Replaces the counters {x[0], x[1], 0, 0} by their random words.
 inline void threefry(Words (&x)[4], uint64_t seed) {
   constexpr uint32_t kRotations[8][2] = {{10, 26}, {11, 21}, {13, 27}, {23, 5},
                                          {6, 20},  {17, 11}, {25, 10}, {18, 20}};
@@ -36,7 +36,8 @@ inline void threefry(Words (&x)[4], uint64_t seed) {
   }
 }
 
-// keep[kMaskBlock] of that block: 1 where the word exceeds `last`, the last one that drops.
+// Draws keep[kMaskBlock] of that block: it is 1 where the word exceeds `last`, the last one that
+// drops.
 inline void sample_block(uint8_t* keep, uint64_t block, uint64_t seed, uint32_t last) {
   Words lane{};
   for (int l = 0; l < kMaskLanes; ++l) lane[l] = static_cast<uint32_t>(l);
@@ -53,7 +54,8 @@ inline void sample_block(uint8_t* keep, uint64_t block, uint64_t seed, uint32_t 
   }
 }
 
-// keep[count]: 1 with probability 1 - p to within 2^-33; exactly none or all for p = 1 and p = 0.
+// Draws keep[count]: each is 1 with probability 1 - p to within 2^-33; exactly none or all are for
+// p = 1 and p = 0.
 inline void sample_keep(uint8_t* keep, int64_t count, uint64_t seed, double p) {
   const int64_t dropping = static_cast<int64_t>(p * 0x1p32 + 0.5);  // of 2^32 words
   if (dropping == 0 || dropping == int64_t{1} << 32) {

@@ -1,8 +1,9 @@
-// microkernel.h - a few rows of one operand times one panel of the other: where the time goes.
+// microkernel.h multiplies a few rows of one operand by one panel of the other. This is where the
+// time goes.
 //
 // Product<E> multiplies elements E (operands.h says how they lie). One kernel serves every vector
-// instruction set: it holds `rows` x 2 vectors of sums in registers, streams the panel and
-// broadcasts the rows. amx.h has the one for matrix registers.
+// instruction set: it holds `rows` x 2 vectors of sums in registers, or fewer rows of wider ones,
+// streams the panel and broadcasts the rows. amx.h has the one for matrix registers.
 #pragma once
 
 #include <utility>
@@ -18,18 +19,19 @@ BRNN_INLINE T min(T a, T b) {
 BRNN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 BRNN_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-// Elements of a row that lie together. The pitch is known to the compiler, so one register
+// So many elements of a row lie together. The pitch is known to the compiler, so one register
 // addresses all rows of a microkernel; it is a multiple of every vector's size, and an odd number
 // of cache lines, so that neighbouring rows do not share a cache set.
 template <class E>
 constexpr int kBlock = 960 / sizeof(E);
 
-// sum + a b, for lanes of words; a is broadcast, to a register or within the instruction.
+// Adds a b to sum, for lanes of words; a is broadcast, to a register or within the instruction.
 enum class Broadcast { to_register, within };
 template <Broadcast how, class C>
 BRNN_INLINE void add_product(Vec<C>& sum, const C* a, Vec<C> b) {
 #if defined(__AVX512F__) && !defined(__clang__)
-  // Written out, so that a sum stays in its register: GCC's choice of it cost a move in four.
+  // This is written out so that a sum stays in its register: GCC's choice of it cost a move in
+  // four.
   if constexpr (how == Broadcast::to_register) {
     const Vec<C> each = broadcast(*a);
     if constexpr (sizeof(C) == 4)
@@ -55,8 +57,8 @@ BRNN_INLINE void add_product(Vec<float>& sum, const bfloat16* a, Vec<float> b) {
 }
 #endif
 
-// row + stride, out of the compiler's sight: it would compute all rows' addresses beforehand, more
-// of them than there are registers.
+// Adds stride to row out of the compiler's sight, which would compute all rows' addresses
+// beforehand, more of them than there are registers.
 template <class C>
 BRNN_INLINE C* next_row(C* row, int64_t stride) {
   row += stride;
@@ -64,8 +66,8 @@ BRNN_INLINE C* next_row(C* row, int64_t stride) {
   return row;
 }
 
-// What a product asks for while it computes, a pair of cache lines at one or two steps: its share
-// of the panel's next block. (Who asks for one line of a pair gets the other.)
+// A product asks for this while it computes, a pair of cache lines at one or two steps: it is its
+// share of the panel's next block. (Who asks for one line of a pair gets the other.)
 struct Ahead {
   const char* pair;
   int64_t stride;  // bytes; 0: nothing more is wanted
@@ -76,8 +78,8 @@ struct Ahead {
   }
 };
 
-// Where the sums of some rows go: c [rows][width] = (add ? c : 0) + sums. With masks, c += m sums;
-// row r's are at keep[r] + offset, a word of bits for each vector.
+// Says where the sums of some rows go: c [rows][width] = (add ? c : 0) + sums. With masks, c += m
+// sums; row r's are at keep[r] + offset, a word of bits for each vector.
 template <class C>
 struct Sums {
   C* c;
@@ -91,7 +93,36 @@ struct Sums {
   }
 };
 
-// A sum over k of a[r][k] b[k][0 .. NV vectors) for each r, in registers; K within one block of a.
+template <class C, int MR, int NV>
+BRNN_INLINE void load_sums(Vec<C> (&sum)[MR][NV], const Sums<C>& from) {
+  C* row = from.c;
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r, row = next_row(row, from.stride))
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[r][v] = load(row + v * Vec<C>::size);
+}
+
+template <class C, int MR, int NV>
+BRNN_INLINE void store_sums(const Vec<C> (&sum)[MR][NV], const Sums<C>& to) {
+  constexpr int size = Vec<C>::size;
+  C* row = to.c;
+  if (to.keep) {
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride)) {
+      const uint16_t* const keep = to.keep[r] + to.offset;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        store(row + v * size, load(row + v * size) + select(keep[v], sum[r][v]));
+    }
+  } else {
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(row + v * size, sum[r][v]);
+  }
+}
+
+// Sums a[r][k] b[k][0 .. NV vectors) over k for each r, in registers. K lies within one block of a.
 template <class E, int MR, int NV>
 void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
                  const Sums<typename Element<E>::Sum>& to) {
@@ -103,15 +134,10 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
   V sum[sums][MR][NV];
 #pragma GCC unroll 48
   for (int i = 0; i < sums * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = nothing;
-  if (to.add && !to.keep) {
-    auto row = to.c;
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[0][r][v] = load(row + v * V::size);
-  }
-  // All but two rows' broadcasts cost no instruction where sums are two vectors wide: then there
-  // are two loads for two products, what a cycle can do.
+  if (to.add && !to.keep) load_sums(sum[0], to);
+  // Where sums are two vectors wide, five rows in eight are broadcast within the products. That
+  // saves an instruction and costs a load, since each product loads the number again: 12 rows are
+  // then 21 loads and 24 products, about the two and two that a cycle can do.
   constexpr int embedded = NV == 2 && MR > 2 ? MR * 5 / 8 : 0;
   const auto step = [&](V(&sum)[MR][NV]) __attribute__((always_inline)) {
     V panel[NV];
@@ -148,31 +174,17 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
 #pragma GCC unroll 4
     for (int k = 1; k < sums; ++k)
       sum[0][i / NV][i % NV] = sum[0][i / NV][i % NV] + sum[k][i / NV][i % NV];
-  auto row = to.c;
-  if (to.keep) {
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride)) {
-      const uint16_t* const keep = to.keep[r] + to.offset;
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v)
-        store(row + v * V::size, load(row + v * V::size) + select(keep[v], sum[0][r][v]));
-    }
-  } else {
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, row = next_row(row, to.stride))
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) store(row + v * V::size, sum[0][r][v]);
-  }
+  store_sums(sum[0], to);
 }
 
-// How elements E are multiplied. An object of it is what a thread needs while it does so.
+// A Product multiplies elements E. A thread has an object of it while it does so.
 template <class E>
 class Product {
   using C = typename Element<E>::Sum;
 
  public:
 #if defined(__AVX512F__) || defined(__aarch64__)
-  // 32 registers: 12 x 2 sums, 8 x 3 or 6 x 4. The wider, the fewer loads for as many sums; the
+  // 32 registers hold 12 x 2 sums, 8 x 3 or 6 x 4. The wider, the fewer loads for as many sums; the
   // higher, the fewer reads of the panel.
   static constexpr int vectors = 4, sums = 24;
 #else
@@ -182,8 +194,8 @@ class Product {
   static constexpr bool even = true;               // blocks of rows need not be whole
   static constexpr int rows(int vectors) { return sums / (vectors < 2 ? 2 : vectors); }
 
-  // Sums of a b, [count][width]; width is of 1 to `vectors` vectors, count at most their rows(), K
-  // at most kBlock.
+  // Makes the sums of a b, [count][width]; width is of 1 to `vectors` vectors, count at most their
+  // rows(), K at most kBlock.
   BRNN_INLINE void operator()(int count, int width, int64_t K, const E* a, const E* b, Ahead ahead,
                               const Sums<C>& to) const {
     kTable[width / Vec<C>::size - 1][count - 1](K, a, b, ahead, to);
@@ -208,7 +220,7 @@ class Product {
   static constexpr Table kTable = table(std::make_integer_sequence<int, vectors>{});
 };
 
-// A contiguous range; share_of gives one of `parts` of n.
+// A Share is a contiguous range; share_of gives one of `parts` of n.
 struct Share {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

@@ -1,4 +1,4 @@
-// operands.h - how the two operands of a product lie, and how they are copied into that form.
+// operands.h says how the two operands of a product lie, and copies them into that form.
 //
 // Weights lie in panels of a few vectors of units, so that a microkernel streams one panel and
 // broadcasts the rows of the other operand. Masks are applied while that operand is copied, their
@@ -12,7 +12,7 @@ namespace brnn::BRNN_ISA {
 
 using Arena = brnn::Arena<64>;  // a cache line, the widest vector
 
-// Rows of length K, `sets` of them (one per gate or slot): [sets][K / kBlock][rows][kBlock].
+// Rows have length K and lie in sets (one per gate or slot): [sets][K / kBlock][rows][kBlock].
 template <class E>
 struct Rows {
   E* data;
@@ -34,7 +34,7 @@ struct Rows {
     rest.data = at(first, 0);
     return rest;
   }
-  // Zeros from the last vector of K columns to what a product reads of them.
+  // Writes zeros from the last vector of K columns to what a product reads of them.
   void clear_tail(int sets, int64_t row, int64_t K) const {
     constexpr int size = Vec<typename Element<E>::Sum>::size;
     for (int64_t k = round_up(K, size); k < round_up(K, Product<E>::depth); k += size)
@@ -42,13 +42,13 @@ struct Rows {
   }
 };
 
-// Rows that are multiplied with one panel of 2 vectors before the next: enough to use it several
+// So many rows are multiplied with one panel of 2 vectors before the next: enough to use it several
 // times, few enough for their sums to stay in the first-level cache.
 template <class E>
 constexpr int kTileRows = Product<E>::even ? 48 : 64;
 
-// A matrix of K x N per gate in panels over N: [panel][gates][K][width], widths of 1 to `vectors`
-// vectors, words of K together.
+// Panels hold a matrix of K x N per gate, cut over N: [panel][gates][K][width], with widths of 1 to
+// `vectors` vectors and words of K together.
 template <class E>
 struct Panels {
   static constexpr int kVector = Vec<typename Element<E>::Sum>::size;
@@ -67,7 +67,7 @@ struct Panels {
   int width(int64_t panel) const {
     return int(min<int64_t>(vectors * kVector, round_up(N - begin(panel), kVector)));
   }
-  // Rows of a tile, one panel wide.
+  // Gives the rows of a tile that is one panel wide.
   int tile_rows() const { return kTile / (vectors * kVector); }
   E* at(int64_t gate, int64_t panel) const {
     const int64_t columns = by_gate ? gate * round_up(N, kVector) + begin(panel)
@@ -76,8 +76,9 @@ struct Panels {
   }
 };
 
-// Vectors of a panel of weights of which `bytes` are streamed for some rows: wide panels take fewer
-// instructions, narrow ones are read less often, if the rows are more than a microkernel's.
+// Chooses the vectors of a panel of weights of which `bytes` are streamed for some rows: wide
+// panels take fewer instructions, narrow ones are read less often, if the rows are more than a
+// microkernel's.
 template <class E>
 int panel_vectors(int64_t bytes, int64_t rows) {
   constexpr int64_t near = 1 << 20;  // half a core's own cache
@@ -85,7 +86,7 @@ int panel_vectors(int64_t bytes, int64_t rows) {
   return bytes <= near || rows <= Product<E>::rows(wide) ? wide : 2;
 }
 
-// How many columns of Rows, of K, to multiply at once from k on: a whole block of them, or the
+// Says how many columns of Rows, of K, to multiply at once from k on: a whole block of them, or the
 // equal parts of it that are at most `most`. (A piece of 8 would cost as much as one of 24.)
 template <class E>
 BRNN_INLINE int64_t piece_of(int64_t K, int64_t k, int64_t most) {
@@ -94,10 +95,11 @@ BRNN_INLINE int64_t piece_of(int64_t K, int64_t k, int64_t most) {
   return min(round_up(equal, 4 * Element<E>::group), block + length - k);
 }
 
-// Sums of a b, [count][width], for any number of rows. K goes in blocks, so that the block of the
-// panel stays in the first-level cache while the rows pass by. Its next block comes meanwhile, half
-// of it with each of the first two blocks of rows: what streams from beyond the core's own cache
-// must be asked for long before, and evenly. (If rows are few the processor sees a stream itself.)
+// Makes the sums of a b, [count][width], for any number of rows. K goes in blocks, so that the
+// block of the panel stays in the first-level cache while the rows pass by. Its next block comes
+// meanwhile, half of it with each of the first two blocks of rows: what streams from beyond the
+// core's own cache must be asked for long before, and evenly. (If rows are few the processor sees a
+// stream itself.)
 template <class E>
 BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int width, int64_t K,
                                const Rows<E>& a, int64_t set, int64_t row, const E* b,
@@ -119,7 +121,8 @@ BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int wid
   }
 }
 
-// One panel of weight [G*N, K] transposed for x -> W x: [gates][K][width], zeros past N and K.
+// Packs one panel of weight [G*N, K], transposed for x -> W x: [gates][K][width], with zeros past N
+// and K.
 template <class S, class E>
 void pack_transposed(const S* weight, const Panels<E>& to, int64_t panel) {
   using V = Vec<typename Element<E>::Sum>;
@@ -145,7 +148,8 @@ void pack_transposed(const S* weight, const Panels<E>& to, int64_t panel) {
     }
 }
 
-// Words of `width` lanes at `panel` from rows k .. of a matrix: lanes(k, v) gives those of row k.
+// Stores words of `width` lanes at `panel` from rows k .. of a matrix: lanes(k, v) gives those of
+// row k.
 template <class E, class LanesOf>
 BRNN_INLINE void store_words(E* panel, int64_t k, int width, const LanesOf& lanes) {
   constexpr int group = Element<E>::group, size = Panels<E>::kVector;
@@ -154,7 +158,8 @@ BRNN_INLINE void store_words(E* panel, int64_t k, int width, const LanesOf& lane
           words_of<E>([&](int i) { return lanes(k + i, v); }));
 }
 
-// One panel of weight [G*K, N] as it lies, for dz -> W^T dz: [gates][K][width], zeros past N and K.
+// Packs one panel of weight [G*K, N] as it lies, for dz -> W^T dz: [gates][K][width], with zeros
+// past N and K.
 template <class S, class E>
 void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
   using Lanes = typename Element<E>::Lanes;
@@ -170,8 +175,8 @@ void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
       });
 }
 
-// A mask as the loops over time read it: a bit a place, ones where nothing is dropped, zeros past
-// K, a word for each vector. One set of them per gate, or one for all gates.
+// Keep is a mask as the loops over time read it: a bit a place, ones where nothing is dropped,
+// zeros past K, a word for each vector. It has one set of them per gate, or one for all gates.
 template <class C>
 struct Keep {
   static constexpr int kSize = Vec<C>::size;
@@ -192,7 +197,7 @@ struct Keep {
   }
   int set_of(int gate) const { return sets > 1 ? gate : 0; }
 
-  // m_gate v for the columns from k on of sequence b. Without its scale.
+  // Gives m_gate v for the columns from k on of sequence b, without the mask's scale.
   template <class Lanes>
   BRNN_INLINE Lanes operator()(int gate, int64_t b, int64_t k, Lanes v) const {
     return select(*at(b, set_of(gate), k), v);

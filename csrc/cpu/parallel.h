@@ -1,4 +1,6 @@
-// parallel.h - how work is divided over the host's threads.
+// parallel.h divides work over the host's threads. Which way is faster depends on the sizes of a
+// layer: parts of the batch never wait for each other, threads that share the units stream fewer
+// weights each.
 #pragma once
 
 #if defined(__SSE__)
@@ -39,7 +41,7 @@ class FlushSubnormals {
   const unsigned before_ = get();
 };
 
-// f(begin, end) on ranges that cover [0, count).
+// Calls f(begin, end) on ranges that cover [0, count).
 template <class F>
 void parallel_ranges(const Host& host, int64_t count, const F& f) {
   struct Context {
@@ -56,9 +58,9 @@ void parallel_ranges(const Host& host, int64_t count, const F& f) {
       &context);
 }
 
-// One of several threads that share the items of a phase. Each has a range of its own, so that it
-// meets the same weights again in the next phase, and helps the others when that is done: on a
-// machine with other work the threads are not equally fast.
+// A Piece is one of several threads that share the items of a phase. Each has a range of its own,
+// so that it meets the same weights again in the next phase, and helps the others when that is
+// done: on a machine with other work the threads are not equally fast.
 struct Piece {
   static constexpr int64_t kApart = 8;  // counters in cache lines of their own
   int64_t index, of;
@@ -88,7 +90,7 @@ struct Piece {
   }
 };
 
-// f(piece) on each of `of` pieces; `taken` as in Piece, of any content.
+// Calls f(piece) on each of `of` pieces; `taken` is as in Piece and of any content.
 template <class F>
 void parallel_pieces(const Host& host, int64_t of, int64_t* taken, const F& f) {
   for (int64_t i = 0; i < of; ++i) taken[i * Piece::kApart] = 0;
@@ -97,13 +99,13 @@ void parallel_pieces(const Host& host, int64_t of, int64_t* taken, const F& f) {
   });
 }
 
-// How a recurrence is divided: into parts of the batch that never wait for each other, or, units >
-// 1, among threads that share the hidden units of all sequences: they meet after every step, but
-// each streams its share of the weights only.
+// A Split divides a recurrence into parts of the batch that never wait for each other, or, with
+// units > 1, among threads that share the hidden units of all sequences: they meet after every
+// step, but each streams its share of the weights only.
 struct Split {
   int64_t batch, units;
 
-  // For steps that multiply B rows by weights [columns, K] of elements E.
+  // Chooses for steps that multiply B rows by weights [columns, K] of elements E.
   template <class E>
   static Split of(int threads, int64_t B, int64_t columns, int64_t K) {
     return {threads, B, columns, K, sizeof(E), Product<E>::even ? 20 : Product<E>::rows(1)};
@@ -116,7 +118,7 @@ struct Split {
     const double by_batch = step_time(divide_up(B, parts), columns, K, element);
     const double by_units = step_time(B, divide_up(columns, threads), K, element) + kMeeting;
     if (by_batch <= by_units || threads == 1) {
-      // More parts than threads where there are rows enough: who is done takes another.
+      // Parts are more than threads where there are rows enough: who is done takes another.
       const int64_t most = B / part_rows / parts;
       batch = parts * (threads == 1 || most < 1 ? 1 : most < 3 ? most : 3);
     } else {
@@ -126,7 +128,7 @@ struct Split {
 
   static constexpr double kMeeting = 4e-6;  // seconds
 
-  // Seconds a step takes one thread: a model that only has to rank splits.
+  // Models the seconds that a step takes one thread. It only has to rank splits.
   static double step_time(int64_t rows, int64_t columns, int64_t K, int64_t element) {
     const double flop = 2.0 * rows * columns * K, bytes = 1.0 * columns * K * element;
     const double flops = element == 2 ? 500e9 : 150e9;      // a core's

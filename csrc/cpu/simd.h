@@ -1,7 +1,7 @@
-// simd.h - a vector of floats or doubles for the instruction set this file is compiled for, and the
-// elements that products of matrices read.
+// simd.h defines a vector of floats or doubles for the instruction set this file is compiled for,
+// and the elements that products of matrices read.
 //
-// Included once per instruction set with BRNN_ISA naming the namespace, so that no function
+// It is included once per instruction set with BRNN_ISA naming the namespace, so that no function
 // compiled for one machine can be linked into the code of another. GCC's vector extensions carry
 // most of it; intrinsics serve where they say something the language cannot: partial loads, 1/x,
 // bf16 rounding.
@@ -28,8 +28,9 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// For long chains of operations: GCC orders instructions before it assigns registers, so that
-// independent chains lie side by side. (Not for the microkernels, which it would make spill.)
+// This is for long chains of operations: GCC orders instructions before it assigns registers, so
+// that independent chains lie side by side. (The microkernels do without, since it would make them
+// spill.)
 #if defined(__GNUC__) && !defined(__clang__)
 #define BRNN_INTERLEAVED __attribute__((optimize("schedule-insns", "sched-pressure")))
 #else
@@ -40,8 +41,8 @@ template <class C>
 struct Vec {
   static constexpr int size = kVectorBytes / sizeof(C);
   typedef C Native __attribute__((vector_size(kVectorBytes)));
-  // In memory: any address, and no alias of anything but C (memcpy would be one of everything, and
-  // make the compiler reload what it knows after each store).
+  // In memory it has any address, and is no alias of anything but C (memcpy would be one of
+  // everything, and make the compiler reload what it knows after each store).
   typedef C Memory __attribute__((vector_size(kVectorBytes), aligned(alignof(C))));
   Native v;
 
@@ -66,7 +67,8 @@ BRNN_INLINE void store(C* p, Vec<C> a) {
   *reinterpret_cast<typename Vec<C>::Memory*>(p) = a.v;
 }
 
-// The first n lanes from or to memory, zeros in the others; memory past them is not touched.
+// These move the first n lanes from or to memory, with zeros in the others; memory past them is not
+// touched.
 template <class C>
 BRNN_INLINE Vec<C> load(const C* p, int n) {
   if (n >= Vec<C>::size) return load(p);
@@ -91,7 +93,7 @@ BRNN_INLINE void store(C* p, Vec<C> a, int n) {
   for (int i = 0; i < n; ++i) p[i] = a.v[i];
 }
 
-// bfloat16 in memory, float in registers.
+// These are for bfloat16 in memory that is float in registers.
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 
@@ -105,7 +107,7 @@ BRNN_INLINE Vec<float> load(const bfloat16* p, int n) {
   return {(Vec<float>::Native)(__builtin_convertvector(h, Words) << 16)};
 }
 
-// To the nearest bfloat16, ties to even; NaN stays NaN.
+// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
 BRNN_INLINE Halves bfloat16_bits(Vec<float> a) {
 #if defined(__AVX512BF16__)
   return (Halves)_mm512_cvtneps_pbh((__m512)a.v);
@@ -125,7 +127,7 @@ BRNN_INLINE void store(bfloat16* p, Vec<float> a, int n) {
   }
 }
 
-// What storing as S and loading again gives.
+// Gives what storing as S and loading again would.
 template <class S, class C>
 BRNN_INLINE Vec<C> rounded_to(Vec<C> a) {
   if constexpr (sizeof(S) == sizeof(C)) {
@@ -135,7 +137,8 @@ BRNN_INLINE Vec<C> rounded_to(Vec<C> a) {
   }
 }
 
-// Bits of the first n places of keep, at most as many as a vector has lanes: 1 where it is not 0.
+// Gives the bits of the first n places of keep, at most as many as a vector has lanes: a bit is 1
+// where keep is not 0.
 template <class C>
 BRNN_INLINE uint16_t bits_of(const uint8_t* keep, int n) {
 #if defined(__AVX512F__)
@@ -148,7 +151,8 @@ BRNN_INLINE uint16_t bits_of(const uint8_t* keep, int n) {
 #endif
 }
 
-// Lanes of a whose bit is 1, zeros in the others (whatever stands there: NaN and Inf too).
+// Keeps the lanes of a whose bit is 1 and makes the others zero, whatever stands there: NaN and Inf
+// too.
 template <class C>
 BRNN_INLINE Vec<C> select(uint16_t bits, Vec<C> a) {
 #if defined(__AVX512F__)
@@ -164,7 +168,7 @@ BRNN_INLINE Vec<C> select(uint16_t bits, Vec<C> a) {
 #endif
 }
 
-// The first n lanes, zeros in the others (whatever stands there: NaN and Inf too).
+// Keeps the first n lanes and makes the others zero, whatever stands there: NaN and Inf too.
 template <class C>
 BRNN_INLINE Vec<C> first_lanes(int n, Vec<C> a) {
   if (n >= Vec<C>::size) return a;
@@ -217,7 +221,7 @@ BRNN_INLINE HalfLanes select(uint16_t bits, HalfLanes a) {
 BRNN_INLINE Vec<float> to_sum(HalfLanes a) {
   return {(Vec<float>::Native)_mm512_slli_epi32(_mm512_cvtepu16_epi32(a.v), 16)};
 }
-// Words of two rows: an element of each.
+// Makes words of two rows, with an element of each.
 BRNN_INLINE Vec<float> zip(HalfLanes first, HalfLanes second) {
   const __m512i low = _mm512_cvtepu16_epi32(first.v), high = _mm512_cvtepu16_epi32(second.v);
   return {(Vec<float>::Native)_mm512_or_si512(low, _mm512_slli_epi32(high, 16))};
@@ -247,7 +251,7 @@ BRNN_INLINE typename Element<E>::Lanes load_lanes(const S* p, int n) {
   }
 }
 
-// The words of n elements (at most as many as fill a vector), zeros after them.
+// Loads the words of n elements (at most as many as fill a vector), with zeros after them.
 template <class E, class S>
 BRNN_INLINE Vec<typename Element<E>::Sum> load_words(const S* p, int n) {
   if constexpr (Element<E>::group == 1) {
@@ -257,7 +261,7 @@ BRNN_INLINE Vec<typename Element<E>::Sum> load_words(const S* p, int n) {
   }
 }
 
-// Words of the rows row(0) .. row(group - 1), one after another in the sum.
+// Makes words of the rows row(0) .. row(group - 1), which follow each other in the sum.
 template <class E, class Row>
 BRNN_INLINE Vec<typename Element<E>::Sum> words_of(const Row& row) {
   if constexpr (Element<E>::group == 1) {
@@ -276,7 +280,7 @@ BRNN_INLINE void swap_blocks(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, La
   a.v = first;
 }
 
-// A square of vectors, in registers: log2(size) rounds of block swaps.
+// Transposes a square of vectors in registers, by log2(size) rounds of block swaps.
 template <int D = 1, class C, int N>
 BRNN_INLINE void transpose(Vec<C> (&rows)[N]) {
   static_assert(N == Vec<C>::size);
@@ -288,7 +292,7 @@ BRNN_INLINE void transpose(Vec<C> (&rows)[N]) {
   }
 }
 
-// a within its bounds; NaN stays NaN.
+// Clamps a to its bounds; NaN stays NaN.
 template <class C>
 BRNN_INLINE Vec<C> clamp(C low, C high, Vec<C> a) {
 #if defined(__AVX512F__)
@@ -330,7 +334,7 @@ struct Math {
       for (int i = 0; i < Value::size; ++i) r.v[i] = std::tanh(x.v[i]);
       return r;
     } else {
-      // tanh x = m / (2 + m) with m = e^(2 x) - 1: exact near 0, but for the sign of 0.
+      // tanh x is m / (2 + m) with m = e^(2 x) - 1. This is exact near 0, but for the sign of 0.
       typedef decltype(x.v == x.v) Lanes;
       Native n;
       const Native r = reduced(clamp(-40.0f, 40.0f, x + x).v, n);
@@ -351,7 +355,8 @@ struct Math {
     return (t - n * 0.693359375f) - n * -2.12194440e-4f;
   }
 
-  // (e^r - 1 - r) / r^2. Least error of e^r - 1, relative to it: 2^-25.8, if coarse 2^-15.6.
+  // Gives (e^r - 1 - r) / r^2. The largest error of e^r - 1, relative to it, is 2^-25.8, if coarse
+  // 2^-15.6.
   BRNN_INLINE static Native series(Native r) {
     if constexpr (kCoarse) return (r * 0.0416100025f + 0.167496443f) * r + 0.500016510f;
     Native q = r * 0.00138825213f + 0.00836652052f;
@@ -360,7 +365,7 @@ struct Math {
     return q * r + 0.499999970f;
   }
 
-  // a 2^n for whole n.
+  // Gives a 2^n for whole n.
   BRNN_INLINE static Native times_power(Native a, Native n) {
 #if defined(__AVX512F__)
     return (Native)_mm512_scalef_ps((__m512)a, (__m512)n);

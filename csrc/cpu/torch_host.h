@@ -1,4 +1,5 @@
-// torch_host.h - where torch meets the CPU engine: its threads, and memory for one call.
+// torch_host.h is where torch meets the CPU engine: it brings torch's threads, and memory for one
+// call. The engine itself knows nothing of torch.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -15,8 +16,8 @@
 
 namespace brnn::cpu {
 
-// Torch's threads, as many as the work is worth: below about 2 MFLOP each, waking them costs more
-// than they bring, and far more beside another busy process.
+// Gives torch's threads, as many as the work is worth: below about 2 MFLOP each, waking them costs
+// more than they bring, and far more beside another busy process.
 inline Host host(double flop) {
   const auto alone = [](int64_t count, Body body, void* context) { body(context, 0, count); };
   const auto together = [](int64_t count, Body body, void* context) {
@@ -28,13 +29,13 @@ inline Host host(double flop) {
   return {threads > 1 ? ParallelFor(together) : ParallelFor(alone), threads};
 }
 
-// Products of a layer forward; backward makes twice as many.
+// Counts the products of a layer forward; backward makes twice as many.
 inline double forward_flop(double T, double B, double I, double H, double G) {
   return 2 * T * B * G * H * (I + H);
 }
 
-// Memory for the time of one call. In huge pages where there are some: weights that stream from
-// beyond a core's own cache come a quarter faster.
+// This is memory for the time of one call. It lies in huge pages where there are some: weights that
+// stream from beyond a core's own cache come a quarter faster.
 class Scratch {
  public:
   explicit Scratch(size_t bytes)
@@ -60,7 +61,7 @@ class Scratch {
   void* const block_;
 };
 
-// The Backend of layer_call.h.
+// This is the Backend of layer_call.h.
 class Backend {
  public:
   static constexpr uintptr_t alignment = 1;

@@ -1,5 +1,6 @@
-// driver.h - what an error of the CUDA runtime is called, one of all at length: the runtime that is
-// linked in here is newer than the driver can serve, though torch with an older one works.
+// driver.h says what an error of the CUDA runtime is called. One of them is told at length: the
+// runtime that is linked in here may be newer than the driver can serve, though torch with an older
+// one works.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,12 +11,13 @@
 
 namespace brnn::cuda {
 
-// "13.0" of 13000.
+// Writes 13000 as "13.0".
 inline std::string cuda_version(int number) {
   return "CUDA " + std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
 
-// "550.54.14" of what Linux's module says in /proc/driver/nvidia/version; "" where it says nothing.
+// Finds "550.54.14" in what Linux's module says in /proc/driver/nvidia/version; gives "" where it
+// says nothing.
 inline std::string driver_release(std::istream& module) {
   for (std::string word; module >> word;) {
     const bool number = word.find_first_not_of("0123456789.") == std::string::npos;
@@ -24,8 +26,8 @@ inline std::string driver_release(std::istream& module) {
   return "";
 }
 
-// The first release of the driver that serves a runtime of that major version; 0 if not known.
-// NVIDIA, CUDA Compatibility, "Minor Version Compatibility".
+// Gives the first release of the driver that serves a runtime of that major version, or 0 if it is
+// not known. NVIDIA's CUDA Compatibility, "Minor Version Compatibility", has the table.
 constexpr int first_release(int runtime) {
   switch (runtime / 1000) {
     case 12: return 525;

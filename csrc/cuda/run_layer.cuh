@@ -1,5 +1,5 @@
-// run_layer.cuh - a layer under a plan: part 1 for all time steps at once, the recurrence, and
-// where their workspaces lie. See run_layer.h.
+// run_layer.cuh runs a layer under a plan: part 1 for all time steps at once, the recurrence, and
+// where their workspaces lie. run_layer.h says what the parts are.
 #pragma once
 
 #include "../arena.h"

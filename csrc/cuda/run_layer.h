@@ -1,6 +1,6 @@
-// run_layer.h - what the CUDA engines offer and the little they need from their host: no torch, no
-// CUDA header. Memory comes as one scratch block, matrix products of dtypes and shapes that the
-// kernels leave to a library come through a callback.
+// run_layer.h says what the CUDA engines offer and the little they need from their host. It
+// includes no torch and no CUDA header: memory comes as one scratch block, and matrix products of
+// dtypes and shapes that the kernels leave to a library come through a callback.
 //
 // A layer runs in two parts, forward and backward alike:
 //   1. all time steps at once  input part a = W (m x) + b; afterwards dx, dW, dU and bias sums
@@ -19,13 +19,13 @@
 
 namespace brnn::cuda {
 
-// A matrix on the device, `batch` of them; strides count elements.
+// This is a matrix on the device, or `batch` of them; strides count elements.
 struct Matrix {
   const void* data;
   int64_t batch_stride, row_stride, column_stride;
 };
 
-// c = a b, or c += a b: [batch, M, K] times [batch, K, N]. c has column_stride 1.
+// A Product is c = a b, or c += a b: [batch, M, K] times [batch, K, N]. c has column_stride 1.
 struct Product {
   Dtype dtype;
   int64_t batch, M, N, K;
@@ -39,7 +39,7 @@ struct Host {
   void (*multiply)(void* context, const Product& product);  // on the same stream
 };
 
-// The whole layer under a plan. Throws std::runtime_error where a launch fails.
+// These run the whole layer under a plan. They throw std::runtime_error where a launch fails.
 template <class S>
 size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& layer);
 template <class S>

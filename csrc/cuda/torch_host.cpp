@@ -1,4 +1,4 @@
-// torch_host.cpp - compiled only where the CUDA engines are (setup.py).
+// torch_host.cpp implements torch_host.h; setup.py compiles it only where there is CUDA.
 #include "torch_host.h"
 
 #include <cuda_runtime.h>
@@ -21,7 +21,7 @@ void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + describe(error));
 }
 
-// What is used of libtorch_cuda: its C functions, which stay the same from version to version.
+// These are used of libtorch_cuda: C functions, which stay the same from version to version.
 struct TorchCuda {
   AOTITorchError (*current_stream)(int32_t device, void** stream);
   AOTITorchError (*bmm_out)(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
@@ -58,7 +58,7 @@ int32_t code_of(Dtype dtype) {
   throw std::logic_error("dtype: not one of dtypes.h");
 }
 
-// The matrices as a tensor [batch, rows, columns] that does not own them.
+// Gives the matrices as a tensor [batch, rows, columns] that does not own them.
 Tensor view(const Matrix& m, Dtype dtype, int64_t batch, int64_t rows, int64_t columns,
             int device) {
   const int64_t sizes[3] = {batch, rows, columns};
@@ -70,7 +70,7 @@ Tensor view(const Matrix& m, Dtype dtype, int64_t batch, int64_t rows, int64_t c
   return Tensor(handle);
 }
 
-// Host::multiply. cuBLAS's handle and workspace, and what a graph capture asks of them, are
+// This is Host::multiply. cuBLAS's handle and workspace, and what a graph capture asks of them, are
 // torch's.
 void multiply(void* context, const Product& p) {
   const int device = static_cast<const Stream*>(context)->device();

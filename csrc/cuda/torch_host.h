@@ -1,5 +1,6 @@
-// torch_host.h - where torch meets the CUDA engines: device guard, current stream, memory from its
-// allocator, matrix products by its cuBLAS, properties of the device.
+// torch_host.h is where torch meets the CUDA engines: it brings the device guard, the current
+// stream, memory from torch's allocator, matrix products by its cuBLAS, and properties of the
+// device.
 //
 // Nothing of torch's CUDA library is linked: the few functions are looked up when first needed, so
 // that the extension also loads where torch has no CUDA.
@@ -12,13 +13,13 @@
 
 namespace brnn::cuda {
 
-// Limits of a GPU of this machine; read once.
+// Gives the limits of a GPU of this machine, which are read once.
 const Device& device(int index);
 
-// The plan for such a GPU; made once, because that takes as long as a short layer.
+// Gives the plan for such a GPU. It is made once, because that takes as long as a short layer.
 Plan planned(const Problem& problem, int device, const std::string& engine);
 
-// For the time of one call: the device of `tensor` is current, and this is torch's stream there.
+// For the time of one call the device of `tensor` is current, and this is torch's stream there.
 class Stream {
  public:
   explicit Stream(const Tensor& tensor);
@@ -32,7 +33,7 @@ class Stream {
   void* stream_;
 };
 
-// The Backend of layer_call.h.
+// This is the Backend of layer_call.h.
 class Backend {
  public:
   static constexpr uintptr_t alignment = 16;
@@ -72,7 +73,8 @@ class Backend {
     return planned({cell_, l.T, l.B, l.I, l.H, precision_, l.mask_h.untied(), save_},
                    stream_.device(), engine_);
   }
-  // Given back to the allocator when the call returns; what runs on the stream by then comes first.
+  // The memory is given back to the allocator when the call returns; what runs on the stream by
+  // then comes first.
   Tensor scratch(size_t bytes) const;
   Host host() const;
 

@@ -60,8 +60,8 @@ def plan(planner, problem, device, engine="auto"):
 
 CORNELL = (200, 128, 128, 128)
 MONTE_CARLO = (35, 2000, 650, 650)
-# DESIGN section 7, LSTM with untied masks in 16 bit: (forward, backward) of each GPU; the others as
-# H100. A measurement that disagrees changes cost.h and this table.
+# An LSTM with untied masks in 16 bit: (forward, backward) of each GPU; those that are not named
+# plan as H100. A measurement that disagrees changes cost.h and this table.
 EXPECTED = {
     (1024, 16, 768, 768): {"H100": ("grid", "grid")},
     (1024, 16, 1024, 1024): {"H100": ("grid", "grid")},
@@ -110,7 +110,7 @@ def test_masks_decide_what_fits(planner):
 
 
 def test_the_headline_shape(planner):
-    """H=768, B=16 on an H100: DESIGN section 5."""
+    """H=768, B=16 on an H100."""
     result = plan(planner, Problem(1024, 16, 768, 768), planner.device("H100"))
     forward = result["forward"]
     assert forward["blocks"] == [48, 2]

@@ -51,7 +51,7 @@ struct Buffer {
     std::normal_distribution<double> normal;
     for (int64_t i = 0; i < n; ++i) data[i] = make<S>(random ? 0.5 * normal(generator) : NAN);
   }
-  S* get() { return data.get(); }
+  S* get() const { return data.get(); }
 };
 
 struct Sizes {
@@ -74,72 +74,93 @@ struct Problem {
   bool reverse, lengths;  // with lengths resets too
 };
 
-// All results of forward and backward, one after another.
+// A layer with random numbers, and where its results go.
 template <class S>
-std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
-  generator.seed(7);
-  const auto [T, B, I, H] = p.size;
+struct Tensors {
+  const Problem& p;
   const CellTraits is = traits(p.cell);
-  const int64_t G = is.gates, saved_rows = is.has_saved ? T : 0;
-  Buffer<S> x(T * B * I), h0(B * H), c0(B * H), w(G * H * I), u(G * H * H), b(G * H), b2(G * H);
-  Buffer<S> y(T * B * H, false), h_n(B * H, false), c_n(B * H, false);
-  Buffer<S> gates(T * B * G * H, false), saved(saved_rows * B * H, false);
-  Buffer<S> dy(T * B * H), dh_n(B * H), dc_n(B * H);
-  Buffer<S> dx(T * B * I, false), dh0(B * H, false), dc0(B * H, false);
-  Buffer<S> dw(G * H * I, false), du(G * H * H, false), db(G * H, false), db2(G * H, false);
-  const int64_t sets = p.masks;
-  std::unique_ptr<uint8_t[]> keep_x(new uint8_t[sets * B * I]), keep_h(new uint8_t[sets * B * H]);
-  for (int64_t i = 0; i < sets * B * I; ++i) keep_x[i] = generator() % 2;
-  for (int64_t i = 0; i < sets * B * H; ++i) keep_h[i] = generator() % 2;
-  std::unique_ptr<int64_t[]> lengths(new int64_t[B]);
-  for (int64_t i = 0; i < B; ++i) lengths[i] = generator() % (T + 1);
-  std::unique_ptr<uint8_t[]> resets(new uint8_t[T * B]);
-  for (int64_t i = 0; i < T * B; ++i) resets[i] = generator() % 3 == 0;
+  const int64_t T = p.size.T, B = p.size.B, I = p.size.I, H = p.size.H, G = is.gates;
+  Buffer<S> x{T * B * I}, h0{B * H}, c0{B * H}, w{G * H * I}, u{G * H * H}, b{G * H}, b2{G * H};
+  Buffer<S> y{T * B * H, false}, h_n{B * H, false}, c_n{B * H, false};
+  Buffer<S> gates{T * B * G * H, false}, saved{is.has_saved ? T * B * H : 0, false};
+  Buffer<S> dy{T * B * H}, dh_n{B * H}, dc_n{B * H};
+  Buffer<S> dx{T * B * I, false}, dh0{B * H, false}, dc0{B * H, false};
+  Buffer<S> dw{G * H * I, false}, du{G * H * H, false}, db{G * H, false}, db2{G * H, false};
+  std::unique_ptr<uint8_t[]> keep_x{new uint8_t[p.masks * B * I]};
+  std::unique_ptr<uint8_t[]> keep_h{new uint8_t[p.masks * B * H]};
+  std::unique_ptr<int64_t[]> lengths{new int64_t[B]};
+  std::unique_ptr<uint8_t[]> resets{new uint8_t[T * B]};
 
-  const auto fill = [&](Layer<S>& layer) {
+  explicit Tensors(const Problem& problem) : p(problem) {
+    for (int64_t i = 0; i < p.masks * B * I; ++i) keep_x[i] = generator() % 2;
+    for (int64_t i = 0; i < p.masks * B * H; ++i) keep_h[i] = generator() % 2;
+    for (int64_t i = 0; i < B; ++i) lengths[i] = generator() % (T + 1);
+    for (int64_t i = 0; i < T * B; ++i) resets[i] = generator() % 3 == 0;
+  }
+
+  void fill(Layer<S>& layer) const {
     layer.T = T, layer.B = B, layer.I = I, layer.H = H;
     layer.reverse = p.reverse, layer.lengths = p.lengths ? lengths.get() : nullptr;
     layer.resets = p.lengths ? resets.get() : nullptr;
-    if (sets) {
-      layer.mask_x = {keep_x.get(), sets > 1 ? B * I : 0, 2.0};
-      layer.mask_h = {keep_h.get(), sets > 1 ? B * H : 0, 2.0};
+    if (p.masks) {
+      layer.mask_x = {keep_x.get(), p.masks > 1 ? B * I : 0, 2.0};
+      layer.mask_h = {keep_h.get(), p.masks > 1 ? B * H : 0, 2.0};
     }
     layer.x = x.get(), layer.h0 = h0.get(), layer.c0 = is.has_c ? c0.get() : nullptr;
     layer.weight_ih = w.get(), layer.weight_hh = u.get();
-  };
+  }
+  Forward<S> forward() const {
+    Forward<S> f{};
+    fill(f);
+    f.bias_ih = b.get(), f.bias_hh = b2.get();
+    f.y = y.get(), f.h_n = h_n.get(), f.c_n = is.has_c ? c_n.get() : nullptr;
+    f.gates = gates.get(), f.saved = is.has_saved ? saved.get() : nullptr;
+    return f;
+  }
+  Backward<S> backward() const {
+    Backward<S> g{};
+    fill(g);
+    g.y = y.get(), g.gates = gates.get(), g.saved = is.has_saved ? saved.get() : nullptr;
+    g.dy = dy.get(), g.dh_n = dh_n.get(), g.dc_n = is.has_c ? dc_n.get() : nullptr;
+    g.dx = dx.get(), g.dh0 = dh0.get(), g.dc0 = is.has_c ? dc0.get() : nullptr;
+    g.dweight_ih = dw.get(), g.dweight_hh = du.get();
+    g.dbias_ih = db.get(), g.dbias_hh = db2.get();
+    return g;
+  }
+
+  // One after another.
+  std::vector<double> results() const {
+    std::vector<double> all;
+    const auto add = [&](const Buffer<S>& r) {
+      for (int64_t i = 0; i < r.n; ++i) all.push_back(value(r.data[i]));
+    };
+    for (const Buffer<S>* r : {&y, &h_n, &dx, &dh0, &dw, &du, &db, &db2}) add(*r);
+    if (is.has_c) add(c_n), add(dc0);
+    return all;
+  }
+};
+
+// NaN wherever the engine reads before it writes.
+auto scratch(size_t bytes) {
+  std::unique_ptr<char, void (*)(void*)> memory(
+      static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
+  std::memset(memory.get(), 0xff, bytes);
+  return memory;
+}
+
+// All results of forward and backward.
+template <class S>
+std::vector<double> run(const cpu::Isa& isa, const Problem& p) {
+  generator.seed(7);
+  const Tensors<S> tensors(p);
   const auto& engine = isa.engine<S>();
-  Forward<S> f{};
-  fill(f);
-  f.bias_ih = b.get(), f.bias_hh = b2.get();
-  f.y = y.get(), f.h_n = h_n.get(), f.c_n = is.has_c ? c_n.get() : nullptr;
-  f.gates = gates.get(), f.saved = saved_rows ? saved.get() : nullptr;
-  const auto scratch = [](size_t bytes) {  // NaN wherever the engine reads before it writes
-    std::unique_ptr<char, void (*)(void*)> memory(
-        static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free);
-    std::memset(memory.get(), 0xff, bytes);
-    return memory;
-  };
-  {
-    const auto memory = scratch(engine.forward_scratch_bytes(p.cell, f, kHost.threads));
-    engine.forward(p.cell, f, kHost, memory.get());
-  }
-  Backward<S> g{};
-  fill(g);
-  g.y = y.get(), g.gates = gates.get(), g.saved = f.saved;
-  g.dy = dy.get(), g.dh_n = dh_n.get(), g.dc_n = is.has_c ? dc_n.get() : nullptr;
-  g.dx = dx.get(), g.dh0 = dh0.get(), g.dc0 = is.has_c ? dc0.get() : nullptr;
-  g.dweight_ih = dw.get(), g.dweight_hh = du.get(), g.dbias_ih = db.get(), g.dbias_hh = db2.get();
-  {
-    const auto memory = scratch(engine.backward_scratch_bytes(p.cell, g, kHost.threads));
-    engine.backward(p.cell, g, kHost, memory.get());
-  }
-  std::vector<double> all;
-  for (Buffer<S>* r : {&y, &h_n, &dx, &dh0, &dw, &du, &db, &db2})
-    for (int64_t i = 0; i < r->n; ++i) all.push_back(value(r->data[i]));
-  if (is.has_c)
-    for (Buffer<S>* r : {&c_n, &dc0})
-      for (int64_t i = 0; i < r->n; ++i) all.push_back(value(r->data[i]));
-  return all;
+  const Forward<S> f = tensors.forward();
+  engine.forward(p.cell, f, kHost,
+                 scratch(engine.forward_scratch_bytes(p.cell, f, kHost.threads)).get());
+  const Backward<S> g = tensors.backward();
+  engine.backward(p.cell, g, kHost,
+                  scratch(engine.backward_scratch_bytes(p.cell, g, kHost.threads)).get());
+  return tensors.results();
 }
 
 // Those that are linked, as -DISAS names them; the first is what the others are compared with.

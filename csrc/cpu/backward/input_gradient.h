@@ -1,8 +1,8 @@
-// input_gradient.h - the second phase of a chunk backward: dx, from dz, with the masks of each gate
-// on its own sum.
+// input_gradient.h is the second phase of a chunk backward: it makes dx from dz, with the masks of
+// each gate on its own sum.
 //
-// No row waits for another, so rows are split over threads; and it takes a chunk at a time, so that
-// dz is read while it is still in cache.
+// No row waits for another, so rows are split over threads. It takes a chunk at a time, so that dz
+// is read while it is still in cache.
 #pragma once
 
 #include "shared.h"
@@ -23,7 +23,7 @@ class InputGradient {
         keep_(shared.keep_x),
         dz_(shared.dz) {}
 
-  // `count` rows from step `begin` on.
+  // Makes dx of `count` rows from step `begin` on.
   void rows(const Piece& piece, int64_t begin, int64_t count) const {
     const Product<E> product;
     const Blocks blocks(count, panels_.tile_rows(), Product<E>::even);

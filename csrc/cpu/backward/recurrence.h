@@ -1,5 +1,6 @@
-// recurrence.h - the first phase of a chunk backward: dz, the gradients of all gates, step by step
-// from its last step to its first, and what the layer's initial state gets in the end.
+// recurrence.h is the first phase of a chunk backward: it makes dz, the gradients of all gates,
+// step by step from the chunk's last step to its first, and in the end what the layer's initial
+// state gets.
 //
 // It is the one phase whose steps wait for each other, so it is divided as forward is: by
 // sequences, or by units where threads are more than sequences can feed. Gradients of the biases
@@ -34,7 +35,7 @@ class Recurrence {
 
   void start() const { std::memset(dbias_, 0, size_t(parts_ * kSlots * pitch_) * sizeof(C)); }
 
-  // Steps end-1 .. begin.
+  // Runs the steps end-1 .. begin.
   template <class Run>
   void steps(const Run& run, int64_t begin, int64_t end) const {
     const auto sequences = [this](int64_t part) { return share_of(p_.B, part, parts_); };
@@ -52,7 +53,7 @@ class Recurrence {
       run([&](int64_t part, const Piece& piece) { initial_state(sequences(part), piece); });
   }
 
-  // Sums of the parts' bias gradients.
+  // Writes the sums of the parts' bias gradients.
   void write_biases() const {
     for (int gate = 0; gate < G; ++gate) {
       write_bias(Cell::slot_of_a(gate), p_.dbias_ih ? p_.dbias_ih + gate * p_.H : nullptr);
@@ -116,8 +117,8 @@ class Recurrence {
     });
   }
 
-  // dh [count][width] = sum over gates of m_k (U_k^T dz_k), dz from `row` on. Without the mask's
-  // scale.
+  // Makes dh [count][width] = sum over gates of m_k (U_k^T dz_k), with dz from `row` on. The mask's
+  // scale is left out.
   void through_recurrence(const Product<E>& product, const Rows<E>& dz, int64_t row, int64_t panel,
                           int64_t b, int count, C* dh) const {
     constexpr int gates = Cell::reset_before ? 2 : G;  // n went through reset_gradients
@@ -131,7 +132,8 @@ class Recurrence {
     }
   }
 
-  // dz of step s from dh, whose rows lie `width` apart, for some sequences and a vector of units.
+  // Makes dz of step s from dh, whose rows lie `width` apart, for some sequences and a vector of
+  // units.
   BRNN_INTERLEAVED void gate_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t b0,
                                        int count, int64_t u, const C* dh, int width) const {
     const int64_t t = p_.time(s), H = p_.H, at = (t * p_.B + b0) * H, pitch = pitch_;
@@ -169,8 +171,8 @@ class Recurrence {
     for (int k = 0; k < kSlots; ++k) add_to(dbias(part, k) + u, total[k]);
   }
 
-  // The way through r of a GRU that resets before U: needs dz_n of all units, so a phase of its
-  // own.
+  // Goes the way through r of a GRU that resets before U. It needs dz_n of all units, so it is a
+  // phase of its own.
   void reset_gradients(int64_t part, const Share& sequences, const Piece& piece, int64_t s,
                        int64_t begin) const {
     const Product<E> product;
@@ -201,7 +203,7 @@ class Recurrence {
     });
   }
 
-  // dh0 and dc0, from dz of the first step.
+  // Makes dh0 and dc0 from dz of the first step.
   void initial_state(const Share& sequences, const Piece& piece) const {
     const Product<E> product;
     for_each_tile(sequences, piece, 0, [&](int64_t panel, int64_t b0, int count) {

@@ -1,4 +1,4 @@
-// shared.h - what the phases of a layer backward share: the packed weights and masks that two of
+// shared.h has what the phases of a layer backward share: the packed weights and masks that two of
 // them read, dz that the first hands to the others, and how they find the state before a step.
 //
 // Each phase is a class that copies from here the few of these views that it needs. A view is a
@@ -11,9 +11,10 @@
 
 namespace brnn::BRNN_ISA {
 
-// Steps of a chunk: the weight gradients gain by many rows (step, sequence), memory grows with
-// them. All of them if they are no more than the units, since the masked operands then find room
-// where the weights were; else a third of a short sequence's, unless those are few.
+// Chooses the steps of a chunk: the weight gradients gain by many rows (step, sequence), but memory
+// grows with them. It takes all of them if they are no more than the units, since the masked
+// operands then find room where the weights were; else it takes a third of a short sequence's,
+// unless those are few.
 inline int64_t chunk_steps(int64_t T, int64_t B, int64_t H) {
   constexpr int64_t most = 480, least = 96;
   if (T * B <= H) return T;
@@ -21,7 +22,7 @@ inline int64_t chunk_steps(int64_t T, int64_t B, int64_t H) {
   return min(T, steps > enough ? steps : enough);
 }
 
-// Rows in scratch memory.
+// Takes rows of scratch memory.
 template <class E>
 Rows<E> rows_of(Arena& arena, int64_t sets, int64_t rows, int64_t K) {
   return Rows<E>(arena.take<E>(Rows<E>::count(sets, rows, K)), rows, K);
@@ -51,7 +52,7 @@ struct BackwardShared {
     dz = rows_of<E>(arena, cell.slots, chunk * layer.B, layer.H);
   }
 
-  // Of panels_hh and of panels_ih, which lies behind it.
+  // These count the elements of panels_hh and of panels_ih, which lies behind it.
   int64_t count_hh() const { return Panels<E>::count(cell.gates, layer.H, layer.H); }
   int64_t count_ih() const { return layer.dx ? Panels<E>::count(cell.gates, layer.H, layer.I) : 0; }
 
@@ -70,13 +71,14 @@ struct BackwardShared {
   }
 };
 
-// Row (t, b) of a tensor [T, B, columns].
+// Gives row (t, b) of a tensor [T, B, columns].
 template <class S>
 const S* row_at(const Backward<S>& layer, const S* tensor, int64_t t, int64_t b, int64_t columns) {
   return tensor + (t * layer.B + b) * columns;
 }
 
-// What step s of sequence b started from; `first` is h0 or c0, `after` holds the steps' results.
+// Gives what step s of sequence b started from: `first` is h0 or c0, `after` holds the steps'
+// results.
 template <class S>
 const S* row_before(const Backward<S>& layer, const S* first, const S* after, int64_t s,
                     int64_t b) {
@@ -84,8 +86,8 @@ const S* row_before(const Backward<S>& layer, const S* first, const S* after, in
   return starts ? first + b * layer.H : row_at(layer, after, layer.time(s - 1), b, layer.H);
 }
 
-// sums [count][width] = sum over `gates` gates of m_k (M_k^T dz_k), dz of gate k in slots[k], rows
-// being sequences from b on of B, and from 0 again after the last.
+// Makes sums [count][width] = sum over `gates` gates of m_k (M_k^T dz_k). dz of gate k stands in
+// slots[k]; rows are sequences from b on of B, and from 0 again after the last.
 template <class E, class C>
 void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row, const Panels<E>& panels,
                 int64_t panel, const Keep<C>& keep, int64_t B, int64_t b, int count, int gates,

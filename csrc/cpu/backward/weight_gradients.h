@@ -1,7 +1,7 @@
-// weight_gradients.h - the third phase of a chunk backward: products of dz, turned so that units
-// are rows, and the masked operands x and h_{t-1}, added up over the chunks.
+// weight_gradients.h is the third phase of a chunk backward: it multiplies dz, turned so that units
+// are rows, by the masked operands x and h_{t-1}, and adds that up over the chunks.
 //
-// The operands are packed first, by all threads, since every unit needs all of them; then the units
+// The operands are packed first, by all threads, since every unit needs all of them. Then the units
 // of each gate are split over threads, and no sum has two writers. Where tensors are stored as sums
 // are made, the sums are made in place; else they are converted once, after the last chunk.
 #pragma once
@@ -13,7 +13,7 @@ namespace brnn::BRNN_ISA {
 constexpr int64_t kSomeRows = 16;    // of the operands of weight gradients, packed at once
 constexpr int64_t kMostUnits = 240;  // units of a gate whose weight gradients are made at once
 
-// to [own][rows] = from [rows][own] of one set: units become rows.
+// Makes to [own][rows] = from [rows][own] of one set: units become rows.
 template <class E>
 void turn(const Rows<E>& from, int64_t set, int64_t rows, const Share& own, const Rows<E>& to) {
   using C = typename Element<E>::Sum;
@@ -62,7 +62,7 @@ class WeightGradients {
     h_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_hh) : arena.take<C>(columns() * p_.H);
   }
 
-  // m_k x_t and m_k h_{t-1} of one chunk, some rows at a time.
+  // Packs m_k x_t and m_k h_{t-1} of one chunk, some rows at a time.
   void pack(const Piece& piece, int64_t begin, int64_t rows) const {
     piece.each(divide_up(Panels<E>::padded(rows), kSomeRows), [&](int64_t item) {
       pack_operand<false>(x_, false, begin, rows, item * kSomeRows);
@@ -73,7 +73,7 @@ class WeightGradients {
     });
   }
 
-  // The sums of one chunk, whose operands are packed.
+  // Adds the products of one chunk, whose operands are packed, to the sums.
   void sum(const Piece& piece, int64_t rows, bool first_chunk) const {
     const Product<E> product;
     const Rows<E> units(units_ + piece.index * units_count(), unit_step(), rows);
@@ -90,7 +90,7 @@ class WeightGradients {
     });
   }
 
-  // Conversion to the storage type.
+  // Converts the sums to the storage type.
   void write(const Host& host) const {
     if (kSame) return;
     parallel_ranges(host, columns(), [&](int64_t begin, int64_t end) {
@@ -100,7 +100,7 @@ class WeightGradients {
   }
 
  private:
-  // What dz is multiplied with, and the sums.
+  // This is what dz is multiplied with, and where the sums go.
   struct Operand {
     Keep<C> keep;
     int sets;  // a packed operand per gate, or one for all
@@ -163,8 +163,8 @@ class WeightGradients {
   }
 
   int64_t columns() const { return cell_.gates * p_.H; }
-  // Units of a gate that a thread takes at once: some of its own size for each thread, if the gate
-  // has as many.
+  // Says how many units of a gate a thread takes at once: each thread gets some such pieces, if the
+  // gate has as many.
   int64_t unit_step() const {
     const int64_t fair = divide_up(columns(), 4 * int64_t{threads_});
     return min(kMostUnits,
@@ -172,8 +172,8 @@ class WeightGradients {
   }
   int64_t units_count() const { return Rows<E>::count(1, unit_step(), chunk_ * p_.B); }
 
-  // Some units of one gate of sum [G*H, N]. A panel of the operand stays in cache while the units
-  // pass by.
+  // Makes some units of one gate of sum [G*H, N]. A panel of the operand stays in cache while the
+  // units pass by.
   void add_products(const Product<E>& product, int gate, const Share& own, const Rows<E>& units,
                     int64_t rows, const Operand& of, bool add) const {
     const Panels<E> operand = of.panels(rows);

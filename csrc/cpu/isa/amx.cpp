@@ -1,4 +1,4 @@
-// amx.cpp - bfloat16 on matrix registers; the rest is AVX-512's.
+// amx.cpp compiles bfloat16 for matrix registers; the other types are AVX-512's.
 #define BRNN_ISA amx
 #include <cpuid.h>
 

@@ -1,4 +1,4 @@
-// avx2.cpp - the CPU engine for AVX2 and FMA.
+// avx2.cpp compiles the CPU engine for AVX2 and FMA.
 #define BRNN_ISA avx2
 #include "instance.h"
 

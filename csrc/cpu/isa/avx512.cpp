@@ -1,4 +1,4 @@
-// avx512.cpp - the CPU engine for AVX-512 (F, BW, DQ, VL).
+// avx512.cpp compiles the CPU engine for AVX-512 (F, BW, DQ, VL).
 #define BRNN_ISA avx512
 #include "instance.h"
 

@@ -1,4 +1,5 @@
-// avx512_bf16.cpp - bfloat16 by AVX-512's dot products of pairs; the rest is AVX-512's.
+// avx512_bf16.cpp compiles bfloat16 for AVX-512's dot products of pairs; the other types are
+// AVX-512's.
 #define BRNN_ISA avx512_bf16
 #include "instance.h"
 

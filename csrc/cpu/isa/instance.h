@@ -1,4 +1,5 @@
-// instance.h - the engine for the instruction set that BRNN_ISA names and the compiler was told.
+// instance.h makes the engine for the instruction set that BRNN_ISA names and the compiler was
+// told. Each file of this folder includes it once, in a namespace of its own.
 #pragma once
 
 #include "../backward.h"
@@ -7,7 +8,8 @@
 
 namespace brnn::BRNN_ISA {
 
-// What products multiply for tensors of S: bfloat16 is widened where no instruction takes it.
+// This is what products multiply for tensors of S: bfloat16 is widened where no instruction takes
+// it.
 template <class S>
 struct Multiplied {
   using type = S;
@@ -19,7 +21,7 @@ struct Multiplied<bfloat16> {
 };
 #endif
 
-// Pass = ForwardPass or BackwardPass; use(pass) gets the one for the cell.
+// Pass is ForwardPass or BackwardPass; use(pass) gets the one for the cell.
 template <template <class, class, template <class> class> class Pass, class Layer, class S,
           class Use>
 auto with_pass(Cell cell, const Layer& layer, int threads, void* scratch, const Use& use) {

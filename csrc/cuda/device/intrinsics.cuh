@@ -1,4 +1,5 @@
-// intrinsics.cuh - every device primitive that the kernels use: its PTX and nothing else.
+// intrinsics.cuh has every device primitive that the kernels use, its PTX and nothing else, so that
+// no other file has inline assembly and each primitive can be tested by itself.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +15,7 @@ namespace brnn::cuda {
 
 // ---- shared memory
 
-// The dynamic shared memory of the block, 128-byte aligned.
+// Gives the dynamic shared memory of the block, 128-byte aligned.
 template <class T>
 BRNN_DEVICE T* shared_memory() {
   extern __shared__ __align__(128) unsigned char brnn_shared_memory[];
@@ -37,7 +38,7 @@ BRNN_DEVICE void mma(float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// tf32: the words are float bits, rounded by to_tf32.
+// For tf32 the words are float bits, rounded by to_tf32.
 BRNN_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
@@ -45,15 +46,15 @@ BRNN_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 8 matrices of 16-bit numbers from shared memory; lane l gives the address of row l % 8
-// of matrix l / 8 and receives words (row l / 4, column pair l % 4) of all four.
+// Loads four 8 x 8 matrices of 16-bit numbers from shared memory. Lane l gives the address of row l
+// % 8 of matrix l / 8 and receives words (row l / 4, column pair l % 4) of all four.
 BRNN_DEVICE void load_matrices(uint32_t (&words)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(uint32_t(__cvta_generic_to_shared(row)))
                : "memory");
 }
-// The same, each matrix transposed.
+// Does the same with each matrix transposed.
 BRNN_DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -63,7 +64,7 @@ BRNN_DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void* row)
 
 // ---- numbers
 
-// Two numbers in a word, `low` first; every NaN becomes 0x7FFF. The pair form is one ALU
+// Packs two numbers in a word, `low` first; every NaN becomes 0x7FFF. The pair form is one ALU
 // instruction, the single one goes through the slow pipe.
 BRNN_DEVICE uint32_t pack(bfloat16, float low, float high) {
   uint32_t word;
@@ -75,7 +76,7 @@ BRNN_DEVICE uint32_t pack(float16, float low, float high) {
   asm("cvt.rn.f16x2.f32 %0,%1,%2;" : "=r"(word) : "f"(high), "f"(low));
   return word;
 }
-// The upper 19 bits, rounded; every NaN becomes 0x7FFFFFFF.
+// Rounds to the upper 19 bits; every NaN becomes 0x7FFFFFFF.
 BRNN_DEVICE uint32_t to_tf32(float value) {
   uint32_t word;
   asm("cvt.rna.tf32.f32 %0,%1;" : "=r"(word) : "f"(value));
@@ -107,7 +108,7 @@ BRNN_DEVICE float reciprocal_approx(float x) {
   return y;
 }
 
-// What is computed from the word stays where it is written: no hoisting out of the time loop.
+// What is computed from the word stays where it is written: the compiler hoists it out of no loop.
 BRNN_DEVICE void opaque(uint32_t& word) { asm volatile("" : "+r"(word)); }
 BRNN_DEVICE void opaque(int& word) { asm volatile("" : "+r"(word)); }
 
@@ -121,7 +122,7 @@ BRNN_DEVICE uint32_t load_acquire(const uint32_t* from) {
 BRNN_DEVICE void store_release(uint32_t* to, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0],%1;" ::"l"(to), "r"(value) : "memory");
 }
-// Four words, each whole; the four together may be torn.
+// Loads four words, each of them whole; the four together may be torn.
 BRNN_DEVICE uint4 load_relaxed(const uint4* from) {
   uint4 v;
   asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3},[%4];"
@@ -133,7 +134,7 @@ BRNN_DEVICE uint4 load_relaxed(const uint4* from) {
 BRNN_DEVICE void store_relaxed(uint32_t* to, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0],%1;" ::"l"(to), "r"(value) : "memory");
 }
-// From L2, past L1: what another block has written.
+// Loads from L2, past L1, what another block has written.
 template <class T>
 BRNN_DEVICE T load_l2(const T* from) {
   if constexpr (requires { from->bits; })
@@ -144,7 +145,7 @@ BRNN_DEVICE T load_l2(const T* from) {
 
 // ---- synchronisation
 
-// Barrier `id` (1 to 15) of `threads` threads of the block.
+// Waits at barrier `id` (1 to 15) for `threads` threads of the block.
 BRNN_DEVICE void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0,%1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -155,7 +156,8 @@ BRNN_DEVICE uint32_t cluster_rank() {
   asm("mov.u32 %0,%%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// The place in the shared memory of block `rank` of the cluster that `mine` is in this block's.
+// Gives the place in the shared memory of block `rank` of the cluster that `mine` is in this
+// block's.
 template <class T>
 BRNN_DEVICE T* cluster_map(T* mine, uint32_t rank) {
   T* theirs;
@@ -181,7 +183,7 @@ BRNN_DEVICE void cluster_wait() { __trap(); }
 
 // ---- asynchronous copies
 
-// 16 bytes from global to shared memory; zeros where `inside` is false.
+// Copies 16 bytes from global to shared memory; zeros where `inside` is false.
 BRNN_DEVICE void copy_async(void* to, const void* from, bool inside) {
   const int bytes = inside ? 16 : 0;
   asm volatile(
@@ -189,7 +191,7 @@ BRNN_DEVICE void copy_async(void* to, const void* from, bool inside) {
       "l"(from), "r"(bytes)
       : "memory");
 }
-// 4 bytes, likewise.
+// Copies 4 bytes likewise.
 BRNN_DEVICE void copy_async_word(void* to, const void* from, bool inside) {
   const int bytes = inside ? 4 : 0;
   asm volatile(
@@ -204,14 +206,14 @@ BRNN_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// Numbers of one word and the rounding that a value takes when it becomes one.
+// These make a word of one number, with the rounding that a value takes when it becomes one.
 BRNN_DEVICE uint32_t pack(float, float value, float) { return to_tf32(value); }
 
 BRNN_DEVICE bfloat16 round_to(bfloat16 s, float value) { return {uint16_t(pack(s, value, 0.f))}; }
 BRNN_DEVICE float16 round_to(float16 s, float value) { return {uint16_t(pack(s, value, 0.f))}; }
 BRNN_DEVICE float round_to(float, float value) { return value; }
 
-// For cells.h: absolute error below 2e-7, six instructions.
+// This is Math for cells.h: its absolute error is below 2e-7, in six instructions.
 struct DeviceMath {
   using Value = float;
   BRNN_DEVICE static float value(float x) { return x; }

@@ -1,4 +1,5 @@
-// launch.cuh - how host code starts a kernel: one way for all of them.
+// launch.cuh says how host code starts a kernel. There is one way for all of them, so that none is
+// launched unchecked.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +21,7 @@ struct Grid {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // it has been told; the next call starts clean
-  // As checks::no_memory says it, of which the host makes torch.OutOfMemoryError.
+  // This is worded as checks::no_memory words it, of which the host makes torch.OutOfMemoryError.
   if (error == cudaErrorMemoryAllocation)
     throw std::runtime_error(std::string("memory: expected room for a ") + what + ", got " +
                              cudaGetErrorString(error));
@@ -34,14 +35,15 @@ inline int attribute(cudaDeviceAttr which) {
   return value;
 }
 
-// All that a block may have, not what one launch needs: launches of other sizes may run beside it.
+// Allows all that a block may have, not what one launch needs: launches of other sizes may run
+// beside it.
 inline void allow_shared_memory(const void* kernel) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
         "shared memory of a kernel");
 }
 
-// What a launch of the grid needs beside the kernel and its parameters.
+// Holds what a launch of the grid needs beside the kernel and its parameters.
 struct LaunchConfig {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
@@ -76,8 +78,9 @@ void launch(void (*kernel)(Params), const Grid& grid, void* stream, const Params
   check(cudaLaunchKernelEx(&how.config, kernel, params), "kernel launch");
 }
 
-// The same where the driver may refuse a grid that occupancy allowed: under MPS and in green
-// contexts fewer multiprocessors are there than the device has. Returns why; "": it is launched.
+// Does the same where the driver may refuse a grid that occupancy allowed: under MPS and in green
+// contexts fewer multiprocessors are there than the device has. Returns why, or "" where it is
+// launched.
 template <class Params>
 std::string try_launch(void (*kernel)(Params), const Grid& grid, void* stream,
                        const Params& params) {
@@ -92,8 +95,9 @@ std::string try_launch(void (*kernel)(Params), const Grid& grid, void* stream,
   return "";
 }
 
-// How many clusters of such a grid the current device runs at the same time. Where the runtime
-// cannot tell, as of a size that the device does not have, 0, and `why` says what it said.
+// Tells how many clusters of such a grid the current device runs at the same time. Where the
+// runtime cannot tell, as of a size that the device does not have, that is 0, and `why` says what
+// it said.
 template <class Params>
 int resident_clusters(void (*kernel)(Params), const Grid& grid, std::string& why) {
   const void* entry = reinterpret_cast<const void*>(kernel);
@@ -106,7 +110,7 @@ int resident_clusters(void (*kernel)(Params), const Grid& grid, std::string& why
   return 0;
 }
 
-// How many blocks of such a grid the current device runs at the same time.
+// Tells how many blocks of such a grid the current device runs at the same time.
 template <class Params>
 int resident_blocks(void (*kernel)(Params), const Grid& grid) {
   const void* entry = reinterpret_cast<const void*>(kernel);

@@ -1,4 +1,5 @@
-// host.cuh - from a layer to the kernels of kernels.cuh: sizes, tiles, grids.
+// host.cuh leads from a layer to the kernels of kernels.cuh: it chooses tiles and grids from the
+// sizes and fills the parameters.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +15,7 @@ constexpr int64_t kEnoughBlocks = 256, kEnoughRows = 512;
 
 inline int64_t tiles_of(int64_t size, int64_t tile) { return size ? (size + tile - 1) / tile : 1; }
 
-// The widest aligned load where rows have `size` numbers: kLanes, 2 or 1.
+// Gives the widest aligned load where rows have `size` numbers: kLanes, 2 or 1.
 template <class S>
 int vector_of(int64_t size) {
   if (size % kLanes<S> == 0) return kLanes<S>;
@@ -165,7 +166,7 @@ void input_gradient(Cell cell, const Backward<S>& layer, const S* dz, void* stre
 
 // ---- 3. weight gradients
 
-// dW or dU, without its tiles: `of` names the slots that flow into a, or into q.
+// Describes dW or dU, without its tiles: `of` names the slots that flow into a, or into q.
 template <class S>
 WeightProduct<S> weight_product_of(const Operand<S>& operand, const Mask& mask, int gates,
                                    const int (&of)[4], int64_t H, S* weight, S* bias) {
@@ -241,7 +242,7 @@ void split_as_worthwhile(WeightGradients<S>& p) {
   split(p, std::min(kEnoughBlocks / p.tiles, p.rows / kEnoughRows));
 }
 
-// Whether the tiles are large ones.
+// Cuts everything; tells whether the tiles are large ones.
 template <class S>
 bool cut(WeightGradients<S>& p) {
   cut<Large>(p), split_as_worthwhile(p);

@@ -1,6 +1,6 @@
-// kernels.cuh - the three products of gate_gemm.h as kernels and how they are launched. A block
-// makes one tile of one result; which one follows from blockIdx.x, the columns of a row tile side
-// by side, so that blocks running at the same time read the same rows.
+// kernels.cuh has the three products of gate_gemm.h as kernels. A block makes one tile of one
+// result. Which one follows from blockIdx.x, the columns of a row tile side by side, so that blocks
+// running at the same time read the same rows.
 #pragma once
 
 #include "gate_gemm.h"
@@ -97,7 +97,7 @@ struct InputGradient {
   Divider steps;      // tiles of k in a gate
 };
 
-// total += what the masks of `gate` keep of sums, which start anew.
+// Adds to total what the masks of `gate` keep of sums, which start anew.
 template <class S, class Shape>
 BRNN_DEVICE void add_kept(const InputGradient<S>& p, int gate, int m0, int n0, Sums<Shape>& sums,
                           Sums<Shape>& total) {

@@ -1,8 +1,8 @@
-// loaders.cuh - how the operands of kernels.cuh come from global to shared memory:
-// plain ones by asynchronous copies (but for odd rows of 16-bit numbers), masked ones through
-// registers. Masks are applied there, to bits: a dropped NaN leaves no trace.
+// loaders.cuh brings the operands of kernels.cuh from global to shared memory: plain ones by
+// asynchronous copies (but for odd rows of 16-bit numbers), masked ones through registers. Masks
+// are applied there, to bits: a dropped NaN leaves no trace.
 //
-// A loader has: Tile; copy(tile, step), which need not be there before a wait; fetch(step), into
+// A loader has a Tile; copy(tile, step), which need not be there before a wait; fetch(step), into
 // registers; finish(tile), from there to shared memory and whatever else is left to do to a tile
 // that was copied. `step` counts tiles along k.
 #pragma once
@@ -11,7 +11,7 @@
 
 namespace brnn::cuda::gate_gemm {
 
-// n / divisor for 0 <= n < 2^31.
+// A Divider gives n / divisor for 0 <= n < 2^31.
 struct Divider {
   uint32_t divisor = 1, multiplier = 1, shift = 0;
 
@@ -36,7 +36,7 @@ struct Chunk {
   uint32_t word[4] = {};
 };
 
-// The first `count` numbers, zeros behind.
+// Loads the first `count` numbers, with zeros behind.
 template <class S>
 BRNN_DEVICE Chunk<S> load_chunk(const S* from, int count, int vector) {
   if (vector == kLanes<S>) {
@@ -60,7 +60,8 @@ BRNN_DEVICE Chunk<S> load_chunk(const S* from, int count, int vector) {
   return chunk;
 }
 
-// A byte for each number of a chunk, 1 = kept: all in a row, or those of each word by themselves.
+// Keep has a byte for each number of a chunk, 1 where it is kept: all in a row, or those of each
+// word by themselves.
 struct Keep {
   uint32_t word[4] = {};
 };
@@ -106,7 +107,7 @@ BRNN_DEVICE void mask_chunk(Chunk<S>& chunk, const Keep& keep, int vector) {
   }
 }
 
-// Products of the numbers in two words, rounded.
+// Multiplies the numbers in two words and rounds the products.
 BRNN_DEVICE uint32_t multiply_words(float s, uint32_t a, uint32_t b) {
   return pack(s, bits_to_float(a) * bits_to_float(b), 0.f);
 }
@@ -122,7 +123,7 @@ BRNN_DEVICE void store_chunk(unsigned char* to, const Chunk<S>& chunk) {
   *reinterpret_cast<uint4*>(to) = {chunk.word[0], chunk.word[1], chunk.word[2], chunk.word[3]};
 }
 
-// As the tensor cores want it.
+// Makes it what the tensor cores want.
 template <class S>
 BRNN_DEVICE Chunk<S> rounded(Chunk<S> chunk) {
   if constexpr (DtypeOf<S>::rounds_operands)
@@ -131,7 +132,7 @@ BRNN_DEVICE Chunk<S> rounded(Chunk<S> chunk) {
   return chunk;
 }
 
-// To shared memory as it is, asynchronously where words are aligned.
+// Copies to shared memory as it is, asynchronously where words are aligned.
 template <class S>
 BRNN_DEVICE void copy_chunk(unsigned char* to, const S* from, int count, int vector) {
   if (vector == kLanes<S>)
@@ -146,8 +147,8 @@ BRNN_DEVICE void copy_chunk(unsigned char* to, const S* from, int count, int vec
 
 // ---- loaders
 
-// The chunks of a tile that this thread brings: number j stands in row(j), all in one column.
-// Made anew for every tile, because registers are scarcer than instructions.
+// These are the chunks of a tile that this thread brings: number j stands in row(j), all in one
+// column. They are made anew for every tile, because registers are scarcer than instructions.
 template <class S, class Tile, int kThreads>
 struct Share {
   static_assert(Tile::kRows * Tile::kChunks == kShare * kThreads);
@@ -163,7 +164,7 @@ struct Share {
   }
 };
 
-// A matrix as it is. where(step): the window that starts at the tile of a step.
+// Loads a matrix as it is. where(step) is the window that starts at the tile of a step.
 template <class S, class Tile_, int kThreads, class Where>
 class Plain {
  public:
@@ -204,7 +205,7 @@ BRNN_DEVICE Plain<S, Tile, kThreads, Where> plain(const Where& where) {
   return Plain<S, Tile, kThreads, Where>(where);
 }
 
-// Masked x or masked h_{t-1}: [T, B, K].
+// This is masked x or masked h_{t-1}, [T, B, K].
 template <class S>
 struct Operand {
   const S* values;         // [T, B, K] x, or y
@@ -224,8 +225,8 @@ struct Place {
   int row, column;
 };
 
-// Masked x or h_{t-1} as `gate` sees it. where(step): the first row and column of the tile.
-// kSameRows: the rows are those of step 0 all along.
+// Loads masked x or h_{t-1} as `gate` sees it. where(step) is the first row and column of the tile.
+// With kSameRows the rows are those of step 0 all along.
 template <class S, class Tile_, int kThreads, bool kSameRows, class Where>
 class Masked {
  public:

@@ -1,6 +1,6 @@
-// tiles.cuh - what the matrix products of kernels.cuh are made of: tiles of operands
-// in shared memory, the pipeline that fills them, tensor-core products of tiles, and the way of
-// the sums to memory. An operand has an outer index (rows or columns of the result) and k.
+// tiles.cuh has what the matrix products of kernels.cuh are made of: tiles of operands in shared
+// memory, the pipeline that fills them, tensor-core products of tiles, and the way of the sums to
+// memory. An operand has an outer index (rows or columns of the result) and k.
 #pragma once
 
 #include "../device/intrinsics.cuh"
@@ -15,14 +15,14 @@ template <class S>
 constexpr int kDepth = 64 / int(sizeof(S));  // k of a tile: two tensor-core steps
 constexpr int kShare = 2;                    // chunks of a tile that a thread brings
 
-// How a block's tile of the result is cut into warps and those into fragments of 16 x 8.
+// A Shape cuts a block's tile of the result into warps and those into fragments of 16 x 8.
 template <int kM_, int kN_, int kWarpsM, int kWarpsN>
 struct Shape {
   static_assert(kWarpsN == kM_ / kWarpsM / 16, "sum_over_k");
   static constexpr int kM = kM_, kN = kN_, kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kFragmentsM = kM / kWarpsM / 16, kFragmentsN = kN / kWarpsN / 8;
 
-  // Of a thread's warp: the first row and column.
+  // These give the first row and column of a thread's warp.
   BRNN_DEVICE static int row(int thread = int(threadIdx.x)) {
     return thread / 32 / kWarpsN * (kM / kWarpsM);
   }
@@ -32,7 +32,7 @@ struct Shape {
   BRNN_DEVICE static int warp_column(int thread = int(threadIdx.x)) {
     return thread / 32 % kWarpsN;
   }
-  // The first of the 16 rows that the warp sums in sum_over_k.
+  // Gives the first of the 16 rows that the warp sums in sum_over_k.
   BRNN_DEVICE static int summed_row(int thread = int(threadIdx.x)) {
     return row(thread) + warp_column(thread) * 16;
   }
@@ -43,7 +43,7 @@ using Small = Shape<64, 64, 2, 2>;
 template <class Shape>
 using Sums = float[Shape::kFragmentsM][Shape::kFragmentsN][4];
 
-// Element e of a fragment of the result: this lane's place in it.
+// These give this lane's place in a fragment of the result, for its element e.
 BRNN_DEVICE int fragment_row(int e) { return int(threadIdx.x) % 32 / 4 + e / 2 * 8; }
 BRNN_DEVICE int fragment_column(int e) { return int(threadIdx.x) % 4 * 2 + e % 2; }
 
@@ -103,7 +103,7 @@ struct AcrossK {
 
 // ---- products
 
-// sums += a b of two tiles.
+// Adds a b of two tiles to sums.
 template <class S, class Shape, class TileA, class TileB>
 BRNN_DEVICE void multiply(Sums<Shape>& sums, const unsigned char* tile_a,
                           const unsigned char* tile_b) {
@@ -127,8 +127,8 @@ BRNN_DEVICE void multiply(Sums<Shape>& sums, const unsigned char* tile_a,
   }
 }
 
-// sums += a times a matrix of ones, in every column the sum over k of 16 outer numbers. The warps
-// of a row of warps share the row's, a fragment each.
+// Adds a times a matrix of ones to sums: every column has the sum over k of 16 outer numbers. The
+// warps of a row of warps share the row's, a fragment each.
 template <class S, class Shape, class TileA>
 BRNN_DEVICE void sum_over_k(float (&sums)[4], const unsigned char* tile_a) {
   const uint32_t one = pack(S{}, 1.f, 1.f);
@@ -142,7 +142,7 @@ BRNN_DEVICE void sum_over_k(float (&sums)[4], const unsigned char* tile_a) {
   }
 }
 
-// Stages of the ring. Rounding to tf32 in place takes one of its own.
+// Counts the stages of the ring. Rounding to tf32 in place takes one of its own.
 template <class S, int kWanted>
 constexpr int kStages = kWanted + DtypeOf<S>::rounds_operands;
 
@@ -201,15 +201,15 @@ BRNN_DEVICE void transpose_quad(uint32_t (&word)[4]) {
       }
 }
 
-// A place in a row-major matrix: `rows` and `columns` are left from there on. Loads and stores of
-// `vector` numbers are aligned: kLanes, 2 or 1.
+// A Window is a place in a row-major matrix: `rows` and `columns` are left from there on. Loads and
+// stores of `vector` numbers are aligned: kLanes, 2 or 1.
 template <class S>
 struct Window {
   S* corner;
   int pitch, rows, columns, vector;
 };
 
-// A chunk of which `count` numbers are inside.
+// Stores a chunk of which `count` numbers are inside.
 template <class S>
 BRNN_DEVICE void store_chunk(S* to, const uint32_t (&word)[4], int count, int vector) {
   if (count <= 0) return;

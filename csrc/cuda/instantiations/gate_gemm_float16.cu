@@ -1,4 +1,5 @@
-// gate_gemm_float16.cu - the products of gate_gemm.h for float16.
+// gate_gemm_float16.cu compiles the products of gate_gemm.h for float16. Every file of this folder
+// is one part of the build, so that they compile side by side.
 #include "../gate_gemm/host.cuh"
 
 namespace brnn::cuda::gate_gemm {

@@ -1,4 +1,5 @@
-// gate_gemm_tf32.cu - the products of gate_gemm.h for float in TF32.
+// gate_gemm_tf32.cu compiles the products of gate_gemm.h for float in TF32. Every file of this
+// folder is one part of the build, so that they compile side by side.
 #include "../gate_gemm/host.cuh"
 
 namespace brnn::cuda::gate_gemm {

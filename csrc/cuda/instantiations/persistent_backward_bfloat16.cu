@@ -1,4 +1,4 @@
-// persistent_backward_bfloat16.cu - the persistent recurrence backward, bfloat16.
+// persistent_backward_bfloat16.cu compiles the persistent recurrence backward for bfloat16.
 #include "../persistent/host.cuh"
 
 namespace brnn::cuda::persistent {

@@ -1,4 +1,4 @@
-// persistent_backward_float16.cu - the persistent recurrence backward, float16.
+// persistent_backward_float16.cu compiles the persistent recurrence backward for float16.
 #include "../persistent/host.cuh"
 
 namespace brnn::cuda::persistent {

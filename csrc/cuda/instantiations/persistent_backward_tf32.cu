@@ -1,4 +1,5 @@
-// persistent_backward_tf32.cu - the persistent recurrence backward, float32 by TF32 tensor cores.
+// persistent_backward_tf32.cu compiles the persistent recurrence backward for float32 by TF32
+// tensor cores.
 #include "../persistent/host.cuh"
 
 namespace brnn::cuda::persistent {

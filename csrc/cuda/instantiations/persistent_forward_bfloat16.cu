@@ -1,4 +1,4 @@
-// persistent_forward_bfloat16.cu - the persistent recurrence forward, bfloat16.
+// persistent_forward_bfloat16.cu compiles the persistent recurrence forward for bfloat16.
 #include "../persistent/host.cuh"
 
 namespace brnn::cuda::persistent {

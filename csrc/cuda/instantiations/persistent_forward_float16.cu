@@ -1,4 +1,4 @@
-// persistent_forward_float16.cu - the persistent recurrence forward, float16.
+// persistent_forward_float16.cu compiles the persistent recurrence forward for float16.
 #include "../persistent/host.cuh"
 
 namespace brnn::cuda::persistent {

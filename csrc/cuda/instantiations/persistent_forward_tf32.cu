@@ -1,4 +1,5 @@
-// persistent_forward_tf32.cu - the persistent recurrence forward, float32 by TF32 tensor cores.
+// persistent_forward_tf32.cu compiles the persistent recurrence forward for float32 by TF32 tensor
+// cores.
 #include "../persistent/host.cuh"
 
 namespace brnn::cuda::persistent {

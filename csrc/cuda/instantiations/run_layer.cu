@@ -1,4 +1,4 @@
-// run_layer.cu - a layer under a plan, every storage type.
+// run_layer.cu compiles run_layer.cuh for every storage type.
 #include "../persistent/host.cuh"
 #include "../run_layer.cuh"
 

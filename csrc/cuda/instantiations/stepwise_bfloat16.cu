@@ -1,4 +1,4 @@
-// stepwise_bfloat16.cu - the stepwise recurrence in bfloat16.
+// stepwise_bfloat16.cu compiles the stepwise recurrence for bfloat16.
 #include "../stepwise/stepwise.cuh"
 
 namespace brnn::cuda {

@@ -1,4 +1,4 @@
-// stepwise_float16.cu - the stepwise recurrence in float16.
+// stepwise_float16.cu compiles the stepwise recurrence for float16.
 #include "../stepwise/stepwise.cuh"
 
 namespace brnn::cuda {

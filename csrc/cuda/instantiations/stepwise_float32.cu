@@ -1,4 +1,4 @@
-// stepwise_float32.cu - the stepwise recurrence and the library products in float32.
+// stepwise_float32.cu compiles the stepwise recurrence and the library products for float32.
 #include "../stepwise/products.cuh"
 #include "../stepwise/stepwise.cuh"
 

@@ -1,4 +1,4 @@
-// stepwise_float64.cu - the stepwise recurrence and the library products in float64.
+// stepwise_float64.cu compiles the stepwise recurrence and the library products for float64.
 #include "../stepwise/products.cuh"
 #include "../stepwise/stepwise.cuh"
 

@@ -1,11 +1,11 @@
-// backward.cuh - the recurrence backward, all time steps in one kernel: the shape of forward.cuh in
-// reverse. A block owns 16 units; U^T stays in registers; dz of every gate is the exchanged
-// operand.
+// backward.cuh runs the recurrence backward, all time steps in one kernel. It has the shape of
+// forward.cuh in reverse: a block owns 16 units, U^T stays in registers, dz of every gate is the
+// exchanged operand.
 //
 //   dh_{t-1} = sum over gates of m_k s (U_k^T dz_k)
 //
-// One accumulator per gate; masks and the sum over gates come before the sum over warps, so that a
-// quarter of forward's partial sums goes through shared memory.
+// There is one accumulator per gate. Masks and the sum over gates come before the sum over warps,
+// so that a quarter of forward's partial sums goes through shared memory.
 #pragma once
 
 #include "exchange.cuh"

@@ -1,4 +1,4 @@
-// exchange.cuh - how the operand of the next step travels from the threads that make it to the
+// exchange.cuh says how the operand of the next step travels from the threads that make it to the
 // warps that multiply by it: h_t forward (one plane), dz of every gate backward (G planes).
 //
 // A slot holds one step: [planes][batch tiles][chunks][8 sequences][16 words]. Slot s is what step
@@ -11,19 +11,19 @@
 namespace brnn::cuda {
 
 struct ExchangeMemory {
-  uint32_t* slots;   // grid: [T] fresh ones of 0xFF; grid_flags: [2]; else nullptr
-  uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: slots published; else nullptr
+  uint32_t* slots;   // grid: [T] fresh ones of 0xFF; grid_flags: [2]; else none
+  uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: slots published; else none
   int chunks;        // of the layer: every unit tile has its place
   int batch_tiles;   // of the layer, padded to those of all blocks
   int cluster_size;  // blocks
 };
 
-// Words of one slot and plane; far below 2^31, unlike those of all slots.
+// Counts the words of one slot and plane, which are far below 2^31, unlike those of all slots.
 BRNN_DEVICE int plane_words(const ExchangeMemory& m) {
   return m.batch_tiles * m.chunks * kChunkWords;
 }
 
-// Where a word lies within a batch tile, and where a lane's fragments of a chunk begin.
+// Says where a word lies within a batch tile, and where a lane's fragments of a chunk begin.
 template <class S>
 BRNN_DEVICE int word_place(int unit, int row) {
   return unit / Number<S>::chunk_units * kChunkWords + row * 16 +
@@ -46,9 +46,9 @@ class GridExchange {
         in_(m.slots + (int64_t(at.batch_tile0) * m.chunks + at.chunk0) * kChunkWords + at.lane * 4),
         out_(m.slots + int64_t(at.batch_tile0) * tile_) {}
 
-  // Before the first put of all.
+  // It is called before the first put of all.
   BRNN_DEVICE void begin() {}
-  // Before the first load of step s.
+  // It is called before the first load of step s.
   BRNN_DEVICE void wait(int, int) {}
   // Asks for a lane's words of a chunk; `ready` then makes sure that they are there.
   BRNN_DEVICE uint4 load(int plane, int chunk, int n) const {
@@ -71,7 +71,7 @@ class GridExchange {
   BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
     store_relaxed(out_ + (plane * plane_ + n * tile_ + place), word);
   }
-  // After all puts of a batch tile.
+  // It is called after all puts of a batch tile.
   BRNN_DEVICE void commit(int, int, bool) {}
   BRNN_DEVICE void next_output() { out_ += Planes * plane_; }
   BRNN_DEVICE void next_input() { in_ += Planes * plane_; }
@@ -129,7 +129,7 @@ class FlagExchange {
   BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
     out_[(slot_ * Planes + plane) * plane_ + n * tile_ + place] = word;
   }
-  // `s`: the step that reads the slot.
+  // `s` is the step that reads the slot.
   BRNN_DEVICE void commit(int s, int n, bool maker) {
     if (!maker) return;
     named_barrier(barrier_, Tile::makers);
@@ -148,8 +148,8 @@ class FlagExchange {
   uint32_t* mine_;
 };
 
-// Where 16 bytes c of row `row` lie in a chunk in shared memory: rotated within two rows so that
-// neither the writes in fragment order nor the reads of 16 bytes meet in a bank.
+// Says where 16 bytes c of row `row` lie in a chunk in shared memory. They are rotated within two
+// rows so that neither the writes in fragment order nor the reads of 16 bytes meet in a bank.
 BRNN_DEVICE int rotated(int row, int c) {
   return (row / 2 * 8 + (((row & 1) * 4 + c) ^ (row & 6))) * 4;
 }

@@ -1,4 +1,4 @@
-// forward.cuh - the recurrence forward, all time steps in one kernel.
+// forward.cuh runs the recurrence forward, all time steps in one kernel.
 //
 // Per step and batch tile, a warp
 //   1. asks for its slice of h_{t-1} and waits for exactly that, not for a grid;

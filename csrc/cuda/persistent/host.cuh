@@ -1,5 +1,5 @@
-// host.cuh - host code of the persistent recurrence: finds the kernel of a plan, lays out its
-// workspace, fills its parameters and launches it.
+// host.cuh is the host code of the persistent recurrence: it finds the kernel of a plan, lays out
+// its workspace, fills its parameters and launches it.
 #pragma once
 
 #include <type_traits>

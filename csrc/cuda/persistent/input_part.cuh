@@ -1,6 +1,6 @@
-// input_part.cuh - the input part a = W (m x) + b of a step, for the threads that update cells:
-// read from where gate_gemm left it, or computed here where a warp has registers left for its slice
-// of W.
+// input_part.cuh gives the input part a = W (m x) + b of a step to the threads that update cells.
+// It is read from where gate_gemm left it, or computed here where a warp has registers left for its
+// slice of W: then it never goes through memory.
 #pragma once
 
 #include "packed_weights.cuh"

@@ -1,4 +1,5 @@
-// operand_stream.cuh - the stream of words between an exchange and the multiplications, and back.
+// operand_stream.cuh streams words from an exchange to the multiplications, and from the cells
+// back. Words are asked for before they are needed, as many as registers allow.
 #pragma once
 
 #include "../device/intrinsics.cuh"

@@ -1,5 +1,5 @@
-// packed_weights.cuh - a weight in the order in which warps keep it: mma A fragments, 16 bytes a
-// lane.
+// packed_weights.cuh puts a weight into the order in which warps keep it: mma A fragments, 16 bytes
+// a lane.
 //
 // A kernel of its own packs it once per call. So the recurrence begins with plain loads, whatever H
 // is, forward and backward alike, and holds no code for ragged rows (which halved its compile

@@ -1,5 +1,5 @@
-// persistent.h - the persistent recurrence: all time steps of a layer in one kernel. Plain C++; the
-// kernels stand in forward.cuh and backward.cuh, the host code in host.cuh.
+// persistent.h offers the persistent recurrence: all time steps of a layer in one kernel. It is
+// plain C++; the kernels stand in forward.cuh and backward.cuh, the host code in host.cuh.
 #pragma once
 
 #include <cstddef>

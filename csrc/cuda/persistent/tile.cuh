@@ -1,4 +1,4 @@
-// tile.cuh - how the recurrence is cut: numbers into words, units and sequences over threads, U
+// tile.cuh says how the recurrence is cut: numbers into words, units and sequences over threads, U
 // over the registers of the warps.
 //
 // A block owns `unit_tiles` tiles of 16 hidden units, every gate of them, so that the pointwise
@@ -58,7 +58,7 @@ struct Place {
   int batch_tile0;   // first batch tile of the block
   bool maker;
 
-  // `chunks`: of the layer.
+  // `chunks` are those of the layer.
   BRNN_DEVICE Place(int chunks, int batch_tiles) {
     const int id = int(threadIdx.x);
     lane = id % 32, g = lane / 4, q = lane % 4;
@@ -70,12 +70,12 @@ struct Place {
     maker = thread < Tile::makers;
   }
 
-  // The cells that this thread updates. Fragment order where a warp holds whole sums, else 16
-  // neighbouring units of a sequence per half warp.
+  // These give the cells that this thread updates. They are in fragment order where a warp holds
+  // whole sums, else 16 neighbouring units of a sequence per half warp.
   BRNN_DEVICE int unit(int cell) const {
     return Tile::whole_sums ? 2 * g + (cell >> 1) : (thread + cell * Tile::makers) % kTileUnits;
   }
-  // The warp's slice of a weight (packed_weights.cuh).
+  // Gives the warp's slice of a weight (packed_weights.cuh).
   BRNN_DEVICE int slice() const { return tile * Tile::k_warps + warp; }
   BRNN_DEVICE int row(int cell) const {
     return Tile::whole_sums ? 2 * q + (cell & 1) : (thread + cell * Tile::makers) / kTileUnits;
@@ -97,7 +97,7 @@ BRNN_DEVICE int partial_slot_of_cell(int unit, int row) {
   return partial_slot(unit >> 1, row >> 1, (unit & 1) * 2 + (row & 1));
 }
 
-// All threads of the unit tile.
+// Waits for all threads of the unit tile.
 template <class Tile>
 BRNN_DEVICE void group_barrier(int local) {
   if constexpr (Tile::unit_tiles == 1)

@@ -1,4 +1,4 @@
-// time_pass.cuh - what forward and backward share of a pass over time: which cells a thread has,
+// time_pass.cuh has what forward and backward share of a pass over time: which cells a thread has,
 // how long their sequences are, where the sums over warps and the state of waiting batch tiles lie.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace brnn::cuda {
 
-// OwnMasks: each gate has recurrent masks of its own.
+// With OwnMasks each gate has recurrent masks of its own.
 template <class Params, class Tile, Pass Direction, template <class> class CellOf, bool OwnMasks>
 class TimePass {
  protected:
@@ -40,7 +40,7 @@ class TimePass {
                kLayout.state;
   }
   BRNN_DEVICE uint32_t* stored_masks(int n) const { return stored_masks_ + n * kLayout.masks; }
-  // Where the first warp's sum of a cell lies in a buffer.
+  // Says where the first warp's sum of a cell lies in a buffer.
   BRNN_DEVICE int sum_of(int cell) const {
     return at_.local * Tile::k_warps * kTileCells +
            partial_slot_of_cell(at_.unit(cell), at_.row(cell));
@@ -62,7 +62,7 @@ class TimePass {
   BRNN_DEVICE int time(int s) const { return p_.reverse ? p_.T - 1 - s : s; }
   BRNN_DEVICE int length(int b) const { return int(length_of(p_.lengths, b, p_.T)); }
 
-  // Steps of each of this thread's cells; none where there is no such cell.
+  // Loads the steps of each of this thread's cells; there are none where there is no such cell.
   BRNN_DEVICE void load_lengths(int n) {
 #pragma unroll
     for (int i = 0; i < C; ++i) length_[i] = exists(n, i) ? length(sequence(n, i)) : 0;

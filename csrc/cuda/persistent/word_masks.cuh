@@ -1,6 +1,6 @@
-// word_masks.cuh - the recurrent mask of h_{t-1}, one per gate, in the order in which a lane holds
-// h. Chunks of another warp (Place::own0) count as dropped: their weights are zero here, but 0 *
-// inf is not.
+// word_masks.cuh holds the recurrent mask of h_{t-1}, one per gate, in the order in which a lane
+// holds h. Chunks of another warp (Place::own0) count as dropped: their weights are zero here, but
+// 0 * inf is not.
 //
 // A lane holds h as words of two units (16 bit) or one (tf32). A mask of a word is another word, of
 // all ones where a unit is kept: applying it is one AND, and a dropped NaN is gone.
@@ -21,7 +21,7 @@ constexpr MaskForm untied_form(const Tiling& t, bool fused_input) {
   return packs_masks(t, fused_input) ? MaskForm::packed : MaskForm::ready;
 }
 
-// Which units of h a gate keeps.
+// Keep tells which units of h a gate keeps.
 struct Keep {
   const uint8_t* keep;  // [G, B, K] or nullptr: all
   int64_t gate_stride;
@@ -56,7 +56,7 @@ class WordMasks<MaskForm::ready, S, G, Chunks> {
  public:
   static constexpr int words = G * 4 * Chunks;
 
-  // Of sequence b, for the chunks from `chunk0` on; q: lane % 4.
+  // Loads those of sequence b, for the chunks from `chunk0` on; q is lane % 4.
   BRNN_DEVICE void load(const Keep& keep, int b, int chunk0, int own0, int q) {
 #pragma unroll
     for (int gate = 0; gate < G; ++gate)
@@ -81,7 +81,7 @@ class WordMasks<MaskForm::ready, S, G, Chunks> {
   uint32_t words_[G][4 * Chunks];
 };
 
-// Bit j and bit 16 + j of a register: the first and the second unit of word j.
+// Bit j and bit 16 + j of a register are the first and the second unit of word j.
 template <class S, int G, int Chunks>
 class WordMasks<MaskForm::packed, S, G, Chunks> {
   static constexpr int kRegisters = packed_words(Chunks);
@@ -105,7 +105,8 @@ class WordMasks<MaskForm::packed, S, G, Chunks> {
         bits_[gate][r] = bits;
       }
   }
-  // Several batch tiles: the masks of those that are not at work wait in memory [words, stride].
+  // Where a block has several batch tiles, the masks of those that are not at work wait in memory
+  // [words, stride].
   BRNN_DEVICE void save(uint32_t* to, int stride) const {
 #pragma unroll
     for (int i = 0; i < words; ++i) to[i * stride] = bits_[i / kRegisters][i % kRegisters];

@@ -1,7 +1,7 @@
-// cost.h - the plan's model of time, in microseconds. It has to rank engines, not to predict: the
+// cost.h is the plan's model of time, in microseconds. It has to rank engines, not to predict: the
 // constants come from the instructions of compiled kernels at 1.75 GHz and from stated rates of an
-// H100 (DESIGN, table of section 5), not from measurements. Other GPUs are taken as an H100 with
-// another number of multiprocessors.
+// H100, not from measurements. Other GPUs are taken as an H100 with another number of
+// multiprocessors.
 #pragma once
 
 #include <algorithm>
@@ -17,20 +17,21 @@ namespace brnn::cuda::cost {
 // the whole GPU, 200 to 600 cycles. The start is the launch, and U into registers; of a grid a
 // cooperative launch, and the slots that are filled.
 
-// Per unit tile and batch tile: 128 cells through MUFU, 10 results each (LSTM), 16 a cycle.
+// A unit tile of a batch tile sends 128 cells through MUFU, 10 results each (LSTM), 16 a cycle.
 inline constexpr double kCells = 0.046;
-// Sum over warps: stores, barrier, loads.
+// The sum over warps costs stores, a barrier and loads.
 inline constexpr double kSums = 0.055;
-// Per gate, warp and chunk of k: two mma, with their load and AND of h.
+// Each gate, warp and chunk of k takes two mma, with their load and AND of h.
 inline constexpr double kProduct = 0.0026;
-// The same, beside it: masks that are unpacked; dz of every gate from L2 or from shared memory.
+// Beside it, as often, masks are unpacked, and dz of every gate comes from L2 or from shared
+// memory.
 inline constexpr double kUnpackMasks = 0.0028;
 inline constexpr double kLoadGradients = 0.0045;
 inline constexpr double kLoadGradientsShared = 0.0023;
 // Clusters lie within a GPC, some multiprocessors of which are left over.
 inline constexpr double kClusterShare = 0.9;
 
-// What one batch tile keeps a multiprocessor busy with, each step.
+// Gives how long one batch tile keeps a multiprocessor busy in each step.
 constexpr double work(Engine engine, Pass pass, const Tiling& t, int gates, bool untied) {
   const int products = t.unit_tiles * t.k_warps * t.chunks * gates;
   double time = kCells * t.unit_tiles * gates / 4 + kProduct * products;
@@ -47,7 +48,7 @@ constexpr double work(Engine engine, Pass pass, const Tiling& t, int gates, bool
 inline constexpr double kLaunch = 2.5;      // one kernel after another on a stream
 inline constexpr double kBandwidth = 20e3;  // bytes a microsecond and multiprocessor, from L2
 
-// FLOP a microsecond and multiprocessor that the library's products reach.
+// The library's products reach so many FLOP a microsecond and multiprocessor.
 constexpr double flop_rate(Precision precision) {
   switch (precision) {
     case Precision::bfloat16:

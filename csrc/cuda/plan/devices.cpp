@@ -1,3 +1,4 @@
+// devices.cpp lists the GPUs of devices.h.
 #include "devices.h"
 
 #include <algorithm>
@@ -7,8 +8,8 @@ namespace brnn::cuda {
 
 namespace {
 
-// Shared memory of a block: the CUDA C++ Programming Guide, technical specifications per compute
-// capability. Multiprocessors: NVIDIA's architecture papers, for the parts as sold.
+// Shared memory of a block is from the CUDA C++ Programming Guide, technical specifications per
+// compute capability. Multiprocessors are from NVIDIA's architecture papers, for the parts as sold.
 const Device kDevices[] = {
     {"A100", 8, 0, 108, 163 * 1024, 65536, true},
     {"H100", 9, 0, 132, 227 * 1024, 65536, true},  // SXM

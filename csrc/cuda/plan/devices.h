@@ -1,4 +1,4 @@
-// devices.h - limits of GPUs that a plan may be asked about without one being here.
+// devices.h has the limits of GPUs that a plan may be asked about without one being here.
 #pragma once
 
 #include <span>
@@ -9,9 +9,9 @@
 namespace brnn::cuda {
 
 std::span<const Device> known_devices();
-// By short name, "H100" or "rtx 4090"; nullptr if unknown.
+// Finds a GPU by short name, "H100" or "rtx 4090"; gives nullptr if it is unknown.
 const Device* known_device(const std::string& name);
-// "A100, H100, ..." for messages.
+// Lists them for messages: "A100, H100, ...".
 std::string known_device_names();
 
 }  // namespace brnn::cuda

@@ -1,4 +1,4 @@
-// plan.cpp - tries every engine that could run a layer and takes the one with the least modelled
+// plan.cpp tries every engine that could run a layer and takes the one with the least modelled
 // time.
 #include "plan.h"
 
@@ -30,12 +30,12 @@ std::string decimal(double microseconds) {
 
 std::string kilobytes(int64_t bytes) { return text(ceil_div(bytes, 1024)) + " KB"; }
 
-// Why an engine cannot run a layer: what it needs and what is there.
+// An Obstacle says why an engine cannot run a layer: what it needs and what is there.
 struct Obstacle {
   std::string needs, has;
 };
 
-// One pass of one engine.
+// An Attempt is one pass of one engine: how it would run, or why it cannot.
 struct Attempt {
   std::optional<Recurrence> recurrence;
   Obstacle obstacle;
@@ -44,7 +44,7 @@ struct Attempt {
   Attempt(std::string needs, std::string has) : obstacle{std::move(needs), std::move(has)} {}
 };
 
-// What all engines derive from a problem.
+// Sizes are what all engines derive from a problem.
 struct Sizes {
   const Problem& problem;
   const Device& device;
@@ -71,7 +71,7 @@ struct Sizes {
   }
 };
 
-// How many blocks a multiprocessor runs at the same time.
+// Tells how many blocks a multiprocessor runs at the same time.
 int resident_blocks(const Sizes& s, const Tiling& t, int shared) {
   const int by_registers =
       s.device.registers_per_block / (t.threads() * registers(s.pass, t, s.gates, s.untied()));
@@ -80,8 +80,9 @@ int resident_blocks(const Sizes& s, const Tiling& t, int shared) {
   return std::max(1, std::min({by_registers, by_shared, kMostThreads / t.threads()}));
 }
 
-// How a recurrence spreads: batch tiles of a block, blocks over the batch, and what the busiest
-// multiprocessor does in a step: rounds through the exchange, batch tiles one after the other.
+// A Spread says how a recurrence spreads: batch tiles of a block, blocks over the batch, and what
+// the busiest multiprocessor does in a step: rounds through the exchange, batch tiles one after the
+// other.
 struct Spread {
   int64_t batch_tiles, blocks_y, rounds, tiles;
 };
@@ -171,7 +172,7 @@ Attempt too_wide(const Sizes& s, Engine engine) {
       "H = " + text(s.problem.H)};
 }
 
-// The fastest tiling, or the obstacle of the first that can loop over the batch.
+// Returns the fastest tiling, or the obstacle of the first that can loop over the batch.
 Attempt try_tilings(const Sizes& s, Engine engine) {
   Attempt best = too_wide(s, engine);
   bool obstacle_settled = false;
@@ -246,7 +247,7 @@ Recurrence choose(const Sizes& s) {
   return r;
 }
 
-// The engine that was asked for, or its obstacle as an exception.
+// Returns the engine that was asked for, or throws its obstacle.
 Recurrence obey(const Sizes& s, Engine engine, const std::string& wanted) {
   Attempt attempt = traits(engine).persistent ? try_persistent(s, engine) : Attempt(stepwise(s));
   if (!attempt.recurrence)

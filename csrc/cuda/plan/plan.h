@@ -1,5 +1,5 @@
-// plan.h - which engine runs a layer, with which tiles: from sizes and device limits alone, plain
-// C++. The same function plans for the GPU at hand and for one that is far away.
+// plan.h says which engine runs a layer, with which tiles. It asks sizes and device limits alone
+// and is plain C++, so the same function plans for the GPU at hand and for one that is far away.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace brnn::cuda {
 
 enum class Precision { bfloat16, float16, tf32, float32, float64 };
-// Bytes of a number in memory.
+// Gives the bytes of a number in memory.
 constexpr int bytes_of(Precision precision) {
   switch (precision) {
     case Precision::bfloat16:
@@ -23,7 +23,7 @@ constexpr int bytes_of(Precision precision) {
   return 0;
 }
 
-// What a plan needs to know of a GPU.
+// A plan needs to know this of a GPU.
 struct Device {
   std::string name;
   int major, minor;  // compute capability
@@ -67,10 +67,10 @@ struct Problem {
 // that will not come (!save), leaves the choice for backward to "auto".
 Plan plan(const Problem& problem, const Device& device, const std::string& wanted = "auto");
 
-// "auto, block, ..." for messages: what `wanted` may be.
+// Lists what `wanted` may be, for messages: "auto, block, ...".
 std::string engine_names();
 const char* name(Precision precision);
-// JSON for bayesrnn_cuda.plan.
+// Writes JSON for bayesrnn_cuda.plan.
 std::string describe(const Plan& plan);
 
 }  // namespace brnn::cuda

@@ -1,5 +1,5 @@
-// shared_layout.h - where the parts of a persistent kernel's shared memory lie. The plan asks how
-// much they are together and the kernels where each begins. Both ask here, so that no kernel
+// shared_layout.h says where the parts of a persistent kernel's shared memory lie. The plan asks
+// how much they are together and the kernels where each begins. Both ask here, so that no kernel
 // reaches past what its plan gave it.
 //
 // Everything is counted in words of 4 bytes. The parts, in this order:
@@ -22,16 +22,16 @@ struct SharedLayout {
   int states, masks;     // words of a batch tile; none unless a block is looped
 };
 
-// `untied`: each gate has recurrent masks of its own.
+// With `untied` each gate has recurrent masks of its own.
 constexpr SharedLayout shared_layout(Pass pass, const Tiling& t, const CellTraits& cell,
                                      bool untied) {
   const bool forward = pass == Pass::forward;
   SharedLayout layout{};
-  // A value for each gate forward, in the 16 bytes of a load unless there is one gate. Backward
-  // adds the gates first.
+  // Forward sums a value for each gate, in the 16 bytes of a load unless there is one gate.
+  // Backward adds the gates first.
   layout.sum = forward && cell.gates > 1 ? 4 : 1;
-  // Forward h, and c where the cell has one; backward what is held outside a length, and what skips
-  // the gates.
+  // Forward carries h, and c where the cell has one; backward what is held outside a length, and
+  // what skips the gates.
   layout.state = forward && !cell.has_c ? 1 : 2;
   layout.mask = forward && untied ? cell.gates * packed_words(t.chunks) : 1;
   layout.buffer = t.k_warps == 1 ? 0 : t.unit_tiles * t.k_warps * kTileCells;
@@ -42,13 +42,13 @@ constexpr SharedLayout shared_layout(Pass pass, const Tiling& t, const CellTrait
   return layout;
 }
 
-// Slots of h_t, or of dz of every gate, of one batch tile.
+// Counts the slots of h_t, or of dz of every gate, of one batch tile.
 constexpr int slot_words(Engine engine, Pass pass, int gates, int all_chunks) {
   const int planes = pass == Pass::forward ? 1 : gates;
   return traits(engine).exchanges_shared ? 2 * planes * all_chunks * kChunkWords : 0;
 }
 
-// All of it. `all_chunks`: that the blocks over the units publish.
+// Counts all of it. `all_chunks` are those that the blocks over the units publish.
 constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, const CellTraits& cell,
                            bool untied, int batch_tiles, int all_chunks) {
   const SharedLayout layout = shared_layout(pass, t, cell, untied);

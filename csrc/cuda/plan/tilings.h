@@ -1,6 +1,6 @@
-// tilings.h - every way to cut a persistent recurrence that is compiled, and the registers that
-// each takes (shared_layout.h has the shared memory). The plan chooses from these tables and the
-// kernels' registries instantiate them, so the two cannot disagree.
+// tilings.h lists every way to cut a persistent recurrence that is compiled, and says what
+// registers each takes (shared_layout.h has the shared memory). The plan chooses from these tables
+// and the kernels' registries instantiate them, so the two cannot disagree.
 //
 // A unit tile is 16 hidden units of every gate, a batch tile 8 sequences, a chunk of k 512 bytes of
 // a batch tile: 32 units in 16 bit, 16 in tf32.
@@ -16,7 +16,7 @@ namespace brnn::cuda {
 enum class Engine { block, cluster, grid, grid_flags, stepwise };
 enum class Pass { forward, backward };
 
-// What an engine is. cost.h has where the times come from.
+// These say what an engine is. cost.h tells where the times come from.
 struct EngineTraits {
   Engine id;
   const char* name;
@@ -26,7 +26,7 @@ struct EngineTraits {
   double latency;          // microseconds from a cell's update until the last peer has its h
   double start;            // microseconds before the first step
 };
-// Every engine, in the order of the enumeration and of messages.
+// Every engine stands here, in the order of the enumeration and of messages.
 inline constexpr EngineTraits kEngines[] = {
     {Engine::block, "block", true, false, true, 0.12, 3},
     {Engine::cluster, "cluster", true, false, true, 0.53, 4},
@@ -61,7 +61,7 @@ inline constexpr int kChunkBytes = 512;
 inline constexpr int kChunkWords = kChunkBytes / 4;  // 8 sequences times 16 words
 constexpr int units_of_chunk(int bytes) { return kChunkBytes / kTileSequences / bytes; }
 
-// Grid: a block has one unit tile. Forward exists with untied masks and without; looped, untied
+// A block of a grid has one unit tile. Forward exists with untied masks and without; looped, untied
 // masks are packed in shared memory.
 inline constexpr Tiling kGridForward[] = {{1, 8, 1, false}, {2, 8, 1, false}, {3, 8, 1, false},
                                           {4, 8, 1, false}, {2, 8, 1, true},  {4, 8, 1, true},
@@ -69,21 +69,22 @@ inline constexpr Tiling kGridForward[] = {{1, 8, 1, false}, {2, 8, 1, false}, {3
 inline constexpr Tiling kGridBackward[] = {
     {1, 8, 1, true}, {2, 8, 1, true}, {3, 8, 1, true}, {4, 8, 1, true}, {6, 8, 1, true}};
 
-// Grid_flags: to compare with grid, at the size where that matters most.
+// Grid_flags is there to compare with grid, at the size where that matters most.
 inline constexpr Tiling kFlagsForward[] = {{3, 8, 1, false}};
 inline constexpr Tiling kFlagsBackward[] = {{3, 8, 1, true}};
 
-// Block: all unit tiles in one block, a warp has all of k. Both passes. `Bytes` of the type.
+// Block has all unit tiles in one block, and a warp has all of k, in both passes. A number has
+// `Bytes`.
 template <int Bytes>
 inline constexpr Tiling kBlock[] = {{2, 1, 8 / Bytes, false}, {4, 1, 16 / Bytes, false}};
 // Block forward up to this many chunks also exists with the input part computed inside, for up to
 // as many chunks of x.
 inline constexpr int kFusedChunks = 2;
 
-// Cluster: forward only; backward of such a layer runs in a block or a grid.
+// Cluster is forward only; backward of such a layer runs in a block or a grid.
 inline constexpr Tiling kCluster[] = {{2, 4, 2, false}};
 
-// The table of an engine; empty where it has no such pass.
+// Gives the table of an engine; it is empty where the engine has no such pass.
 constexpr std::span<const Tiling> tilings(Engine engine, Pass pass, int bytes) {
   using Table = std::span<const Tiling>;
   const bool forward = pass == Pass::forward;
@@ -97,15 +98,15 @@ constexpr std::span<const Tiling> tilings(Engine engine, Pass pass, int bytes) {
   return {};
 }
 
-// Blocks over the units. Every chunk that the warps read has unit tiles that publish it, also past
-// H.
+// Counts the blocks over the units. Every chunk that the warps read has unit tiles that publish it,
+// also past H.
 constexpr int unit_blocks(const Tiling& t, int64_t H, int bytes) {
   const int units = units_of_chunk(bytes);
   const int64_t needed = (H + units - 1) / units, chunks = needed > t.chunks ? needed : t.chunks;
   const int64_t tiles = chunks * units / kTileUnits;
   return int((tiles + t.unit_tiles - 1) / t.unit_tiles);
 }
-// Chunks of k that so many blocks publish.
+// Counts the chunks of k that so many blocks publish.
 constexpr int published_chunks(const Tiling& t, int blocks, int bytes) {
   return blocks * t.unit_tiles * kTileUnits / units_of_chunk(bytes);
 }
@@ -119,12 +120,12 @@ inline constexpr int kRegisterFile = 65536;  // of a multiprocessor, compute cap
 constexpr bool packs_masks(const Tiling& t, bool fused_input) {
   return t.looped || fused_input || (t.k_warps == 1 && t.chunks > 2);
 }
-// Words of packed masks that a thread has for each gate.
+// Counts the words of packed masks that a thread has for each gate.
 BRNN_INLINE constexpr int packed_words(int chunks) { return (4 * chunks + 15) / 16; }
 
-// A thread's registers, within 20 of what nvcc gives on every architecture (`make kernels`). Beyond
-// 255 the compiler shortens lives of values until it fits, or spills and fails that check.
-// `input_chunks`: of x, where the input part is computed inside.
+// Foresees a thread's registers, within 20 of what nvcc gives on every architecture (`make
+// kernels`). Beyond 255 the compiler shortens lives of values until it fits, or spills and fails
+// that check. `input_chunks` are those of x, where the input part is computed inside.
 constexpr int registers(Pass pass, const Tiling& t, int gates, bool untied, int input_chunks = 0) {
   const int weights = 8 * gates * t.chunks, sums = 16;
   const int ahead = t.chunks < 2 ? t.chunks : 2;  // chunks asked for before they are needed
@@ -137,8 +138,8 @@ constexpr int registers(Pass pass, const Tiling& t, int gates, bool untied, int 
   return weights + sums + masks + h + input + 8 * more_cells + 50;
 }
 
-// The second argument of __launch_bounds__: two blocks a multiprocessor where that is no squeeze.
-// The plan counts on it for a grid, whose blocks must all run at the same time.
+// Gives the second argument of __launch_bounds__: two blocks a multiprocessor where that is no
+// squeeze. The plan counts on it for a grid, whose blocks must all run at the same time.
 constexpr int blocks_per_multiprocessor(Pass pass, const Tiling& t, int gates, bool untied,
                                         int input_chunks = 0) {
   return 2 * t.threads() * registers(pass, t, gates, untied, input_chunks) <= kRegisterFile ? 2 : 1;

@@ -1,4 +1,4 @@
-// elementwise.cuh - what the kernels with one thread per element share (stepwise.cuh,
+// elementwise.cuh has what the kernels with one thread per element share (stepwise.cuh,
 // products.cuh): their grid, numbers of every storage type, and accurate gate functions.
 #pragma once
 

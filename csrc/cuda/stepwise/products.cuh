@@ -1,5 +1,5 @@
-// products.cuh - see products.h. Gates go through a product together where they share an operand
-// and their slots of dz stand together; `for_each_run` cuts them into such runs.
+// products.cuh implements products.h. Gates go through a product together where they share an
+// operand and their slots of dz stand together; `for_each_run` cuts them into such runs.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ using namespace elementwise;
 
 // ---- kernels
 
-// The masked operand of one gate.
+// This makes the masked operand of one gate.
 template <class S>
 struct MaskOperand {
   Layer<S> layer;
@@ -26,7 +26,7 @@ struct MaskOperand {
   S* to;              // [T*B, K]
 };
 
-// Zero past a sequence's length, whatever stands there: dz is zero too, but 0 * NaN is not.
+// It is zero past a sequence's length, whatever stands there: dz is zero too, but 0 * NaN is not.
 template <class S>
 __global__ void __launch_bounds__(kThreads) mask_operand(const __grid_constant__ MaskOperand<S> p) {
   const Element e = p.elements.mine();
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) add_bias(const __grid_constant__ Add
   gate = narrow<S>(sum);
 }
 
-// to = m_k s from, or to += that.
+// Makes to = m_k s from, or to += that.
 template <class S>
 struct MaskResult {
   Elements elements;  // [T*B, I]
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) mask_result(const __grid_constant__ 
   p.to[e.index] = narrow<S>(value);
 }
 
-// Sums over rows in two passes, always in the same order.
+// This sums over rows in two passes, always in the same order.
 template <class S>
 struct SumRows {
   Elements elements;    // [parts, slots*H], then [1, G*H]
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads) sum_bias(const __grid_constant__ Sum
 
 // ---- host
 
-// f(first gate, how many) for each run of gates that go through one product: `joins` tells whether
-// a gate goes with the one before it.
+// Calls f(first gate, how many) for each run of gates that go through one product: `joins` tells
+// whether a gate goes with the one before it.
 template <int G, class Joins, class F>
 void for_each_run(const Joins& joins, const F& f) {
   for (int gate = 0, count; gate < G; gate += count) {
@@ -145,7 +145,7 @@ void multiply(const Host& host, int64_t M, int64_t N, int64_t K, const Matrix& a
 
 inline bool changes(const Mask& mask) { return mask.keep || mask.scale != 1; }
 
-// masked [T*B, I]
+// `masked` is [T*B, I].
 template <class S, class Cell>
 void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) {
   constexpr int G = Cell::gates;
@@ -166,7 +166,8 @@ void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) 
                     {Elements(rows, G * H), l.bias_ih, l.bias_hh, hh_columns, gates});
 }
 
-// product [T*B, I], where masks are untied; else dx itself takes the sum over gates and its mask.
+// `product` is [T*B, I], where masks are untied; else dx itself takes the sum over gates and its
+// mask.
 template <class S, class Cell>
 void run_input_gradient(const Backward<S>& l, const S* dz, const Host& host, S* product) {
   constexpr int G = Cell::gates;
@@ -236,7 +237,7 @@ class WeightGradients {
     });
   }
 
-  // to [count*H, K] = dz^T operand, dz of `count` slots, operand [T*B, K].
+  // Makes to [count*H, K] = dz^T operand, with dz of `count` slots and operand [T*B, K].
   void product(const Host& host, int slot, int count, const S* operand, int64_t K, S* to) const {
     multiply<S>(host, count * l_.H, K, rows_, {dz_ + slot * l_.H, 0, 1, Cell::slots * l_.H},
                 {operand, 0, K, 1}, {to, 0, K, 1}, false);

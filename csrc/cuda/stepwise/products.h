@@ -1,6 +1,6 @@
-// products.h - all time steps at once (part 1 of run_layer.h) by library products, one gate at a
-// time where masks are untied: for types and shapes that gate_gemm does not take. Operands are
-// masked in copies of one gate, in scratch.
+// products.h makes all time steps at once (part 1 of run_layer.h) by library products, one gate at
+// a time where masks are untied. It serves the types and shapes that gate_gemm does not take.
+// Operands are masked in copies of one gate, in scratch.
 #pragma once
 
 #include <cstddef>
@@ -9,21 +9,22 @@
 
 namespace brnn::cuda::products {
 
-// gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k; for n of the GRU that resets after U
+// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k; for n of the GRU that resets after U
 // without b_hh, which r multiplies.
 template <class S>
 size_t input_part_scratch_bytes(Cell cell, const Forward<S>& layer);
 template <class S>
 void input_part(Cell cell, const Forward<S>& layer, S* gates, const Host& host, void* scratch);
 
-// layer.dx [T, B, I] = sum over k of m_k s (W_k^T dz_k), from dz [T, B, slots*H].
+// Makes layer.dx [T, B, I] = sum over k of m_k s (W_k^T dz_k), from dz [T, B, slots*H].
 template <class S>
 size_t input_gradient_scratch_bytes(Cell cell, const Backward<S>& layer);
 template <class S>
 void input_gradient(Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
                     void* scratch);
 
-// layer.dweight_ih, dweight_hh, and dbias_ih and dbias_hh where wanted, from dz [T, B, slots*H].
+// Makes layer.dweight_ih, dweight_hh, and dbias_ih and dbias_hh where wanted, from dz [T, B,
+// slots*H].
 template <class S>
 size_t weight_gradients_scratch_bytes(Cell cell, const Backward<S>& layer);
 template <class S>

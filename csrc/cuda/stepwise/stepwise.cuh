@@ -1,8 +1,8 @@
-// stepwise.cuh - see stepwise.h. A step forward is the product U_k (m_k h) of all gates, batched
-// over them where masks are untied, then `update`: the gate algebra, and the masked state for the
-// next product. A step backward is `gate_gradients`: masks and sums U_k^T dz_k of the step after
-// it, runs the gate algebra backward, and leaves dz for the next product. The GRU that resets
-// before U needs two of each.
+// stepwise.cuh implements stepwise.h. A step forward is the product U_k (m_k h) of all gates,
+// batched over them where masks are untied, then `update`: the gate algebra, and the masked state
+// for the next product. A step backward is `gate_gradients`, which masks and sums U_k^T dz_k of the
+// step after it, runs the gate algebra backward, and leaves dz for the next product. The GRU that
+// resets before U needs two of each.
 //
 // Products see unscaled operands; the scale of the masks goes on their results, in fp32.
 #pragma once

@@ -1,6 +1,6 @@
-// stepwise.h - the recurrence of any size and dtype: a library product a step and a kernel or two
-// that do the rest. Takes its memory from the scratch block and never waits for the host, so it
-// runs inside a captured graph.
+// stepwise.h offers the recurrence of any size and dtype: a library product a step and a kernel or
+// two that do the rest. It takes its memory from the scratch block and never waits for the host, so
+// it runs inside a captured graph.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@ namespace brnn::cuda::stepwise {
 
 template <class S>
 size_t forward_scratch_bytes(Cell cell, const Forward<S>& layer);
-// gates [T, B, G*H]: the input part on entry; the activated gates on return, if layer.gates is set
-// (it may be the same memory), else of no use.
+// gates [T, B, G*H] has the input part on entry; on return it has the activated gates if
+// layer.gates is set (it may be the same memory), else nothing of use.
 template <class S>
 void forward(Cell cell, const Forward<S>& layer, S* gates, const Host& host, void* scratch);
 

@@ -7,6 +7,14 @@ from torch import nn
 
 import bayesrnn_cuda as brnn
 
+package("torch_uncertainty", "lightning_uq_box")
+
+from lightning_uq_box.uq_methods import (  # noqa: E402
+    MCDropoutClassification,
+    MCDropoutRegression,
+)
+from torch_uncertainty.methods import mc_dropout  # noqa: E402
+
 SAMPLES = 12
 X = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
 
@@ -44,15 +52,9 @@ def spread_of(layer):
 @pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("cell", CELLS)
 class TestTorchUncertainty:
-    @pytest.fixture(autouse=True)
-    def installed(self):
-        package("torch_uncertainty")
-
     @pytest.mark.parametrize("on_batch", [True, False])
     @pytest.mark.parametrize("task", ["classification", "regression"])
     def test_masks_are_drawn_in_eval(self, cell, beside, on_batch, task):
-        from torch_uncertainty.methods import mc_dropout
-
         model = made(cell, beside)
         options = {"probabilistic": False} if task == "regression" else {}
         wrapped = mc_dropout(model, SAMPLES, on_batch=on_batch, task=task, **options).eval()
@@ -69,8 +71,6 @@ class TestTorchUncertainty:
         assert not model.layer.draws_masks and torch.equal(model(X), model(X))
 
     def test_the_last_dropout_alone(self, cell, beside):
-        from torch_uncertainty.methods import mc_dropout
-
         model = made(cell, 0.5 if beside is None else beside)
         if beside == 0.0:
             with pytest.raises(ValueError, match="dropout rate > 0"):
@@ -83,13 +83,7 @@ class TestTorchUncertainty:
 @pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("cell", CELLS)
 class TestLightningUqBox:
-    @pytest.fixture(autouse=True)
-    def installed(self):
-        package("lightning_uq_box")
-
     def test_regression(self, cell, beside):
-        from lightning_uq_box.uq_methods import MCDropoutRegression
-
         model = made(cell, beside)
         method = MCDropoutRegression(model, SAMPLES, nn.MSELoss())
         names = ["words.mask_dropout", "layer.mask_dropout"]
@@ -99,8 +93,6 @@ class TestLightningUqBox:
         assert (spread_of(model.layer).mean(dim=1) > 1e-3).all()
 
     def test_classification(self, cell, beside):
-        from lightning_uq_box.uq_methods import MCDropoutClassification
-
         model = made(cell, beside)
         method = MCDropoutClassification(model, SAMPLES, nn.CrossEntropyLoss()).eval()
         with torch.no_grad():
@@ -112,7 +104,6 @@ class TestLightningUqBox:
 
 @pytest.mark.parametrize("name", ["torch-uncertainty", "lightning-uq-box"])
 def test_recipe(name):
-    package(name.replace("-", "_"))
     torch.manual_seed(0)
     done = recipe(name)
     assert done.doubt.numel() == len(done.x) and (done.doubt > 1e-4).all()

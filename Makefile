@@ -1,6 +1,7 @@
 # make train   trains the language models on text that Python carries, prints their perplexities
 # make test    runs every test, the long ones in a reduced form
 # make test-all runs every test in full
+# make tools   runs the recipes of docs/tools.md beside the packages that they are for (2 GB)
 # make fuzz    puts 12,000 random cases to the engines and wrong calls to everything public
 # make kernels prints the registers of every CUDA kernel and fails if one spills
 # make bench   times the layers against torch's own and the eager loop
@@ -27,7 +28,7 @@ SOURCES := setup.py pyproject.toml $(shell find building csrc -type f -not -name
 HALF := tests/ptx tests/experiments
 FAST := -m 'not slow'
 
-.PHONY: help train test test-all test-half test-rest fuzz kernels bench gpu wheel \
+.PHONY: help train test test-all test-half test-rest tools fuzz kernels bench gpu wheel \
         distributions lint docs format clean FORCE
 
 help:
@@ -54,6 +55,9 @@ test-half: $(VENV)/ready
 	$(BIN)/python -m pytest $(FAST) $(HALF)
 test-rest: $(VENV)/ready
 	$(BIN)/python -m pytest $(FAST) $(HALF:%=--ignore=%)
+
+tools: $(VENV)/tools
+	$(BIN)/python -m pytest tests/tools/recipes $(ARGS)
 
 fuzz: $(VENV)/ready
 	$(BIN)/python tests/fuzz.py $(ARGS)
@@ -152,6 +156,12 @@ $(VENV)/toolkit: $(VENV)/torch $(VENV)/settings pyproject.toml
 
 $(VENV)/docs: $(VENV)/ready pyproject.toml
 	$(BIN)/pip install --quiet mkdocs==1.6.1 'mkdocstrings[python]==1.0.8' markdown-exec==1.12.6
+	@touch $@
+
+# The torch that is there stays: torchvision says which one it wants, and pip would bring another.
+TOOLS = $(shell sed -n '/^tools = \[/,/^\]/s/^ *\("[^"]*"\).*/\1/p' pyproject.toml)
+$(VENV)/tools: $(VENV)/ready pyproject.toml
+	$(BIN)/pip install --quiet '$(TORCH)' $(TOOLS)
 	@touch $@
 
 $(VENV)/lint: $(VENV)/torch pyproject.toml

@@ -16,6 +16,7 @@ from .calibration import (
 from .conversion import convert, to_torch
 from .engines import Plan, info, plan
 from .functional import LayerMasks, LayerWeights
+from .keras_weights import from_keras, load_keras_weights
 from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout
 from .objective import kl_penalty, weight_decay_groups
 from .predict import hold_masks, mc_dropout, mc_predict
@@ -43,11 +44,13 @@ __all__ = [
     "convert",
     "coverage",
     "fit_noise",
+    "from_keras",
     "functional",
     "hold_masks",
     "info",
     "interval_width",
     "kl_penalty",
+    "load_keras_weights",
     "mc_dropout",
     "mc_predict",
     "model_precision",

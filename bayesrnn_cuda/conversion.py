@@ -21,6 +21,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _ADDS_NOTHING = {
     "__module__", "__qualname__", "__doc__", "__annotations__", "__dict__", "__weakref__",
     "__init__", "__firstlineno__", "__static_attributes__", "__constants__", "__slots__",
+    "__abstractmethods__", "_abc_impl",
 }  # fmt: skip
 
 

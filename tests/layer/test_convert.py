@@ -1,5 +1,6 @@
 """convert and to_torch: whole models, with the parameters that they have."""
 
+import abc
 import copy
 
 import pytest
@@ -114,6 +115,13 @@ def test_optimizers_and_ties_stay_right():
     optimizer.step()
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert any("encoder.weight_hh" in k for k in changed)
+
+
+def test_a_class_that_is_abstract_in_name_alone_counts_as_its_base():
+    class Recurrent(abc.ABC, nn.LSTM):
+        """As libraries have a base for several cells."""
+
+    assert type(brnn.convert(Recurrent(2, 3), recurrent_dropout=0.5)) is brnn.BayesianLSTM
 
 
 class Own(nn.LSTM):

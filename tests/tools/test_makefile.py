@@ -99,3 +99,11 @@ def test_a_missing_toolkit_is_installed_from_pip(tree, target):
     assert toolkit.startswith(f"install --quiet {' '.join(f'nvidia-{n}==13.0.*' for n in names)} ")
     assert package.startswith(TESTS)
     assert len(tree.make("train", nvcc=1)) == 0
+
+
+def test_the_packages_of_the_recipes_leave_torch_as_it_is(tree):
+    package, tools = tree.make("tools")
+    assert package == f"{TESTS} CUDA= FOR=9.0a"
+    assert tools.startswith("install --quiet torch==2.13.0 accelerate captum darts ")
+    assert "torchvision" in tools and " -e " not in tools
+    assert tree.make("tools") == []

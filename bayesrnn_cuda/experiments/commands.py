@@ -26,7 +26,7 @@ from .training.configuration import (
 )
 from .training.distributed import Workers, run_stoppable
 from .training.preset import Preset, Sweep, differences_line
-from .training.runs import RunFolder, deadline_after
+from .training.runs import RunFolder, deadline_after, json_objects
 from .training.trainer import RunResult
 
 _SWEEP_FILE = "sweep.json"  # the sweep of a folder and the options given to it
@@ -304,17 +304,11 @@ def _run_sweep(
 
 def _stored(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the folder to resume. Raises UserError if there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        value = None
-    except ValueError as error:
-        raise UserError(f"argument --resume: expected JSON in '{path}', got {error}") from error
-    if not isinstance(value, dict):
+    if not path.is_file():
         raise UserError(
             f"argument --resume: expected {path.name} of an experiment in '{path.parent}', got none"
         )
-    return value
+    return json_objects("--resume", path, [path.read_text()])[0]
 
 
 def _check_same(name: str, stored: str | None, out: Path) -> None:

@@ -2,8 +2,7 @@
 paper's preset.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from ...cli import UserError
 from ..experiments import EXPERIMENTS, find
 from ..training.preset import Preset, differences_line
-from ..training.runs import RunFolder
+from ..training.runs import RunFolder, json_objects
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _read_run(path: Path, name: str) -> Run:
     folder = RunFolder(path)
-    (config,) = _objects(folder.config, [folder.config.read_text(errors="replace")])
+    (config,) = json_objects("RUNS", folder.config, [folder.config.read_text(errors="replace")])
     experiment = config.get("experiment")
     if experiment not in EXPERIMENTS:
         raise UserError(
@@ -104,7 +103,7 @@ def _read_run(path: Path, name: str) -> Run:
             f"{config.get('epochs')!r}"
         )
     lines = folder.metrics.read_text(errors="replace").splitlines()
-    records = _objects(folder.metrics, lines)
+    records = json_objects("RUNS", folder.metrics, lines)
     history = [record for record in records if not record.get("final")]
     for number, record in enumerate(history, start=1):
         if record.get("epoch") != number:
@@ -120,26 +119,6 @@ def _read_run(path: Path, name: str) -> Run:
                 )
     final = next((record for record in records if record.get("final")), None)
     return Run(name, config, history, final, _preset(config))
-
-
-def _objects(path: Path, texts: Iterable[str]) -> list[dict[str, Any]]:
-    """The JSON object of each of the texts. Raises UserError, naming the line, if one is not."""
-    values = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"argument RUNS: expected JSON in '{path}', got {error.msg} in line "
-                f"{number + error.lineno - 1}"
-            ) from error
-        if not isinstance(value, dict):
-            raise UserError(
-                f"argument RUNS: expected a JSON object in '{path}', got another value in line "
-                f"{number}"
-            )
-        values.append(value)
-    return values
 
 
 def _preset(config: dict[str, Any]) -> Preset | None:

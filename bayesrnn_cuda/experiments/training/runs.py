@@ -119,6 +119,30 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
 
+def json_objects(argument: str, path: Path, texts: Iterable[str]) -> list[dict[str, Any]]:
+    """The JSON object of each of the texts, which are lines of `path` or all of it.
+
+    Raises:
+        UserError: about that argument, naming the line, if one is none.
+    """
+    values = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"argument {argument}: expected JSON in '{path}', got {error.msg} in line "
+                f"{number + error.lineno - 1}"
+            ) from error
+        if not isinstance(value, dict):
+            raise UserError(
+                f"argument {argument}: expected a JSON object in '{path}', got another value in "
+                f"line {number}"
+            )
+        values.append(value)
+    return values
+
+
 class Interrupted(Exception):
     """A signal arrived or the time was up, and the work stopped at a clean point.
 

@@ -44,17 +44,17 @@ def sections(runs: Sequence["Run"], out: Path) -> list[str]:
     lines = ["## Forecasts of synthetic series", "", _words(runs), ""]
     for heading, key in (("Joint coverage, %", "joint"), ("Mean width", "width")):
         lines += [f"### {heading}", "", *_table(found, key), ""]
-    for name, draw, arguments in (
-        ("forecasting.png", coverage_figure, (found,)),
-        ("forecasting-curves.png", curves_figure, (found,)),
+    for name, caption, draw in (
+        ("forecasting.png", "Joint coverage and width", coverage_figure),
+        ("forecasting-curves.png", "Error by passes", curves_figure),
     ):
-        if save_figure(out / name, draw, *arguments):
-            lines += [f"![{heading}]({name})", ""]
+        if save_figure(out / name, draw, found):
+            lines += [f"![{caption}]({name})", ""]
     return lines
 
 
 def _words(runs: Sequence["Run"]) -> str:
-    reduced = sorted({run.status() for run in runs if run.status()})
+    reduced = sorted({run.status() for run in runs if run.final and run.status()})
     return (
         "Mean over seeds (standard deviation; number of seeds). In brackets CF-RNN, adaptive, "
         "MQ-RNN and DP-RNN as stored by Stankeviciute et al. (2021). A dash: too few held-out "

@@ -170,9 +170,9 @@ def words(task: Any, samples: int, tokens: int) -> Rows:
     if samples and task.config.samples_masks():
         ways.append((f"MC, {samples} samples", samples))
     for name, count in ways:
-        temperature = _fitted_temperature(_log_p(task, task.corpus.valid[: tokens + 1], count))
+        temperature = _fitted_temperature(_log_p(task, task.data.valid[: tokens + 1], count))
         before, after = Scores(1.0), Scores(temperature)
-        for log_p, targets in _log_p(task, task.corpus.test[: tokens + 1], count):
+        for log_p, targets in _log_p(task, task.data.test[: tokens + 1], count):
             before.add(log_p, targets)
             after.add(log_p, targets)
         rows.append({"probabilities": name, **before.figures()})

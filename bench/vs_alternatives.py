@@ -314,14 +314,19 @@ def main() -> None:
             )
             print(f"  {row.name:28}{line}", flush=True)
         records.append({**asdict(job), "rows": [asdict(row) for row in results]})
+        if arguments.out:
+            _save(arguments.out, records)  # after every job: what is there survives a stop
     if arguments.out:
-        machine = harness.machine(torch.device("cpu"))
-        for package in ("jax", "keras"):
-            if package in sys.modules:
-                machine[package] = sys.modules[package].__version__
-        document = {"machine": machine, "results": records}
-        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
         print(f"results: {arguments.out}")
+
+
+def _save(path: Path, records: list[dict[str, Any]]) -> None:
+    """JSON with machine and versions."""
+    machine = harness.machine(torch.device("cpu"))
+    for package in ("jax", "keras"):
+        if package in sys.modules:
+            machine[package] = sys.modules[package].__version__
+    path.write_text(json.dumps({"machine": machine, "results": records}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ naive_dropout   what the paper compares with, for both experiments
 
 language        text, model, task, evaluation (perplexity by the dropout approximation and by MC
                 dropout), generation of text; presets and sweeps as tables
+forecasting     synthetic series, forecasts by this package's layer and by published methods, the
+                narrowest possible intervals, tables over seeds
+intervals       for a whole horizon by several rules; calibrate: whether those of other runs hold
 sentiment       the Cornell reviews, model, task, evaluation (calibration); tables likewise
 training        for any experiment: trainer, what a task is, options, run folders, checkpoints,
                 several processes, presets, learning curves

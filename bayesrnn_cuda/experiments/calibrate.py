@@ -1,4 +1,4 @@
-"""`experiment calibrate`: whether what a finished run predicts holds, before and after calibration.
+"""`experiment calibrate`: whether what a run predicts holds, before and after calibration.
 
 Ratings: intervals on one part of the test pieces, calibrated on the others. Words: how often the
 likeliest word comes, against its probability, before and after one temperature fitted on the
@@ -47,7 +47,7 @@ def add_calibrate(actions: argparse._SubParsersAction) -> None:
     """Adds the action."""
     parser = actions.add_parser(
         "calibrate",
-        help="whether what finished runs predict holds, before and after calibration",
+        help="whether what runs predict holds, before and after calibration",
         description=(
             "Prints a table. Sentiment: coverage and width of intervals by the deviation over "
             "masks, with the noise of ratings, and with a conformal scale, on two fifths of the "
@@ -55,7 +55,7 @@ def add_calibrate(actions: argparse._SubParsersAction) -> None:
             "the likeliest next word, before and after a temperature fitted on the validation text."
         ),
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="finished run folders")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folders")
     parser.add_argument(
         "--data", metavar="DIR", type=Path, help="folder of their data (default: where it was)"
     )
@@ -93,14 +93,14 @@ def calibrate(
     """One row a run and rule.
 
     Args:
-        paths: folders of finished runs.
+        paths: folders of runs: of the language model the best epoch counts, else the last.
         data: folder of their data; None: where it was.
         samples: mask sets of MC dropout.
         coverage: of the intervals of ratings.
         tokens: of validation and test text each that are read.
 
     Raises:
-        UserError: no finished run, or one of an experiment without calibration.
+        UserError: no run, or one of an experiment without calibration.
     """
     rows = []
     for path in paths:
@@ -124,8 +124,6 @@ def _restored(path: Path, data: Path | None) -> Any:
             f"argument RUN: expected runs of sentiment or language_model, got '{path}' of "
             f"{experiment}"
         )
-    if not folder.finished({}):
-        raise UserError(f"argument RUN: expected finished runs, got '{path}', which goes on")
     task = EXPERIMENTS[experiment].task
     content = load_checkpoint(
         folder.best if task.tests_best else folder.last, task.config_class.kind()
@@ -172,9 +170,9 @@ def words(task: Any, samples: int, tokens: int) -> Rows:
     if samples and task.config.samples_masks():
         ways.append((f"MC, {samples} samples", samples))
     for name, count in ways:
-        temperature = _fitted_temperature(_log_p(task, task.corpus.valid[: tokens + 1], count))
+        temperature = _fitted_temperature(_log_p(task, task.data.valid[: tokens + 1], count))
         before, after = Scores(1.0), Scores(temperature)
-        for log_p, targets in _log_p(task, task.corpus.test[: tokens + 1], count):
+        for log_p, targets in _log_p(task, task.data.test[: tokens + 1], count):
             before.add(log_p, targets)
             after.add(log_p, targets)
         rows.append({"probabilities": name, **before.figures()})

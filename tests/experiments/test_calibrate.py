@@ -57,7 +57,7 @@ def run(name: str, out, *options: object) -> None:
     assert main(["experiment", "run", name, "--out", str(out), *SIZES, *map(str, options)]) == 0
 
 
-def test_ratings_of_finished_runs(tmp_path, capsys):
+def test_ratings_of_runs(tmp_path, capsys):
     data = write_review_folder(tmp_path / "data")
     options = ("--data", data, "--batch-size", 8, "--seq-len", 6, "--mc-samples-epoch", 0)
     for name in ("bayesian-0.25", "standard"):
@@ -74,7 +74,7 @@ def test_ratings_of_finished_runs(tmp_path, capsys):
     assert float(lines[2][3]) < float(lines[3][3])  # noise makes them wider
 
 
-def test_words_of_finished_runs(tmp_path, text, capsys):
+def test_words_of_runs(tmp_path, text, capsys):
     options = ("--data", text, "--batch-size", 4, "--seq-len", 5)
     for name in ("bayesian", "standard"):
         run(f"ptb-small-{name}", tmp_path / name, *options, "--epochs", 2)
@@ -90,20 +90,18 @@ def test_words_of_finished_runs(tmp_path, text, capsys):
 
 
 def test_mistakes(tmp_path, text, capsys):
-    begun = tmp_path / "begun"
-    options = ["--data", str(text), "--batch-size", "4", "--seq-len", "5"]
-    command = ["experiment", "run", "ptb-small-naive", "--out", str(begun), *SIZES, *options]
-    assert main([*command, "--max-minutes", "0.0001"]) == 3
     forecasts = tmp_path / "forecasts"
     run_options = ["--series", "20", "--test-series", "9", "--epochs", "1", "--passes", "1"]
     name = "forecasting-static-1/cf-rnn"
     assert main(["experiment", "run", name, "--out", str(forecasts), *run_options]) == 0
     capsys.readouterr()
     for arguments, message in (
-        ([str(begun)], f"argument RUN: expected finished runs, got '{begun}', which goes on"),
         ([str(forecasts)], "argument RUN: expected runs of sentiment or language_model, got"),
-        ([str(begun), "--coverage", "90"], "argument --coverage: expected a probability in [0.01"),
-        ([str(begun), "--tokens", "0"], "argument --tokens: expected a whole number from 1"),
+        (
+            [str(forecasts), "--coverage", "90"],
+            "argument --coverage: expected a probability in [0.01",
+        ),
+        ([str(forecasts), "--tokens", "0"], "argument --tokens: expected a whole number from 1"),
         ([str(tmp_path / "none")], "argument RUN: expected the folder of a run, got"),
     ):
         assert main(["experiment", "calibrate", "--data", str(text), *arguments]) == 2

@@ -1,6 +1,6 @@
 """The forecasters: configuration and model of every method that is compared."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
-from ..training.checkpoint import CheckpointError, read_config
+from ..training.checkpoint import expecting, read_config
 from ..training.configuration import (
     COUNT,
     NATURAL,
@@ -17,12 +17,12 @@ from ..training.configuration import (
     TRAINING,
     Range,
     RunConfig,
-    check_options,
-    option,
+    options,
 )
 from .series import HORIZON, NOISES, Series
 
-_DATA, _MODEL, _EVALUATION = "data", "model", "evaluation"
+_data, _model = options("data"), options("model")
+_training, _evaluation = options(TRAINING), options("evaluation")
 _SERIES = Range("a whole number from 4 to 2147483647", 4, 2**31 - 1)
 _LEVELS = Range("a whole number from 0 to 100", 0, 100)
 
@@ -36,57 +36,41 @@ class ForecastingConfig(RunConfig):
 
     experiment: ClassVar = "forecasting"
 
-    noise: str = option(
+    noise: str = _data(
         "static",
         "static: of one deviation, 0.1 times the level; time: 0.1 times the level times the step",
-        group=_DATA,
         choices=NOISES,
     )
-    level: int = option(1, "of the noise", group=_DATA, within=_LEVELS)
-    series: int = option(
-        2000, "known ones, of which methods that calibrate train on half", group=_DATA,
-        within=_SERIES,
-    )  # fmt: skip
-    test_series: int = option(5000, "to test on", group=_DATA, within=COUNT)
-
-    method: str = option(
+    level: int = _data(1, "of the noise", _LEVELS)
+    series: int = _data(2000, "known ones, of which methods that calibrate train on half", _SERIES)
+    test_series: int = _data(5000, "to test on", COUNT)
+    method: str = _model(
         "variational",
         "variational: held masks on input, recurrence and output; naive: dropout of the last state "
         "alone; cf-rnn, adaptive, mq-rnn and dp-rnn: as published",
-        group=_MODEL,
         choices=METHODS,
     )
-    hidden: int = option(20, "units of the LSTM", group=_MODEL, within=COUNT)
-    dropout: float = option(
-        0.25, "probability of dropping; variational, naive and dp-rnn", group=_MODEL,
-        within=PROBABILITY,
-    )  # fmt: skip
-
-    epochs: int = option(
-        20, "each of --passes passes; adaptive learns its scale in the second half of them",
-        group=TRAINING, within=COUNT, resumable=True,
-    )  # fmt: skip
-    passes: int = option(50, "over the training series, of one epoch", group=TRAINING, within=COUNT)
-    drawn_batches: int | None = option(
-        None, "N batches drawn with replacement make an epoch instead", group=TRAINING,
-        within=COUNT,
-    )  # fmt: skip
-    batch_size: int = option(100, "series of an update", group=TRAINING, within=COUNT)
-    lr: float = option(0.01, "learning rate of Adam", group=TRAINING, within=POSITIVE)
-
-    mc_samples: int = option(
-        100, "mask sets of the test", group=_EVALUATION, within=COUNT, resumable=True
+    hidden: int = _model(20, "units of the LSTM", COUNT)
+    dropout: float = _model(
+        0.25, "probability of dropping; variational, naive and dp-rnn", PROBABILITY
     )
-    mc_samples_epoch: int = option(
-        10, "mask sets after each epoch, 0: none", group=_EVALUATION, within=NATURAL
+    epochs: int = _training(
+        20,
+        "each of --passes passes; adaptive learns its scale in the second half of them",
+        COUNT,
+        resumable=True,
     )
-    coverage: float = option(
-        0.9, "with which all targets of a series shall lie inside", group=_EVALUATION,
-        within=PROBABILITY,
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        check_options(self)
+    passes: int = _training(50, "over the training series, of one epoch", COUNT)
+    drawn_batches: int | None = _training(
+        None, "N batches drawn with replacement make an epoch instead", COUNT
+    )
+    batch_size: int = _training(100, "series of an update", COUNT)
+    lr: float = _training(0.01, "learning rate of Adam", POSITIVE)
+    mc_samples: int = _evaluation(100, "mask sets of the test", COUNT, resumable=True)
+    mc_samples_epoch: int = _evaluation(10, "mask sets after each epoch, 0: none", NATURAL)
+    coverage: float = _evaluation(
+        0.9, "with which all targets of a series shall lie inside", PROBABILITY
+    )
 
     def calibrates(self) -> bool:
         """Whether half of the known series are held out."""
@@ -148,19 +132,14 @@ def _plain(config: ForecastingConfig) -> ForecastingConfig:
     return ForecastingConfig(method="cf-rnn", hidden=config.hidden, seed=config.seed + 1)
 
 
-def restore_model(content: dict[str, Any], config: ForecastingConfig) -> Forecaster:
-    """The model of a checkpoint's content, on the CPU.
+def restore_model(content: dict[str, Any]) -> tuple[Forecaster, ForecastingConfig]:
+    """Model (on the CPU) and configuration from the content of a checkpoint.
 
     Raises:
         CheckpointError: the content is incomplete or does not fit together.
     """
-    try:
-        read_config({**content, "config": asdict(config)}, ForecastingConfig)
+    with expecting("a complete checkpoint of a forecaster"):
+        config = read_config(content, ForecastingConfig)
         model = Forecaster(config)
         model.load_state_dict(content["model"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"expected a complete checkpoint of a forecaster, got {reason}"
-        ) from error
-    return model
+    return model, config

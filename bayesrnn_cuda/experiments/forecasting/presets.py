@@ -75,6 +75,7 @@ for _index, _count in enumerate((10, 100, 1000, 10000)):
 
 
 def _sweep(name: str, values: dict[str, Any], published: dict[str, Published]) -> Sweep:
+    series = f"{values['series']} series, {values['noise']} noise of level {values['level']}"
     members = {}
     for label, (summary, own) in METHODS.items():
         known = published.get(label)
@@ -82,15 +83,14 @@ def _sweep(name: str, values: dict[str, Any], published: dict[str, Published]) -
         members[label] = Preset(
             f"{name}/{label}",
             ForecastingConfig,
-            f"{summary}, {values}",
+            f"{summary}; {series}",
             _SOURCE if known else "ours, on those series",
             {**values, **own},
             expected={key: value for key, value in expected.items() if value is not None},
         )
     return Sweep(
         name,
-        f"forecasts of {values['series']} series, {values['noise']} noise of level "
-        f"{values['level']}",
+        f"forecasts of {series}",
         _SOURCE,
         members,
         outcome="cf-rnn covers, mq-rnn and dp-rnn do not",

@@ -30,9 +30,9 @@ SHOWN = (
     ("MQ-RNN", "mq-rnn", "quantiles"),
     ("DP-RNN", "dp-rnn", "doubt"),
 )
-_DRAWN = (0, 4, 6, 8, 12, 13)  # of SHOWN
-_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
-_MARKERS = "os^Dv*"
+_DRAWN = (0, 5, 4, 6, 8, 10, 12)  # of SHOWN
+_COLOURS = ("#0072B2", "#56B4E9", "#000000", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
+_MARKERS = "oos^^Dv"
 
 
 def sections(runs: Sequence["Run"], out: Path) -> list[str]:
@@ -44,17 +44,17 @@ def sections(runs: Sequence["Run"], out: Path) -> list[str]:
     lines = ["## Forecasts of synthetic series", "", _words(runs), ""]
     for heading, key in (("Joint coverage, %", "joint"), ("Mean width", "width")):
         lines += [f"### {heading}", "", *_table(found, key), ""]
-    for name, draw, arguments in (
-        ("forecasting.png", coverage_figure, (found,)),
-        ("forecasting-curves.png", curves_figure, (found,)),
-    ):
-        if save_figure(out / name, draw, *arguments):
-            lines += [f"![{heading}]({name})", ""]
+    figures = [("forecasting.png", "Joint coverage and width", coverage_figure)]
+    if _with_curves(found):
+        figures.append(("forecasting-curves.png", "Error by passes", curves_figure))
+    for name, caption, draw in figures:
+        if save_figure(out / name, draw, found):
+            lines += [f"![{caption}]({name})", ""]
     return lines
 
 
 def _words(runs: Sequence["Run"]) -> str:
-    reduced = sorted({run.status() for run in runs if run.status()})
+    reduced = sorted({run.status() for run in runs if run.final and run.status()})
     return (
         "Mean over seeds (standard deviation; number of seeds). In brackets CF-RNN, adaptive, "
         "MQ-RNN and DP-RNN as stored by Stankeviciute et al. (2021). A dash: too few held-out "
@@ -109,18 +109,28 @@ def _cell(values: Sequence[float | None], form: str) -> str:
 def _published(name: str, label: str, rule: str, key: str) -> str:
     if rule not in ("published", "quantiles", "doubt") or label == "variational":
         return ""
-    sweep = next(sweep for sweep in SWEEPS if sweep.name == name)
-    value = sweep.members[label].expected.get(key)
+    value = _expected(name, label, key)
     return "" if value is None else f" [{value}]"
+
+
+def _expected(name: str, label: str, key: str) -> float | None:
+    sweep = next(sweep for sweep in SWEEPS if sweep.name == name)
+    return sweep.members[label].expected.get(key)
 
 
 def coverage_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
     """Joint coverage, and width over the oracle's, of each row: one point a seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    figure = Figure(figsize=(10.4, 6.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     names = list(found)
+    for axes, key in ((top, "joint"), (bottom, "width")):
+        axes.plot(
+            *zip(*_published_points(found, key), strict=True),
+            linestyle="", label="CF-RNN, published", color=_COLOURS[3], marker="^", markersize=7,
+            markerfacecolor="none",
+        )  # fmt: skip
     for index, place in enumerate(_DRAWN):
         words, label, rule = SHOWN[place]
         shift = 0.12 * (index - (len(_DRAWN) - 1) / 2)
@@ -149,15 +159,33 @@ def coverage_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
     return figure
 
 
+def _with_curves(found: dict[str, dict[str, list["Run"]]]) -> list[str]:
+    return [name for name in found if found[name]["cf-rnn"] and found[name]["variational"]]
+
+
+def _published_points(
+    found: dict[str, dict[str, list["Run"]]], key: str
+) -> list[tuple[float, float]]:
+    """Place and figure of the published CF-RNN, widths over the oracle's of these runs."""
+    points = []
+    for at, (name, methods) in enumerate(found.items()):
+        published = _expected(name, "cf-rnn", key)
+        run = next(run for runs in methods.values() for run in runs)
+        if published is not None:
+            points.append((at, published / (run.final["oracle_width"] if key == "width" else 1)))
+    return points
+
+
 def curves_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
     """RMSE over the oracle's by passes, test solid and training dashed, mean over seeds."""
     from matplotlib.figure import Figure
 
-    names = [name for name in found if found[name]["cf-rnn"] and found[name]["variational"]]
+    names = _with_curves(found)
     names = names[:: max(1, len(names) // 2)][:2]
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, squeeze=False)[0], names, strict=False):
-        for label, colour in zip(("variational", "cf-rnn", "naive"), _COLOURS[::2], strict=True):
+    colours = {"variational": _COLOURS[0], "cf-rnn": _COLOURS[3], "naive": _COLOURS[5]}
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for label, colour in colours.items():
             runs = found[name][label]
             for key, style in (("test_rmse", "-"), ("train_rmse", "--")):
                 if not runs:
@@ -170,7 +198,7 @@ def curves_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
                     )
                     for records in histories
                 ]
-                words = f"{label}, {'test' if style == '-' else 'training, with its dropout'}"
+                words = f"{label}, {'test' if style == '-' else 'training'}"
                 axes.plot(*zip(*points, strict=True), style, color=colour, label=words)
         axes.axhline(1, color="#666666", linestyle=":", label="oracle, test")
         axes.set(xlabel="passes over the training series", title=name, ylabel="RMSE / oracle's")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
+from ...cli import UserError
 from ..intervals import certain, doubt_alone, measured, rules
 from ..training.distributed import ALONE, Workers
 from ..training.evaluating import evaluating
@@ -32,10 +33,12 @@ class ForecastingTask(Task):
         model: None makes a new one.
 
     Raises:
-        UserError: the device or the engine is not there, or the batch cannot be shared.
+        UserError: the device or the engine is not there, or the batch or the method cannot be
+            shared.
     """
 
     config_class = ForecastingConfig
+    restore_model = staticmethod(restore_model)
     unit = "series"
     metric = "test_rmse"
     tests_best = False  # nothing is stopped early unless --epochs says so
@@ -52,6 +55,10 @@ class ForecastingTask(Task):
     ) -> None:
         self.config, self.data, self.workers = config, data, workers
         workers.check_divides(config.batch_size)
+        if config.method == "adaptive" and workers.size > 1:  # one of its two models rests
+            raise UserError(
+                f"argument --method: expected one process for adaptive, got {workers.size}"
+            )
         device = workers.device(config)
         size = config.series // 2 if config.calibrates() else config.series
         train = data.known.part(slice(size))
@@ -61,24 +68,12 @@ class ForecastingTask(Task):
         self.items = min(config.batch_size, size)
         self.updates = config.drawn_batches or config.passes * -(-size // config.batch_size)
         self.scaling = False  # whether adaptive learns its scale
-        with evaluating(self.model):
-            self.check_engine(lambda: self.model(_steps(self.given[:1])))
+        self.check_engine(lambda: self.model(_steps(self.given[:1])))
 
     @classmethod
     def load_data(cls, config: ForecastingConfig) -> Forecasts:
         settings = (config.noise, config.level, config.series, config.test_series)
         return load_series(*settings, config.seed)
-
-    @classmethod
-    def restore(
-        cls,
-        content: dict[str, Any],
-        config: ForecastingConfig,
-        data: Forecasts,
-        workers: Workers = ALONE,
-    ) -> "ForecastingTask":
-        """The task of a checkpoint's content. Raises CheckpointError if that is incomplete."""
-        return cls(config, data, workers, model=restore_model(content, config))
 
     def describe(self) -> str:
         config = self.config
@@ -89,9 +84,6 @@ class ForecastingTask(Task):
             f"model: {config.method}, {config.hidden} units, {size:,} parameters, {self.updates} "
             f"updates an epoch on {self.device}"
         )
-
-    def fingerprint(self) -> int:
-        return self.data.fingerprint()
 
     def content(self) -> dict[str, Any]:
         return {"config": asdict(self.config), "model": self.model.state_dict()}

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import bayesrnn_cuda as brnn
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.forecasting.model import METHODS, ForecastingConfig
 from bayesrnn_cuda.experiments.forecasting.presets import SWEEPS
 from bayesrnn_cuda.experiments.forecasting.task import RULE, ForecastingTask
 from bayesrnn_cuda.experiments.intervals import certain, measured, rules
 from bayesrnn_cuda.experiments.report.report import write_report
+from bayesrnn_cuda.experiments.training.distributed import Workers
 from bayesrnn_cuda.experiments.training.runs import Interrupted
 from bayesrnn_cuda.experiments.training.trainer import Trainer, read_run
 
@@ -71,6 +73,20 @@ def test_half_of_the_series_are_held_out_where_something_is_calibrated():
         assert len(task.held_out.given) == (40 if calibrates else 0)
         known = torch.cat([task.given, task.held_out.given])
         assert torch.equal(known, task.data.known.given)
+
+
+def test_processes_share_a_batch_but_not_adaptive():
+    whole, parts = make(), []
+    for rank in range(2):
+        config = ForecastingConfig(**TINY)
+        parts.append(ForecastingTask.load(config, Workers(rank, 2)))
+    for task in (whole, *parts):
+        task.start_epoch(1)
+        task.model.eval()  # without masks
+    losses = [task.loss(task.model, 0).item() for task in parts]
+    assert sum(losses) / 2 == pytest.approx(whole.loss(whole.model, 0).item(), rel=1e-5)
+    with pytest.raises(UserError, match="--method: expected one process for adaptive, got 2"):
+        ForecastingTask.load(ForecastingConfig(**TINY, method="adaptive"), Workers(0, 2))
 
 
 def test_an_epoch_is_passes_or_batches_with_replacement():

@@ -200,13 +200,15 @@ def sample_lengths(T: int, B: int, rng: torch.Generator) -> Tensor:
 
 
 def sample_resets(case: Case, rng: torch.Generator) -> Tensor | None:
-    """Random ones at a third of the steps."""
+    """Random ones at a third of the steps, and one where the sequence that has all steps is."""
     shape = (case.T, case.B)
     match case.resets:
         case "none":
             return None
         case "random":
-            return torch.rand(shape, generator=rng) < 1 / 3
+            resets = torch.rand(shape, generator=rng) < 1 / 3
+            resets[case.T // 2, 1 % case.B] = True
+            return resets
         case "first" | "last":
             resets = torch.zeros(shape, dtype=torch.bool)
             resets[0 if case.resets == "first" else -1] = True

@@ -26,16 +26,6 @@ class Column(NamedTuple):
     form: str  # format of the figure, as `format` takes it
 
 
-class Curves(NamedTuple):
-    """What the report's learning curves show: keys of the records, and the words for them."""
-
-    solid: str  # key of the validation or test error
-    dashed: str  # key of the training error
-    axis: str
-    solid_name: str
-    dashed_name: str = "training, with its dropout"
-
-
 @dataclass(frozen=True)
 class Experiment:
     """One kind of run: what trains it and what the report says of it."""
@@ -46,7 +36,6 @@ class Experiment:
     data: str | None
     test: str  # key of the test's figure; that with MC dropout has `_mc` behind it
     paper: tuple[Column, ...]  # what the paper has numbers for, in the words of its tables
-    curves: Curves
     columns: tuple[Column, ...]  # of the table of a group of its runs
     uncertainty: tuple[Column, ...]  # of the table on MC dropout
     presets: tuple[Preset, ...]  # its runs of the paper
@@ -78,7 +67,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             Column("test", "test_perplexity", ".2f"),
             Column("test, MC", "test_perplexity_mc", ".2f"),
         ),
-        curves=Curves("valid_perplexity", "train_perplexity", "perplexity", "validation"),
         columns=(
             Column("valid", "valid_perplexity", ".2f"),
             Column("valid, as the authors count", "valid_perplexity_authors", ".2f"),
@@ -103,7 +91,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         data="the folder of the Cornell scale data (reviews.tsv)",
         test="test_rmse",
         paper=(),
-        curves=Curves("test_rmse", "train_rmse", "error (RMSE of the rating, 0 to 1)", "test"),
         columns=(
             Column("train RMSE", "train_rmse", ".4f"),
             Column("test RMSE", "test_rmse", ".4f"),
@@ -128,7 +115,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             Column("joint coverage, %", "joint", ".1f"),
             Column("mean width", "width", ".2f"),
         ),
-        curves=Curves("test_rmse", "train_rmse", "error (RMSE)", "test"),
         columns=(
             Column("test RMSE", "test_rmse", ".3f"),
             Column("oracle's", "oracle_rmse", ".3f"),

@@ -35,19 +35,20 @@ _AXES = {
 
 def curves_figure(title: str, runs: Labelled) -> "Figure":
     """Validation or test error of the runs by epoch, solid, and training, dashed."""
-    solid, dashed, axis, solid_name, dashed_name = EXPERIMENTS[runs[0][1].experiment].curves
-    figure, axes = _axes(title, "epoch", axis)
+    task = EXPERIMENTS[runs[0][1].experiment].task
+    solid, dashed = task.metric, next(key for key in task.curves if key.startswith("train"))
+    figure, axes = _axes(title, "epoch", task.axis)
     for index, (label, run) in enumerate(runs):
         _curve(axes, run, solid, index, label=label)
         _curve(axes, run, dashed, index, dashed=True)
-    _line_legend(axes, runs, solid_name, dashed_name)
+    _line_legend(axes, runs, task.curves[solid], task.curves[dashed])
     return figure
 
 
 def approximation_figure(title: str, runs: Labelled) -> "Figure":
     """Test error by epoch with the dropout approximation, solid, and with MC dropout, dashed."""
     experiment = EXPERIMENTS[runs[0][1].experiment]
-    figure, axes = _axes(title, "epoch", f"test {experiment.curves.axis}")
+    figure, axes = _axes(title, "epoch", f"test {experiment.task.axis}")
     for index, (label, run) in enumerate(runs):  # a run keeps its colour of the other figures
         if has_mc_curve(run):
             _curve(axes, run, experiment.test, index, label=label)
@@ -61,7 +62,7 @@ def sweep_figure(title: str, sweep: Sweep, runs: Labelled) -> "Figure":
     """Final test error against the value that the sweep varies, one colour a series."""
     field, series = sweep.field, sweep.series
     experiment = EXPERIMENTS[sweep.experiment]
-    figure, axes = _axes(title, _AXES[field], f"final test {experiment.curves.axis}")
+    figure, axes = _axes(title, _AXES[field], f"final test {experiment.task.axis}")
     names = sorted({run.config.get(series) for _, run in runs}) if series else [None]
     for index, name in enumerate(names):
         chosen = [run for _, run in runs if name is None or run.config.get(series) == name]

@@ -40,7 +40,7 @@ class SentimentTask(Task):
     unit = "pieces"
     metric = "test_rmse"
     tests_best = False  # the paper's curves end with the last epoch; there is no validation set
-    axis = "RMSE of ratings from 0 to 1"
+    axis = "error (RMSE of the rating, 0 to 1)"
     curves: ClassVar[dict[str, str]] = {
         "test_rmse": "test",
         "test_rmse_mc": "test, MC dropout",

@@ -94,7 +94,7 @@ def _read_run(path: Path, name: str) -> Run:
     experiment = config.get("experiment")
     if experiment not in EXPERIMENTS:
         raise UserError(
-            f"argument RUNS: expected an experiment, {' or '.join(EXPERIMENTS)}, in "
+            f"argument RUNS: expected one of {', '.join(EXPERIMENTS)} in "
             f"'{folder.config}', got {experiment!r}"
         )
     if not isinstance(config.get("epochs"), int):

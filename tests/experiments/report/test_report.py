@@ -310,7 +310,11 @@ GOOD = json.dumps(asdict(PRESETS["ptb-small-naive"].config()) | {"experiment": "
     [
         ("{", "", "expected JSON in '.*config.json', got .* in line 1"),
         ("[]", "", "expected a JSON object in '.*config.json', got another value in line 1"),
-        ('{"epochs": 1}', "", "expected an experiment, language_model or sentiment, .* got None"),
+        (
+            '{"epochs": 1}',
+            "",
+            "expected one of language_model, sentiment, forecasting in .* got None",
+        ),
         ('{"experiment": "sentiment"}', "", "expected the number of epochs in .*, got None"),
         (GOOD, '{"epoch": 1}\n{"epo', "expected JSON in '.*metrics.jsonl', got .* in line 2"),
         (GOOD, '{"epoch": 2}', "expected the record of epoch 1 in line 1 of .*, got that of 2"),

@@ -21,8 +21,12 @@ SHOWN = (
     ("variational, noise, no calibration", "variational", "normal"),
     ("variational, masks alone", "variational", "doubt"),
     ("variational early, max score, sure", "variational-early", "max, sure"),
+    ("variational early, max score", "variational-early", "max"),
+    ("variational early, Bonferroni", "variational-early", "bonferroni"),
+    ("variational early, masks alone", "variational-early", "doubt"),
     ("CF-RNN", "cf-rnn", "published"),
     ("CF-RNN, max score, sure", "cf-rnn", "max, sure"),
+    ("CF-RNN early", "cf-rnn-early", "published"),
     ("CF-RNN early, max score, sure", "cf-rnn-early", "max, sure"),
     ("naive, max score, sure", "naive", "max, sure"),
     ("naive early, max score, sure", "naive-early", "max, sure"),
@@ -30,7 +34,16 @@ SHOWN = (
     ("MQ-RNN", "mq-rnn", "quantiles"),
     ("DP-RNN", "dp-rnn", "doubt"),
 )
-_DRAWN = (0, 5, 4, 6, 8, 10, 12)  # of SHOWN
+# Those of the figure.
+_DRAWN = (
+    "variational, max score, sure",
+    "variational early, max score, sure",
+    "variational early, masks alone",
+    "CF-RNN",
+    "CF-RNN early, max score, sure",
+    "naive, max score, sure",
+    "MQ-RNN",
+)
 _COLOURS = ("#0072B2", "#56B4E9", "#000000", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
 _MARKERS = "oos^^Dv"
 
@@ -131,9 +144,9 @@ def coverage_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
             linestyle="", label="CF-RNN, published", color=_COLOURS[3], marker="^", markersize=7,
             markerfacecolor="none",
         )  # fmt: skip
-    for index, place in enumerate(_DRAWN):
-        words, label, rule = SHOWN[place]
-        shift = 0.12 * (index - (len(_DRAWN) - 1) / 2)
+    drawn = [entry for entry in SHOWN if entry[0] in _DRAWN]
+    for index, (words, label, rule) in enumerate(drawn):
+        shift = 0.12 * (index - (len(drawn) - 1) / 2)
         for axes, key in ((top, "joint"), (bottom, "width")):
             points = [
                 (at + shift, value if key == "joint" else value / run.final["oracle_width"])

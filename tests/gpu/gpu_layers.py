@@ -2,14 +2,20 @@
 
 import contextlib
 import functools
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import cases
 import torch
 from cases import CELLS, Case, product
 
-from bayesrnn_cuda import engines
+from bayesrnn_cuda import engines, ops
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from bench.gpu import names
 
 
 class Precision(NamedTuple):
@@ -80,21 +86,45 @@ def takers(case: Case, precision: Precision) -> list[str]:
 
 
 def run(case: Case, precision: Precision, engine: str, seed: int = 0) -> dict:
-    """cases.run on the GPU, its results on the CPU."""
+    """cases.run on the GPU."""
     inputs = cases.sample(case, precision.dtype, seed, "cuda")
     with tf32(precision.tf32):
-        results = cases.run(case, inputs, engine)
-    return {name: t.cpu() for name, t in results.items()}
+        return cases.run(case, inputs, engine)
 
 
 @functools.lru_cache(maxsize=1)  # every engine of a case is compared with the same
 def _references(case: Case, precision: Precision) -> tuple[list, list]:
-    """(in float64, in the precision's own rounding) for every draw, on the CPU."""
-    inputs = [cases.sample(case, precision.dtype, seed) for seed in seeds(case, precision)]
+    """(in float64, in the precision's own rounding) for every draw, on the GPU too: in float64 its
+    products are as good as a CPU's, and wide layers are there in milliseconds."""
+    inputs = [cases.sample(case, precision.dtype, seed, "cuda") for seed in seeds(case, precision)]
     exact = [cases.run(case, i.to(torch.float64), "reference") for i in inputs]
     if precision.rounding not in cases.EPS:
         return exact, []
     return exact, [cases.run(case, i.to(precision.rounding), "reference") for i in inputs]
+
+
+def by_name(name: str) -> Precision:
+    return next(p for p in PRECISIONS if str(p) == name)
+
+
+@contextlib.contextmanager
+def kernels_run(into: set[str]):
+    """Collects the kernels of the package that run meanwhile, by the names in the library.
+
+    With BAYESRNN_PROFILER=0 none: where CUPTI is broken, it may end the process.
+    """
+    if os.environ.get("BAYESRNN_PROFILER") == "0":
+        yield
+        return
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    try:
+        with torch.profiler.profile(activities=activities) as profile:
+            yield
+            torch.cuda.synchronize()
+    finally:
+        shown = {event.name for event in profile.events() or ()}
+        known = names.kernels(Path(ops.LIBRARY_PATH))
+        into |= set(names.mangled(shown, known)) & known
 
 
 def seeds(case: Case, precision: Precision) -> range:

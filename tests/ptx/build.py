@@ -80,7 +80,9 @@ def rules(arch: str) -> str:
     objects = [f"{unit.stem}.o" for unit in UNITS]
     for unit, target in zip(UNITS, objects, strict=True):
         lines.append(f"build {target} | {target}.ptxas: nvcc {unit}")
-    lines.append(f"build test_kernels.o | test_kernels.o.ptxas: nvcc {HERE / 'test_kernels.cu'}")
+    for unit in (HERE / "test_kernels.cu", ROOT / "bench/gpu/probes.cu"):
+        target = f"{unit.stem}.o"
+        lines.append(f"build {target} | {target}.ptxas: nvcc {unit}")
     for source in HOST_SOURCES:
         objects.append(f"host_{source.stem}.o")
         lines.append(f"build {objects[-1]}: cxx {source}")

@@ -5,6 +5,7 @@ import functools
 import itertools
 
 import cases
+import kernel_cases
 import layer
 import pytest
 from cases import Case
@@ -137,6 +138,19 @@ def run_all(machine: Machine) -> set[str]:
 
 def test_every_compiled_kernel_can_be_chosen(engines):
     assert not sorted(engines.kernels.keys() - launches(engines))
+
+
+def test_what_runs_on_a_gpu_launches_every_kernel(engines):
+    """tests/gpu/test_gpu_kernels.py, on an H100: the same cases, without running them."""
+    engines.device(dry=True)
+    ran = {
+        kernel
+        for c in kernel_cases.CASES
+        for backward in (False, True)
+        for kernel in layer.dry(engines, c.case, c.precision, How(c.engine), backward=backward)
+    }
+    engines.device()
+    assert not sorted(launches(engines) - ran)
 
 
 @pytest.mark.slow

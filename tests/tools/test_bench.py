@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -258,27 +257,6 @@ def test_other_build_that_is_none(vs_build, tmp_path):
     _, errors = vs_build(tmp_path)
     assert "argument OTHER: expected a checkout with bayesrnn_cuda/" in errors
     assert errors.count("\n") == 1
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_roofline_wants_a_gpu(bench):
-    status, printed, errors = bench("roofline")
-    assert (status, printed) == (2, "")
-    assert "expected a GPU, got none" in errors
-
-
-def find_nvcc() -> str | None:
-    folder = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
-    return shutil.which("nvcc", path=folder) or shutil.which("nvcc")
-
-
-@pytest.mark.skipif(find_nvcc() is None, reason="no nvcc")
-def test_roofline_compiles_its_kernels(bench, tmp_path):
-    roofline = importlib.import_module("bench.roofline")
-    library = roofline.build("90a", tmp_path)
-    assert b"expected l2_reads" in library.roofline(b"other", None, 0, 1, 32, 1, None, None)
-    with pytest.raises(roofline.BuildError, match="compute_1x"):
-        roofline.build("1x", tmp_path)
 
 
 SMALL_JOB = ["--words", "11", "--hidden", "8", "--steps", "3", "--batch", "2", "--runs", "1"]

@@ -95,8 +95,9 @@ Attempt fill_in(const Sizes& s, Engine engine, const Tiling& t, const Spread& sp
   r.threads = t.threads();
   r.registers = std::min(kMostRegisters, registers(s.pass, t, s.gates, s.untied()));
   r.shared_bytes = s.shared(engine, t, spread.batch_tiles);
-  r.microseconds = double(spread.rounds) * traits(engine).latency +
-                   double(spread.tiles) * cost::work(engine, s.pass, t, s.gates, s.untied()) +
+  const int64_t busy = std::min<int64_t>(r.blocks_x * spread.blocks_y, s.device.multiprocessors);
+  const double work = cost::work(engine, s.pass, t, s.cell, s.untied(), s.device, busy);
+  r.microseconds = double(spread.rounds) * traits(engine).latency + double(spread.tiles) * work +
                    traits(engine).start / double(s.problem.T);
   if (r.shared_bytes > s.device.shared_bytes_per_block)
     return {kilobytes(r.shared_bytes) + " of shared memory for " + text(spread.batch_tiles) +

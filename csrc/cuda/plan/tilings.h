@@ -28,10 +28,10 @@ struct EngineTraits {
 };
 // Every engine stands here, in the order of the enumeration and of messages.
 inline constexpr EngineTraits kEngines[] = {
-    {Engine::block, "block", true, false, true, 0.12, 3},
-    {Engine::cluster, "cluster", true, false, true, 0.53, 4},
-    {Engine::grid, "grid", true, true, false, 0.45, 6},
-    {Engine::grid_flags, "grid_flags", true, true, false, 0.77, 6},
+    {Engine::block, "block", true, false, true, 0.12, 5},
+    {Engine::cluster, "cluster", true, false, true, 0.53, 6},
+    {Engine::grid, "grid", true, true, false, 0.45, 9},
+    {Engine::grid_flags, "grid_flags", true, true, false, 0.77, 9},
     {Engine::stepwise, "stepwise", false, false, false, 0, 0},
 };
 constexpr const EngineTraits& traits(Engine engine) { return kEngines[int(engine)]; }

@@ -1,0 +1,69 @@
+"""Layers that together launch every kernel that is compiled for a GPU: what a short time on one can
+prove of all of them. tests/ptx/test_coverage.py proves that they do, tests/gpu runs them.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import cases
+from cases import Case
+
+# engine, B, I, H of 16-bit numbers: csrc/cuda/plan/tilings.h. Sizes that fill no tile.
+PERSISTENT = (
+    ("block", 5, 50, 60),  # x is multiplied inside
+    ("block", 21, 90, 51),
+    ("block", 5, 50, 115),
+    ("cluster", 21, 24, 120),
+    ("grid_flags", 13, 40, 700),
+    ("grid", 13, 40, 230),  # chunks of a warp: 1, 2, 3, 4
+    ("grid", 13, 24, 500),
+    ("grid", 13, 40, 710),
+    ("grid", 5, 24, 1010),
+    ("grid", 300, 40, 200),  # several batch tiles a block: chunks 2, 4, 6
+    ("grid", 40, 24, 900),
+    ("grid", 13, 24, 1500),
+)
+TYPES = ("bfloat16", "float16", "tf32")  # of the kernels on tensor cores
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """A layer, its precision and the engine that is asked for."""
+
+    case: Case
+    precision: str
+    engine: str
+
+    def __str__(self) -> str:
+        return f"{self.engine}-{self.precision}-{self.case}"
+
+
+def persistent() -> list[KernelCase]:
+    """Every cell, type and way of masks that persistent kernels are compiled for."""
+    made = []
+    kinds = [(c, p) for c in ("lstm", "gru") for p in TYPES] + [("rnn", "bfloat16")]
+    for (cell, precision), masks in itertools.product(kinds, ("tied", "untied")):
+        if cell == "rnn" and masks == "untied":  # with one gate the same
+            continue
+        for i, (engine, B, I, H) in enumerate(PERSISTENT):  # noqa: E741
+            if precision == "tf32":
+                H, I = H // 2, I // 2 + 1  # noqa: E741
+            case = Case(cell, T=4, B=B, I=I, H=H, masks=masks)
+            made.append(replace(case, lengths=i % 2 == 0, reverse=i % 3 == 0))
+            made[-1] = KernelCase(made[-1], precision, engine)
+    return made
+
+
+def stepwise() -> list[KernelCase]:
+    """Every cell and precision, and the products over all steps at sizes of both their tiles."""
+    made = []
+    for cell, precision in itertools.product(cases.CELLS, (*TYPES, "float32", "float64")):
+        small = Case(cell, T=4, B=5, I=24, H=37, lengths=True)
+        made.append(KernelCase(small, precision, "stepwise"))
+    for precision in TYPES:
+        large = Case("lstm", T=2, B=2048, I=512, H=512)
+        made.append(KernelCase(large, precision, "stepwise"))
+    return made
+
+
+CASES = persistent() + stepwise()

@@ -69,6 +69,12 @@ def test_every_ending_but_hanging(done, workers):
     assert "Segmentation fault soon" in log
 
 
+def test_a_worker_that_dies_is_not_told_by_what_an_earlier_job_printed(done):
+    rows, _, log = done(jobs("fail", "exit"))
+    assert ("exit", "ended with status 3") in told(rows)
+    assert "expected 1, got 2" in log
+
+
 def test_a_worker_is_kept_until_it_is_of_no_use(done):
     rows, _, _ = done(jobs("pass 1", "pass 2", "sticky", "pass 3", "pass 4"))
     first, second, third, fourth = (row["pid"] for row in rows if "pid" in row)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from machine import Machine
-from test_machine import aligned, bfloat16, widen
+from small_kernels import aligned
+from test_primitives import bfloat16, widen
 
 THREADS = 256
 

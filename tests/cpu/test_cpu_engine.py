@@ -49,7 +49,7 @@ def activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         zero = x.new_zeros(len(some), 1)
         *_, gates, _ = torch.ops.bayesrnn.lstm(
             some.view(1, -1, 1), zero, zero, x.new_ones(4, 1), x.new_full((4, 1), -0.0),
-            x.new_full((4,), -0.0), x.new_full((4,), -0.0), None, None, None,
+            x.new_full((4,), -0.0), x.new_full((4,), -0.0), None, None, None, None,
         )  # fmt: skip
         parts.append(gates[0])
     gates = torch.cat(parts)
@@ -125,7 +125,7 @@ def check_bfloat16_rounding() -> None:
         weights = [zero.new_zeros(4, 1, requires_grad=True) for _ in range(2)]
         biases = [zero.new_zeros(4, requires_grad=True) for _ in range(2)]
         *_, c_n, _, _ = torch.ops.bayesrnn.lstm(
-            zero.add(1).unsqueeze(0), zero, zero, *weights, *biases, None, None, None
+            zero.add(1).unsqueeze(0), zero, zero, *weights, *biases, None, None, None, None
         )
         wanted = weights[0], *biases  # x is 1
         for gradient in torch.autograd.grad(c_n, wanted, dc_n):

@@ -45,7 +45,9 @@ class GlobalMasks(LanguageModelTask):
             [layer.index_select(own) for layer in masks.recurrent],
             masks.output[own],
         )
-        return super().loss(lambda *arguments: model(*arguments, masks=masks), update)
+        return super().loss(
+            lambda *arguments, **given: model(*arguments, masks=masks, **given), update
+        )
 
 
 def updates_of(config: LanguageModelConfig, path: Path, task_class: type) -> SimpleNamespace:

@@ -48,7 +48,6 @@ class Backend {
 
   template <class S>
   void run(const Forward<S>& layer) const {
-    refuse_resets(layer.resets);
     const Plan plan = plan_of(layer);
     const Tensor memory = scratch(forward_scratch_bytes(plan, cell_, layer));
     forward(plan, cell_, layer, host(), memory.mutable_data_ptr());
@@ -56,18 +55,12 @@ class Backend {
 
   template <class S>
   void run(const Backward<S>& layer) const {
-    refuse_resets(layer.resets);
     const Plan plan = plan_of(layer);
     const Tensor memory = scratch(backward_scratch_bytes(plan, cell_, layer));
     backward(plan, cell_, layer, host(), memory.mutable_data_ptr());
   }
 
  private:
-  static void refuse_resets(const uint8_t* resets) {
-    if (resets)
-      checks::fail("resets", "None on CUDA, where no engine has them yet (engine='reference' does)",
-                   "a tensor");
-  }
   template <class S>
   Plan plan_of(const Layer<S>& l) const {
     return planned({cell_, l.T, l.B, l.I, l.H, precision_, l.mask_h.untied(), save_},

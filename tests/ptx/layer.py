@@ -16,6 +16,7 @@ from cases import Case, Inputs
 from machine import Machine
 from torch import Tensor
 
+from bayesrnn_cuda import reference
 from bayesrnn_cuda.masks import LayerMasks
 
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32", "float64")
@@ -30,7 +31,7 @@ DTYPES = {
 KERNELS = [(c, p) for c in ("lstm", "gru") for p in PRECISIONS[:3]] + [("rnn", "bfloat16")]
 NUMBERS = ("cell", "precision", "T", "B", "I", "H", "reverse", "gate_stride_x", "gate_stride_h")
 POINTERS = (
-    *("lengths", "keep_x", "keep_h", "x", "h0", "c0"),
+    *("lengths", "resets", "keep_x", "keep_h", "x", "h0", "c0"),
     *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "y", "h_n", "c_n", "gates", "saved"),
     *("dy", "dh_n", "dc_n", "dx", "dh0", "dc0"),
     *("dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh"),
@@ -161,11 +162,20 @@ def read_fields(case: Case, inputs: Inputs, memory: Memory) -> dict:
     )
     return {
         "lengths": memory.copy("lengths", lengths), "x": x,
+        "resets": memory.copy("resets", resets_of(case, inputs)),
         "keep_x": keep("keep_x", masks.keep_x), "gate_stride_x": stride(masks.keep_x),
         "keep_h": keep("keep_h", masks.keep_h), "gate_stride_h": stride(masks.keep_h),
         "scale_x": float(masks.scale_x), "scale_h": float(masks.scale_h),
         **{k: memory.copy(k, t) for k, t in (states | inputs.weights._asdict()).items()},
     }  # fmt: skip
+
+
+def resets_of(case: Case, inputs: Inputs) -> Tensor | None:
+    """Where zero enters a step. Past a length they say nothing: they are all set there."""
+    resets = reference.entering(inputs.resets, inputs.lengths, case.reverse)
+    if resets is not None and inputs.lengths is not None:
+        resets = resets | outside(case.T, inputs.lengths)
+    return resets
 
 
 def call_of(case: Case, precision: str, fields: dict, *, save: bool = True) -> Call:
@@ -210,7 +220,8 @@ def dry(machine: Machine, case: Case, precision: str, how: How, *, backward: boo
     c = call_of(case, precision, {"scale_x": 1.0, "scale_h": 1.0} | strides)
     for name in POINTERS:
         is_mask = name.startswith("keep") and case.masks == "none"
-        setattr(c, name, None if name == "lengths" or is_mask else 4096)
+        is_reset = name == "resets" and case.resets == "none"
+        setattr(c, name, None if name == "lengths" or is_mask or is_reset else 4096)
     machine.library.set_loader(machine.loader)
     code = machine.library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), backward)
     kernels = machine.launched()

@@ -36,10 +36,11 @@ class Bug(NamedTuple):
 
 LSTM = Case("lstm", T=6, B=7, I=3, H=51, masks="untied", lengths=True)
 WIDE = Case("lstm", T=6, B=7, I=3, H=96, masks="untied", lengths=True)
+RESETS = Case("lstm", T=6, B=7, I=3, H=51, masks="untied", lengths=True, resets="random")
 PRODUCTS = Case("gru", T=40, B=5, I=72, H=40, masks="untied")
 PLAIN = Case("lstm", T=4, B=5, I=136, H=72, masks="none", lengths=True)
 
-FORWARD = "14forward_kernel"
+FORWARD, BACKWARD = "14forward_kernel", "15backward_kernel"
 EXCHANGE, TILES = f"{PERSISTENT}/exchange.cuh", f"{GEMM}/tiles.cuh"
 
 
@@ -95,6 +96,7 @@ SHARED_COMMIT = at(EXCHANGE, "      __syncthreads();")
 FLAG_COMMIT = at(EXCHANGE, "named_barrier(barrier_, Tile::makers);")
 READY_MASK = at(f"{PERSISTENT}/word_masks.cuh", "return word & ")
 FLAG_WAIT = at(EXCHANGE, "while (load_acquire(theirs_ + n * tiles_)")
+RESET_ROW = at(f"{PERSISTENT}/time_pass.cuh", "return rows >> at_.row(cell) & 1;")
 SUMS = at(f"{PERSISTENT}/time_pass.cuh", "% kSumBuffers * kLayout.buffer")
 
 BUGS = {
@@ -153,8 +155,22 @@ BUGS = {
         WIDE, "cluster"),
     "one slot, cluster": Bug(FORWARD, one_slot(1), WIDE, "cluster"),
     "shuffle left out": Bug(
-        "15backward_kernel", change(r"shfl\.sync\.bfly\.b32 (%r\d+)\|%p\d+, (%r\d+), .*",
+        BACKWARD, change(r"shfl\.sync\.bfly\.b32 (%r\d+)\|%p\d+, (%r\d+), .*",
                                     r"mov.b32 \1, \2"), WIDE, "grid"),
+    # ---- resets
+    "no resets forward": Bug(
+        FORWARD, change(r"and\.b32 (%r\d+), .*", r"mov.b32 \1, 0", RESET_ROW), RESETS, "grid"),
+    "no resets backward": Bug(
+        BACKWARD, change(r"and\.b32 (%r\d+), .*", r"mov.b32 \1, 0", RESET_ROW), RESETS, "grid"),
+    "gradients not cut": Bug(
+        BACKWARD, change(r"selp\.f32 (%f\d+), (%f\d+), .*", r"mov.f32 \1, \2",
+                         at(f"{PERSISTENT}/backward.cuh", "if (cuts_) cut(dh);")), RESETS, "grid"),
+    "resets of the step after": Bug(
+        FORWARD, change(r"ld\.global\.u8 (%\w+), \[(%rd\d+)\]", r"ld.global.u8 \1, [\2+1]",
+                        at(f"{PERSISTENT}/time_pass.cuh", "return p_.resets ?")), RESETS, "grid"),
+    "operand of dU not reset": Bug(
+        "gate_gemm", change(r"selp\.b32 (%r\d+), (%r\d+), -1, .*", r"mov.b32 \1, \2",
+                            at(f"{GEMM}/loaders.cuh", "!from_.resets[row]")), RESETS, "grid"),
     # ---- the products
     "no barrier between tiles": Bug(
         "gate_gemm", drop(r"bar\.sync", at(TILES, "__syncthreads();  // this tile is complete")),

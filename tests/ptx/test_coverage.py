@@ -27,7 +27,8 @@ def problems(kinds, engines):
     for (cell, precision), engine, masks, I, H, B in itertools.product(  # noqa: E741
         kinds, engines, ("none", "untied"), (24, 1024), WIDTHS, BATCHES
     ):
-        yield Case(cell, T=2, B=B, I=I, H=H, masks=masks), precision, engine
+        resets = "none" if masks == "none" else "random"
+        yield Case(cell, T=2, B=B, I=I, H=H, masks=masks, resets=resets), precision, engine
 
 
 @functools.cache
@@ -78,7 +79,8 @@ def tilings():
         H = (chunks * 32 + 40 * (i % 3)) // half + 9  # some warps have no chunk of their own
         H = min(H, BACKWARD[i % 5] * 8 * 32 // half)
         case = Case(cell, T=2, B=(5, 17, 21)[i % 3], I=8 + i % 2, H=H, masks=masks,
-                    lengths=i % 2 == 0, reverse=i % 4 < 2)  # fmt: skip
+                    lengths=i % 2 == 0, reverse=i % 4 < 2,
+                    resets=("none", "random")[i // 2 % 2])  # fmt: skip
         backward = (BACKWARD[i % 5], 8, 1, 1)
         how = How("grid", forward=(chunks, 8, 1, looped), backward=backward, groups=1 + i % 2)
         yield case, precision, how

@@ -117,6 +117,59 @@ def test_variations_match_reference(engines, name, fields):
     assert not layer.differences(engines, case, TYPES[i % 3], how)
 
 
+# ---- resets
+
+# Where segments begin takes turns too.
+KINDS = ("random", "first", "random", "last", "every", "random", "nowhere")
+RESETTING = [(*c, kind) for c, kind in zip(COMBINATIONS[2::5], itertools.cycle(KINDS))]
+
+
+def test_resetting_combinations_have_everything():
+    *columns, kinds = zip(*RESETTING, strict=True)
+    assert list(map(set, columns)) == list(map(set, zip(*COMBINATIONS, strict=True)))
+    assert set(kinds) == set(cases.RESETS)
+
+
+@pytest.mark.parametrize("combination", RESETTING, ids=lambda c: "-".join(map(str, c)))
+def test_resets_match_reference(engines, combination):
+    check(engines, *combination[:-1], resets=combination[-1], T=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", cases.RESETS)
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(map(str, c)))
+def test_every_combination_resets_as_the_reference(engines, combination, kind):
+    check(engines, *combination, resets=kind, T=5)
+
+
+@pytest.mark.parametrize("kind", cases.RESETS)
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_resets_of_types_without_tensor_cores(engines, cell, kind):
+    i = cases.CELLS.index(cell) + cases.RESETS.index(kind)
+    masks = ("none", "tied", "untied")[i % 3]
+    check(engines, "stepwise", cell, "float64", masks, *WAYS[i % 4], resets=kind)
+
+
+@pytest.mark.parametrize("cell", ("lstm", "gru", "rnn"))
+@pytest.mark.parametrize("name", ENGINES)
+def test_nan_ends_with_its_segment(engines, name, cell):
+    """Neither a state nor a gradient of one segment reaches another, not even as 0 * NaN."""
+    case, how = case_of(name, cell, "bfloat16", "untied", T=4, resets="random")
+    inputs = cases.sample(case, torch.bfloat16)
+    inputs.resets.copy_(torch.arange(case.T).unsqueeze(1) == 2)
+    inputs.x[1] = torch.nan
+    made = layer.run(engines, case, "bfloat16", inputs, how).results
+    assert made["y"][1].isnan().all()
+    assert not made["y"][2:].isnan().any() and not made["h_n"].isnan().any()
+    inputs.x[1] = 0
+    inputs.cotangents["y"][2] = torch.nan
+    made = layer.run(engines, case, "bfloat16", inputs, how).results
+    assert made["d_x"][2].isnan().any() and not made["d_x"][:2].isnan().any()
+    assert not made["d_h0"].isnan().any()
+
+
+# ---- sizes
+
 SIZES = ((1, 1, 1, 1), (2, 3, 7, 17), (3, 17, 33, 47), (3, 9, 130, 66), (6, 2, 2, 34))  # T, B, I, H
 
 
@@ -176,8 +229,9 @@ def same_bits(engines, case: Case, precision: str, how: How, inputs: Inputs, see
 
 def schedules_of(engines, name: str, cell: str, precision: str, seeds: range) -> None:
     case, how = case_of(
-        name, cell, precision, "untied", lengths=True, B=5 if name != "looped" else 17
-    )
+        name, cell, precision, "untied", lengths=True, B=5 if name != "looped" else 17,
+        resets="random",
+    )  # fmt: skip
     same_bits(engines, case, precision, how, cases.sample(case, layer.DTYPES[precision]), seeds)
 
 
@@ -196,7 +250,7 @@ def test_twenty_schedules_give_the_same_bits_and_no_race(engines, name, cell, pr
 
 def test_schedules_of_products(engines):
     """Several tiles and splits of k, asynchronous copies early and late."""
-    case = Case("lstm", T=8, B=17, I=72, H=40, masks="untied", lengths=True)
+    case = Case("lstm", T=8, B=17, I=72, H=40, masks="untied", lengths=True, resets="random")
     same_bits(
         engines, case, "bfloat16", How("stepwise"), cases.sample(case, torch.bfloat16), range(4)
     )

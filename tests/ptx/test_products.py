@@ -76,13 +76,16 @@ def slots_of(problem: Problem, table: dict[str, tuple]) -> list[Tensor]:
 def state_before(problem: Problem) -> Tensor:
     """[T, B, H]: h that each step starts from."""
     T, h0 = problem.case.T, problem.inputs.h0
-    if not problem.case.reverse:
-        return torch.cat([h0.unsqueeze(0), problem.y[:-1]])
-    lengths = problem.inputs.lengths
-    ends = torch.full((problem.case.B,), T) if lengths is None else lengths
-    h = torch.cat([problem.y[1:], h0.unsqueeze(0)])
-    starts = torch.arange(T).unsqueeze(1) == ends - 1
-    return torch.where(starts.unsqueeze(2), h0, h)
+    if problem.case.reverse:
+        lengths = problem.inputs.lengths
+        ends = torch.full((problem.case.B,), T) if lengths is None else lengths
+        h = torch.cat([problem.y[1:], h0.unsqueeze(0)])
+        starts = torch.arange(T).unsqueeze(1) == ends - 1
+        h = torch.where(starts.unsqueeze(2), h0, h)
+    else:
+        h = torch.cat([h0.unsqueeze(0), problem.y[:-1]])
+    resets = layer.resets_of(problem.case, problem.inputs)
+    return h if resets is None else h.masked_fill(resets.unsqueeze(2), 0)
 
 
 def expected(problem: Problem) -> dict[str, Tensor]:
@@ -166,12 +169,12 @@ def differences(machine: Machine, case: Case, precision: str) -> list[str]:
 
 SMALL = Case("lstm", T=5, B=3, I=5, H=7)
 EVERY = [
-    replace(case, masks=masks, bias=not case.reverse)
-    for case in cases.product(
+    replace(case, masks=masks, bias=not case.reverse, resets=("none", "random")[(i + j) % 2])
+    for i, case in enumerate(cases.product(
         cell=cases.CELLS, T=(5,), B=(3,), I=(6,), H=(7,), lengths=(False, True),
         reverse=(False, True),
-    )
-    for masks in ("none", "tied", "untied", "scaled")
+    ))
+    for j, masks in enumerate(("none", "tied", "untied", "scaled"))
 ]  # fmt: skip
 EVERY += [
     Case(cell, T=4, B=B, I=10, H=9, masks=masks, lengths=B > 0, reverse=True)
@@ -182,7 +185,8 @@ EVERY += [
 MIXED = (("lstm", "untied", True), ("gru", "tied", True), ("gru_reset_before", "untied", False),
          ("gru", "untied", False))  # fmt: skip
 SIZES = [  # T, B, I, H: 16-byte rows, pairs, odd ones; one row; several tiles of rows, I, H, k
-    replace(SMALL, cell=cell, T=T, B=B, I=I, H=H, masks=masks, bias=bias, lengths=True)
+    replace(SMALL, cell=cell, T=T, B=B, I=I, H=H, masks=masks, bias=bias, lengths=True,
+            resets="random" if masks == "untied" else "none")
     for T, B, I, H in (  # noqa: E741
         (1, 1, 1, 1), (13, 5, 8, 16), (7, 9, 3, 70), (9, 20, 70, 6), (40, 5, 40, 24)
     )
@@ -191,9 +195,10 @@ SIZES = [  # T, B, I, H: 16-byte rows, pairs, odd ones; one row; several tiles o
 # More than one tile along every dimension, whole and ragged.
 WIDE = [
     Case("lstm", T=5, B=33, I=136, H=144, masks="untied"),
-    Case("gru", T=3, B=50, I=131, H=130, masks="untied", lengths=True, reverse=True),
+    Case("gru", T=3, B=50, I=131, H=130, masks="untied", lengths=True, reverse=True,
+         resets="random"),
     Case("gru_reset_before", T=9, B=15, I=140, H=133, masks="tied", lengths=True),
-]
+]  # fmt: skip
 
 
 # Whole large tiles, chosen where there are enough of them.

@@ -37,6 +37,7 @@ Operand<S> input_of(const Layer<S>& layer) {
           .keep = layer.mask_x.keep,
           .gate_rows = int(layer.mask_x.untied() ? layer.B : 0),
           .lengths = layer.lengths,
+          .resets = nullptr,
           .T = int(layer.T),
           .K = int(layer.I),
           .vector = vector_of<S>(layer.I),
@@ -52,6 +53,7 @@ Operand<S> state_of(Cell cell, const Backward<S>& layer) {
   Operand<S> h = input_of(layer);
   h.values = layer.y, h.first = layer.h0;
   h.shift = int(layer.reverse ? layer.B : -layer.B);
+  h.resets = layer.resets;
   h.keep = layer.mask_h.keep, h.gate_rows = int(layer.mask_h.untied() ? layer.B : 0);
   h.K = int(layer.H), h.vector = vector_of<S>(layer.H);
   h.reverse = layer.reverse;

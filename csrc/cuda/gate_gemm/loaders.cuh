@@ -214,6 +214,7 @@ struct Operand {
   const uint8_t* keep;     // [G, B, K] or [B, K], or nullptr
   int gate_rows;           // rows of keep from gate to gate: B or 0
   const int64_t* lengths;  // [B] or nullptr; see length_of
+  const uint8_t* resets;   // [T, B], see resets_at; nullptr for x
   int T, K, vector;
   bool reverse;
   Divider sequences;  // B
@@ -281,7 +282,8 @@ class Masked {
     const int length = int(length_of(from_.lengths, b, from_.T));
     const bool starts = from_.first && t == (from_.reverse ? length - 1 : 0);
     const int seen = starts ? b : row + from_.shift;
-    return {t < length ? seen : -1, gate_ * from_.gate_rows + b, !kSameRows && starts};
+    const bool sees = t < length && (kSameRows || !from_.resets || !from_.resets[row]);
+    return {sees ? seen : -1, gate_ * from_.gate_rows + b, !kSameRows && starts};
   }
 
   BRNN_DEVICE static void multiply(Chunk<S>& chunk, const Chunk<S>& by) {

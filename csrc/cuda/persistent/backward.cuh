@@ -22,6 +22,7 @@ struct BackwardParams {
   int T, B, H;
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T; see length_of
+  const uint8_t* resets;   // [batch tiles, T] packed_resets.cuh; or nullptr: none
 
   const uint4* weights;  // packed transpose of weight_hh [G*H, H] (packed_weights.cuh)
   Mask mask_h;
@@ -51,6 +52,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
   using Base::C, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
+  using Base::kResetsEarly, Base::load_resets, Base::resets;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
 
  public:
@@ -126,10 +128,12 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   BRNN_DEVICE void round(int i, int n) {
     float dh[C] = {};
     if (Tile::looped && at_.maker) load_lengths(n);  // before the wait, off the path of dz
+    if (kResetsEarly || i == 0) load_resets_of(i, n);
     if (i > 0) through_recurrence(dh, i, n);
     const int s = p_.T - 1 - i;
     if (at_.maker) {
       fetch_state(n);
+      if (cuts_) cut(dh);
       if (s < 0) {
         write_initial(n, dh);
         return;
@@ -147,6 +151,12 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     }
   }
 
+  BRNN_DEVICE void load_resets_of(int i, int n) {
+    const int s = p_.T - 1 - i;
+    if (i > 0) cuts_ = load_resets(s + 1, n);
+    if (s >= 0) resets_ = load_resets(s, n);
+  }
+
   // dh of this thread's cells from dz of the round before.
   BRNN_DEVICE void through_recurrence(float (&dh)[C], int i, int n) {
     float sums[G][4] = {};
@@ -156,6 +166,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk], words.x, words.y);
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk + 1], words.z, words.w);
     });
+    if (!kResetsEarly) load_resets_of(i, n);
     uint32_t masks = Tile::looped ? *stored_masks(n) : masks_;
     opaque(masks);
     float masked[4];
@@ -190,8 +201,20 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     }
   }
 
+  // Nothing flows back from a step that zero enters. (held_ is zero then.)
+  BRNN_DEVICE void cut(float (&dh)[C]) {
+#pragma unroll
+    for (int i = 0; i < C; ++i)
+      if (resets(cuts_, i)) dh[i] = carry_[i] = 0.f;
+  }
+
   // dslot of step s; past its length a sequence passes dh on as it is.
   BRNN_DEVICE void gate_gradients(float (&dslot)[C][kSlots], const float (&dh)[C], int s, int n) {
+    if (resets_) {
+#pragma unroll
+      for (int i = 0; i < C; ++i)
+        if (resets(resets_, i)) previous_[i] = S{};
+    }
 #pragma unroll
     for (int i = 0; i < C; ++i) {
 #pragma unroll
@@ -266,6 +289,8 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
 
   Weights<S, G, Tile::chunks> weights_;
   uint32_t masks_ = 0;
+  uint32_t resets_ = 0;  // rows of the batch tile that zero enters at the step at work
+  uint32_t cuts_ = 0;    // those at the step after it
   float held_[C] = {}, carry_[C] = {};  // carry: see Cell::backward
   S gates_[C][G] = {}, saved_[C] = {}, previous_[C] = {}, dy_[C] = {};
 };

@@ -25,6 +25,7 @@ struct ForwardParams {
   int T, B, H;
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T; see length_of
+  const uint8_t* resets;   // [batch tiles, T] packed_resets.cuh; or nullptr: none
 
   const uint4* weights;  // packed weight_hh [G*H, H] (packed_weights.cuh)
   const S* bias_hh;      // [G*H] or nullptr; the input part has it, but for what is recurrent in it
@@ -60,6 +61,7 @@ class ForwardPass
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
   using Base::C, Base::kLayout, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
+  using Base::kResetsEarly, Base::load_resets, Base::resets;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
   static constexpr bool kHasBias = bias_is_recurrent<Cell>(G - 1);
   static constexpr bool kFused = InputChunks > 0;
@@ -184,10 +186,13 @@ class ForwardPass
     fetch_masks(n);
     masks_.keep_packed();
     if (Tile::looped && at_.maker) load_lengths(n);  // before the wait, off the path of h
+    uint32_t reset = 0;
+    if (kResetsEarly) reset = load_resets(s, n);
     float sums[G][4] = {};
     exchange_.wait(s, n);
     multiply_stream<Tile::chunks, Tile::chunks>(
         exchange_, n, [&](int chunk, const uint4& words) { multiply(sums, chunk, words); });
+    if (!kResetsEarly) reset = load_resets(s, n);
     const int buffer = buffer_of(s, n);
     if constexpr (!Tile::whole_sums) {
 #pragma unroll
@@ -195,7 +200,7 @@ class ForwardPass
         sums_[buffer + partial_slot_after(write_at_, j)] = sum_of_gates(sums, j);
       group_barrier<Tile>(at_.local);
     }
-    if (at_.maker) update(s, n, buffer, sums);
+    if (at_.maker) update(s, n, buffer, reset, sums);
     if constexpr (kFused) input_.multiply();
     if (s + 1 < p_.T) exchange_.commit(s + 1, n, at_.maker);
     if (at_.maker) {
@@ -227,8 +232,8 @@ class ForwardPass
     }
   }
 
-  // The recurrent part of one cell: the sums over all warps, scaled.
-  BRNN_DEVICE void recurrent_part(float (&q)[G], int cell, int buffer,
+  // The sums of one cell over all warps.
+  BRNN_DEVICE void sum_over_warps(float (&q)[G], int cell, int buffer,
                                   const float (&sums)[G][4]) const {
     if constexpr (Tile::whole_sums) {
 #pragma unroll
@@ -248,21 +253,36 @@ class ForwardPass
         }
       }
     }
-    const float scale = float(p_.mask_h.scale);
-#pragma unroll
-    for (int k = 0; k < G; ++k) q[k] *= scale;
-    if (kHasBias) q[G - 1] += bias_[cell];
   }
 
-  BRNN_DEVICE void update(int s, int n, int buffer, const float (&sums)[G][4]) {
-    fetch_state(n);
-    const int t = time(s);
+  // Zero enters the step in place of the state: a NaN of the segment before is gone, too.
+  BRNN_DEVICE void enter_zero(float (&q)[C][G], uint32_t rows) {
 #pragma unroll
     for (int i = 0; i < C; ++i) {
-      float a[G], q[G], state;
-      recurrent_part(q, i, buffer, sums);
+      if (!resets(rows, i)) continue;
+      state_[i] = h_[i] = 0.f;
+#pragma unroll
+      for (int k = 0; k < G; ++k) q[i][k] = 0.f;
+    }
+  }
+
+  // reset: rows of the batch tile that zero enters.
+  BRNN_DEVICE void update(int s, int n, int buffer, uint32_t reset, const float (&sums)[G][4]) {
+    fetch_state(n);
+    const int t = time(s);
+    const float scale = float(p_.mask_h.scale);
+    float q[C][G];
+#pragma unroll
+    for (int i = 0; i < C; ++i) sum_over_warps(q[i], i, buffer, sums);
+    if (reset) enter_zero(q, reset);
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      float a[G], state;
+#pragma unroll
+      for (int k = 0; k < G; ++k) q[i][k] *= scale;
+      if (kHasBias) q[i][G - 1] += bias_[i];
       input_.get(a, i);
-      Cell::forward(a, q, state_[i], gates_[i], saved_[i], state);
+      Cell::forward(a, q[i], state_[i], gates_[i], saved_[i], state);
       const float h = Cell::output(gates_[i][G - 1], state);
       // Past its length a sequence keeps its state; padding must stay finite.
       if (t < length_[i]) state_[i] = state, h_[i] = h;

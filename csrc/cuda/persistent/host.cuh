@@ -9,6 +9,7 @@
 #include "../device/launch.cuh"
 #include "backward.cuh"
 #include "forward.cuh"
+#include "packed_resets.cuh"
 #include "persistent.h"
 
 namespace brnn::cuda::persistent {
@@ -128,22 +129,23 @@ inline bool started(const Shortage& shortage, const char* direction, Cell cell,
 
 // ---- scratch memory
 
-// Its parts: packed U, packed W of a fused input part, the exchange.
+// Its parts: packed U, packed W of a fused input part, the exchange, packed resets.
 template <class S>
 struct Workspace {
   uint4 *weights, *input_weights;
   ExchangeMemory exchange;
   int64_t slot_words, flags;
+  uint16_t* resets;
   size_t bytes;
 
   // `planes`: of an exchange, 1 forward, G backward.
-  Workspace(const Recurrence& plan, Cell cell, int64_t T, int planes, void* scratch) {
+  Workspace(const Recurrence& plan, Cell cell, const Layer<S>& layer, int planes, void* scratch) {
     const Tiling& t = plan.tiling;
     const int unit_tiles = plan.blocks_x * t.unit_tiles, gates = traits(cell).gates;
     const int chunks = published_chunks(t, plan.blocks_x, sizeof(S));
     const int batch_tiles = plan.blocks_y * plan.batch_tiles;
     const bool ring = plan.engine == Engine::grid_flags;
-    const int64_t slots = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : T;
+    const int64_t slots = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : layer.T;
     slot_words = slots * planes * batch_tiles * chunks * kChunkWords;
     flags = ring ? int64_t{batch_tiles} * unit_tiles : 0;
 
@@ -158,6 +160,7 @@ struct Workspace {
                 .chunks = chunks,
                 .batch_tiles = batch_tiles,
                 .cluster_size = plan.blocks_x};
+    resets = arena.take<uint16_t>(layer.resets ? packed_pairs(int(layer.T), batch_tiles) : 0);
     bytes = arena.used();
   }
 
@@ -189,22 +192,38 @@ const uint4* pack(const Recurrence& plan, Cell cell, const S* weight, bool by_co
   return p.packed;
 }
 
+// Packs the resets of a layer that has any into `to` and returns it.
+template <class S>
+const uint8_t* pack_resets(const Layer<S>& layer, int batch_tiles, uint16_t* to, void* stream) {
+  if (!layer.resets) return nullptr;
+  const ResetParams p{.resets = layer.resets,
+                      .lengths = layer.lengths,
+                      .T = int(layer.T),
+                      .B = int(layer.B),
+                      .batch_tiles = batch_tiles,
+                      .packed = to};
+  const int64_t count = packed_pairs(p.T, batch_tiles);
+  const unsigned blocks = unsigned((count + kResetThreads - 1) / kResetThreads);
+  launch(pack_resets_kernel<S>, Grid{.x = blocks, .threads = kResetThreads}, stream, p);
+  return reinterpret_cast<const uint8_t*>(p.packed);
+}
+
 // ---- persistent.h
 
 template <class S>
 size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>& layer) {
-  return Workspace<S>(plan, cell, layer.T, 1, nullptr).bytes;
+  return Workspace<S>(plan, cell, layer, 1, nullptr).bytes;
 }
 template <class S>
 size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer) {
-  return Workspace<S>(plan, cell, layer.T, traits(cell).gates, nullptr).bytes;
+  return Workspace<S>(plan, cell, layer, traits(cell).gates, nullptr).bytes;
 }
 
 // The parameters of the kernel, with its workspace filled.
 template <class S>
 ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates,
                          void* scratch, void* stream) {
-  const Workspace<S> memory(plan, cell, layer.T, 1, scratch);
+  const Workspace<S> memory(plan, cell, layer, 1, scratch);
   memory.fill(plan.engine, stream);
   const bool fused = plan.fused_input;
   const auto packed = [&](const S* weight, int64_t K, int chunks, int all_chunks, uint4* to) {
@@ -215,6 +234,7 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
           .H = int(layer.H),
           .reverse = layer.reverse,
           .lengths = layer.lengths,
+          .resets = pack_resets(layer, memory.exchange.batch_tiles, memory.resets, stream),
           .weights = packed(layer.weight_hh, layer.H, plan.tiling.chunks, memory.exchange.chunks,
                             memory.weights),
           .bias_hh = layer.bias_hh,
@@ -241,13 +261,14 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
 template <class S>
 BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz,
                           void* scratch, void* stream) {
-  const Workspace<S> memory(plan, cell, layer.T, traits(cell).gates, scratch);
+  const Workspace<S> memory(plan, cell, layer, traits(cell).gates, scratch);
   memory.fill(plan.engine, stream);
   return {.T = int(layer.T),
           .B = int(layer.B),
           .H = int(layer.H),
           .reverse = layer.reverse,
           .lengths = layer.lengths,
+          .resets = pack_resets(layer, memory.exchange.batch_tiles, memory.resets, stream),
           .weights = pack(plan, cell, layer.weight_hh, true, layer.H, layer.H, plan.tiling.chunks,
                           memory.exchange.chunks, memory.weights, stream),
           .mask_h = layer.mask_h,

@@ -68,6 +68,14 @@ class TimePass {
     for (int i = 0; i < C; ++i) length_[i] = exists(n, i) ? length(sequence(n, i)) : 0;
   }
 
+  // The resets of step s, a bit for each row of the batch tile. They are asked for before the wait,
+  // off the path of h and dz, where a register is left for them; else before the sum over warps.
+  static constexpr bool kResetsEarly = Tile::chunks <= 3;
+  BRNN_DEVICE uint32_t load_resets(int s, int n) const {
+    return p_.resets ? p_.resets[(at_.batch_tile0 + n) * p_.T + time(s)] : 0u;
+  }
+  BRNN_DEVICE bool resets(uint32_t rows, int cell) const { return rows >> at_.row(cell) & 1; }
+
   const Params& p_;
   const Place<Tile> at_;
   int write_at_, read_at_;

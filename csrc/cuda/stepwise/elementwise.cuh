@@ -105,24 +105,28 @@ void launch_elements(void (*kernel)(Params), const Host& host, const Params& p) 
 
 // ---- sequences and masks
 
-// A sequence at time t; layer.h has the meaning of each.
+// A sequence at time t, which may lie before or after all steps; layer.h has the meaning of each.
 struct Moment {
   bool inside, starts, ends;
+  bool resets;  // zero enters the step
 
   template <class S>
   BRNN_DEVICE Moment(const Layer<S>& layer, int64_t b, int64_t t) {
     const int64_t length = length_of(layer.lengths, b, layer.T);
-    inside = t < length;
+    inside = t >= 0 && t < length;
     starts = t == (layer.reverse ? length - 1 : 0);
     ends = t == (layer.reverse ? 0 : length - 1);
+    resets = inside && resets_at(layer.resets, b, t, layer.B);
   }
 };
 
-// Element (b, u) of the state before time t: of `first` [B, H] or of `after` [T, B, H].
+// Element (b, u) of the state before time t: of `first` [B, H], of `after` [T, B, H], or zero.
 template <class S>
 BRNN_DEVICE S state_before(const Layer<S>& layer, const S* first, const S* after, int64_t b,
                            int64_t u, int64_t t) {
-  if (Moment(layer, b, t).starts) return first[b * layer.H + u];
+  const Moment now(layer, b, t);
+  if (now.resets) return S{};
+  if (now.starts) return first[b * layer.H + u];
   return after[((layer.reverse ? t + 1 : t - 1) * layer.B + b) * layer.H + u];
 }
 

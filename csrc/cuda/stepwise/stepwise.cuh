@@ -65,19 +65,21 @@ __global__ void __launch_bounds__(kThreads) reset(const __grid_constant__ Forwar
   if (!e.exists) return;
   const Forward<S>& l = p.layer;
   const int64_t b = e.row, index = e.index;
-  if (!Moment(l, b, p.t).inside) return;
+  const Moment now(l, b, p.t);
+  if (!now.inside) return;
   S* gate = p.gates + (p.t * l.B + b) * Cell::gates * l.H + e.column;
   const int64_t q = product_row(l.mask_h, l.B, 2, 0, b) * l.H + e.column;
   Compute<S> r;
-  Cell::forward_reset(wide(*gate), Compute<S>(l.mask_h.scale) * wide(p.product[q]), r);
+  const S product = now.resets ? S{} : p.product[q];
+  Cell::forward_reset(wide(*gate), Compute<S>(l.mask_h.scale) * wide(product), r);
   const S masked = p.masked[(untied(l.mask_h) ? 2 : 0) * l.B * l.H + index];
   p.reset[index] = narrow<S>(r * wide(masked));
   if (l.gates) *gate = narrow<S>(r);
 }
 
-// q_k = s U_k (m_k h) of one element, with the bias that r multiplies.
+// q_k = s U_k (m_k h) of one element, with the bias that r multiplies; `zero`: what h is.
 template <class S, class Cell>
-BRNN_DEVICE void recurrent_part(const ForwardStep<S>& p, int64_t b, int64_t u,
+BRNN_DEVICE void recurrent_part(const ForwardStep<S>& p, int64_t b, int64_t u, bool zero,
                                 Compute<S> (&q)[Cell::gates]) {
   using C = Compute<S>;
   const Forward<S>& l = p.layer;
@@ -85,7 +87,7 @@ BRNN_DEVICE void recurrent_part(const ForwardStep<S>& p, int64_t b, int64_t u,
   for (int k = 0; k < gates; ++k)
     q[k] = wide(p.product[product_row(l.mask_h, l.B, gates, k, b) * l.H + u]);
   if constexpr (Cell::reset_before) q[2] = wide(p.product_n[b * l.H + u]);
-  for (C& value : q) value *= C(l.mask_h.scale);
+  for (C& value : q) value = zero ? C(0) : value * C(l.mask_h.scale);
   for (int k = 0; k < Cell::gates; ++k)
     if (bias_is_recurrent<Cell>(k) && l.bias_hh) q[k] += wide(l.bias_hh[k * l.H + u]);
 }
@@ -104,8 +106,9 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Forwa
   C a[G], q[G], gate[G] = {}, saved, state;
   const unsigned next_keep = kept_by<G>(l.mask_h, index);
   for (int k = 0; k < G; ++k) a[k] = wide(gates[k * l.H]);
-  recurrent_part<S, Cell>(p, b, e.column, q);
-  Cell::forward(a, q, p.state[index], gate, saved, state);
+  recurrent_part<S, Cell>(p, b, e.column, now.resets, q);
+  const C before = now.resets ? C(0) : p.state[index];
+  Cell::forward(a, q, before, gate, saved, state);
   if (!now.inside) {  // the state stays
     l.y[at] = S{};
     for (int k = 0; l.gates && k < G; ++k) gates[k * l.H] = S{};
@@ -186,22 +189,23 @@ template <class S>
 struct BackwardStep {
   Backward<S> layer;
   Elements elements;  // [B, H]
-  int64_t t;
-  bool first;    // nothing came before: dh_n and dc_n stand for all below
-  S* dz;         // [T, B, slots*H]
-  S* product;    // [sets, B, H] U_k^T dz_k of the step before, without n for reset_before
-  S* product_n;  // [B, H] U_n^T dz_n of this step; reset_before only
+  int64_t t, after;   // times of this step and of the one after it
+  bool first;         // nothing came before: dh_n and dc_n stand for all below
+  S* dz;              // [T, B, slots*H]
+  S* product;         // [sets, B, H] U_k^T dz_k of the step before, without n for reset_before
+  S* product_n;       // [B, H] U_n^T dz_n of this step; reset_before only
   Compute<S>* through_reset;  // [B, H] gradient of h by way of r * m_n h; reset_before only
   Compute<S>* carry;          // [B, H] see Cell::backward
   Compute<S>* held;           // [B, H] gradient of h that waits for a sequence to begin; if lengths
 };
 
-// The gradient of h that later steps and h_n leave for one element.
+// The gradient of h that later steps and h_n leave for one element of sequence b.
 template <class S, class Cell>
-BRNN_DEVICE Compute<S> state_gradient(const BackwardStep<S>& p, int64_t index) {
+BRNN_DEVICE Compute<S> state_gradient(const BackwardStep<S>& p, int64_t b, int64_t index) {
   using C = Compute<S>;
   const Backward<S>& l = p.layer;
   if (p.first) return l.dh_n ? wide(l.dh_n[index]) : C(0);
+  if (Moment(l, b, p.after).resets) return C(0);
   constexpr int gates = Cell::reset_before ? 2 : Cell::gates;  // of p.product
   const unsigned keep = kept_by<gates>(l.mask_h, index);
   C dh = 0;
@@ -232,24 +236,24 @@ __global__ void __launch_bounds__(kThreads)
   if (!e.exists) return;
   const Backward<S>& l = p.layer;
   const int64_t b = e.row, u = e.column, index = e.index, at = p.t * l.B * l.H + index;
-  const C dh = state_gradient<S, Cell>(p, index);
+  const C dh = state_gradient<S, Cell>(p, b, index);
   C carry = carried_gradient<S, Cell>(p, index);
   C dslot[Cell::slots] = {};
-  const bool inside = Moment(l, b, p.t).inside;
+  const Moment now(l, b, p.t);
   const S* gates = l.gates + (p.t * l.B + b) * G * l.H + u;  // gate k at k * H
   C gate[G];
   for (int k = 0; k < G; ++k) gate[k] = wide(gates[k * l.H]);
   const C saved = Cell::has_saved ? wide(l.saved[at]) : C(0);
   const C dy = l.dy ? wide(l.dy[at]) : C(0);
-  if (inside) {
+  if (now.inside) {
     const C prev = wide(Cell::has_c ? state_before(l, l.c0, l.saved, b, u, p.t)
                                     : state_before(l, l.h0, l.y, b, u, p.t));
     Cell::backward(gate, saved, prev, dh + dy, carry, dslot);
   }
   S* dz = p.dz + (p.t * l.B + b) * Cell::slots * l.H + u;  // slot k at k * H
   for (int k = 0; k < Cell::slots; ++k) dz[k * l.H] = narrow<S>(dslot[k]);
-  p.carry[index] = carry;
-  if (l.lengths) p.held[index] = inside ? C(0) : dh;
+  p.carry[index] = now.resets ? C(0) : carry;
+  if (l.lengths) p.held[index] = now.inside ? C(0) : dh;
 }
 
 // dz of r at step t, and what flows past r into h. reset_before only.
@@ -278,7 +282,7 @@ __global__ void __launch_bounds__(kThreads) finish(const __grid_constant__ Backw
   const Element e = p.elements.mine();
   if (!e.exists) return;
   const int64_t index = e.index;
-  const Compute<S> dh = state_gradient<S, Cell>(p, index);
+  const Compute<S> dh = state_gradient<S, Cell>(p, e.row, index);
   const Compute<S> carry = carried_gradient<S, Cell>(p, index);
   // Where nothing but h is carried, its carry is a part of dh.
   p.layer.dh0[index] = narrow<S>(Cell::has_c ? dh : dh + carry);
@@ -306,7 +310,7 @@ class BackwardPass {
   void run(const Host& host) {
     p_.first = true;
     for (int64_t s = p_.layer.T - 1; s >= 0; --s) {
-      p_.t = p_.layer.time(s);
+      p_.t = p_.layer.time(s), p_.after = p_.layer.time(s + 1);
       launch_elements(gate_gradients<S, Cell>, host, p_);
       p_.first = false;
       if constexpr (Cell::reset_before) {
@@ -317,6 +321,7 @@ class BackwardPass {
         multiply(host, 0, G, p_.product);
       }
     }
+    p_.after = p_.layer.time(0);
     launch_elements(finish<S, Cell>, host, p_);
   }
 

@@ -58,7 +58,7 @@ struct Call {
   int64_t cell, precision;  // as enum Cell, enum Precision
   int64_t T, B, I, H, reverse, gate_stride_x, gate_stride_h, save;
   double scale_x, scale_h;
-  void *lengths, *keep_x, *keep_h;
+  void *lengths, *resets, *keep_x, *keep_h;
   void *x, *h0, *c0, *weight_ih, *weight_hh, *bias_ih, *bias_hh;
   void *y, *h_n, *c_n, *gates, *saved;
   void *dy, *dh_n, *dc_n;
@@ -74,6 +74,7 @@ template <class S>
 void read_layer(const Call& c, Layer<S>& l) {
   l.T = c.T, l.B = c.B, l.I = c.I, l.H = c.H, l.reverse = c.reverse;
   l.lengths = static_cast<int64_t*>(c.lengths);
+  l.resets = static_cast<uint8_t*>(c.resets);
   l.mask_x = {static_cast<uint8_t*>(c.keep_x), c.gate_stride_x, c.scale_x};
   l.mask_h = {static_cast<uint8_t*>(c.keep_h), c.gate_stride_h, c.scale_h};
   l.x = static_cast<S*>(c.x), l.h0 = static_cast<S*>(c.h0), l.c0 = static_cast<S*>(c.c0);

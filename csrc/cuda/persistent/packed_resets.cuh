@@ -12,8 +12,7 @@ struct ResetParams {
   const int64_t* lengths;  // [B] or nullptr: all T; see length_of
   int T, B;
   int batch_tiles;
-  uint16_t*
-      packed;  // bytes [batch tiles, T]; bit r: zero enters the step in row r, and lies inside
+  uint16_t* packed;  // bytes [batch tiles, T]; bit r: zero enters the step in row r
 };
 
 constexpr int kResetThreads = 128;
@@ -24,7 +23,7 @@ BRNN_INLINE int64_t packed_pairs(int T, int batch_tiles) {
   return (int64_t{T} * batch_tiles + 1) / 2;
 }
 
-// The rows of a batch tile that zero enters at time t.
+// The rows of a batch tile that zero enters at time t, a step inside their sequences.
 BRNN_DEVICE unsigned resetting_rows(const ResetParams& p, int tile, int t) {
   unsigned rows = 0;
 #pragma unroll

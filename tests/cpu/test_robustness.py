@@ -95,7 +95,7 @@ def test_other_threads_run_during_a_call():
     with torch.no_grad():
         start = time.perf_counter()
         torch.ops.bayesrnn.lstm(
-            x, *[torch.zeros(8, H)] * 2, *layer.layer_weights("l0"), None, None, None, save=False
+            x, *[torch.zeros(8, H)] * 2, *layer.layer_weights("l0"), *(None,) * 4, save=False
         )
         end = time.perf_counter()
     done.set()
@@ -226,7 +226,7 @@ def refused_call() -> None:
     layer = brnn.BayesianLSTM(50, 50)
     x = torch.zeros(20, 20, 50, requires_grad=True)
     zero = torch.zeros(20, 50)
-    wrong = (x, zero, zero, *layer.layer_weights("l0"), None, None, torch.full((20,), 99))
+    wrong = (x, zero, zero, *layer.layer_weights("l0"), None, None, torch.full((20,), 99), None)
     with pytest.raises(RuntimeError, match="lengths: expected values"):
         torch.ops.bayesrnn.lstm(*wrong)
 

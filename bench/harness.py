@@ -23,6 +23,7 @@ from torch.utils import benchmark
 
 import bayesrnn_cuda as brnn
 
+from .layers import LAYERS
 from .options import options
 from .report import Row, draw, table
 
@@ -38,7 +39,7 @@ RETAINED_HEAP = {
 
 @dataclass(frozen=True)
 class Case:
-    """One layer: cell ("lstm" or "gru"), sizes, dtype, dropout probability of both masks, and
+    """One layer: cell (a key of LAYERS), sizes, dtype, dropout probability of both masks, and
     whether "all" steps or the "last" alone have a gradient.
     """
 
@@ -98,8 +99,7 @@ class Variant:
 def ours(case: Case, device: torch.device, masks: str) -> Variant:
     """This package's layer with `masks` untied, tied or none."""
     p = 0.0 if masks == "none" else case.p
-    cls = brnn.BayesianLSTM if case.cell == "lstm" else brnn.BayesianGRU
-    layer = cls(
+    layer = LAYERS[case.cell].ours(
         case.I, case.H, input_dropout=p, recurrent_dropout=p, tie_gates=masks == "tied",
         device=device, dtype=case.torch_dtype,
     )  # fmt: skip
@@ -113,16 +113,14 @@ def ours(case: Case, device: torch.device, masks: str) -> Variant:
 
 def torch_layer(case: Case, device: torch.device, dtype: torch.dtype | None = None) -> Variant:
     """torch's own layer, without masks: cuDNN on a GPU, oneDNN or ATen on a CPU."""
-    cls = nn.LSTM if case.cell == "lstm" else nn.GRU
-    layer = cls(case.I, case.H, device=device, dtype=dtype or case.torch_dtype)
+    layer = LAYERS[case.cell].theirs(case.I, case.H, device=device, dtype=dtype or case.torch_dtype)
     name = f"torch.nn.{case.cell.upper()}" + (f" {str(dtype)[6:]}" if dtype else "")
     return Variant(name, layer, list(layer.parameters()), dtype=dtype)
 
 
 def eager_loop(case: Case, device: torch.device) -> Variant:
     """The masked layer as a Python loop over time steps: the reference."""
-    cls = brnn.BayesianLSTM if case.cell == "lstm" else brnn.BayesianGRU
-    layer = cls(
+    layer = LAYERS[case.cell].ours(
         case.I, case.H, input_dropout=case.p, recurrent_dropout=case.p, engine="reference",
         device=device, dtype=case.torch_dtype,
     )  # fmt: skip

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 import torch
 
+from .layers import LAYERS
+
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -21,7 +23,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser = OneLineParser(description=description)
     parser.add_argument("--device", default="cpu", type=_device)
     parser.add_argument("--dtype", action="append", choices=DTYPES)
-    parser.add_argument("--cell", action="append", choices=("lstm", "gru"))
+    parser.add_argument("--cell", action="append", choices=tuple(LAYERS))
     parser.add_argument("--shape", action="append", type=shape, metavar="T,B,I,H")
     parser.add_argument(
         "--loss", default="all", choices=("all", "last"), help="steps that have a gradient"

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from . import harness
+from .layers import LAYERS
 from .options import DTYPES, OneLineParser, count, shape
 
 WHAT = ("sample_masks", "forward", "forward_backward")
@@ -30,7 +31,7 @@ case, threads = json.loads(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 dtype = getattr(torch, case["dtype"])
-kind = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU}[case["cell"]]
+kind = getattr(brnn, f"Bayesian{case['cell'].upper()}")
 layer = kind(case["I"], case["H"], input_dropout=0.25, recurrent_dropout=0.25, dtype=dtype)
 x = torch.randn(case["T"], case["B"], case["I"], dtype=dtype).requires_grad_()
 dy = torch.randn(case["T"], case["B"], case["H"], dtype=dtype)
@@ -115,7 +116,7 @@ def main() -> None:
     parser = OneLineParser(prog="vs_build.py", description=__doc__.split("\n")[0])
     parser.add_argument("other", type=_checkout, metavar="OTHER")
     parser.add_argument("--dtype", action="append", choices=DTYPES)
-    parser.add_argument("--cell", action="append", choices=("lstm", "gru"))
+    parser.add_argument("--cell", action="append", choices=tuple(LAYERS))
     parser.add_argument("--shape", action="append", type=shape, metavar="T,B,I,H")
     parser.add_argument("--runs", type=count, default=7, help="turns at least")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each case")

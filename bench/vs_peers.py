@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import bayesrnn_cuda as brnn
 
 from . import harness
+from .layers import LAYERS
 
 PEERS = ("flashrnn", "haste_pytorch")
 
@@ -33,7 +34,7 @@ def installed() -> dict[str, ModuleType]:
 
 def flashrnn(case: harness.Case, device: torch.device, module: ModuleType) -> harness.Variant:
     """One head, its fused kernels, and torch's product for the input."""
-    gates, options = 4 if case.cell == "lstm" else 3, {"device": device, "dtype": case.torch_dtype}
+    gates, options = LAYERS[case.cell].cell.gates, {"device": device, "dtype": case.torch_dtype}
     linear = nn.Linear(case.I, gates * case.H, bias=False, **options)
     recurrent = (torch.randn(gates, 1, case.H, case.H, **options) / case.H**0.5).requires_grad_()
     bias = torch.zeros(gates, 1, case.H, **options).requires_grad_()

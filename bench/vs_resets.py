@@ -13,9 +13,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-import bayesrnn_cuda as brnn
-
 from . import harness
+from .layers import LAYERS
 
 RATES = (0.0, 0.001, 0.01, 0.1)
 SHAPES = [(128, 256, 32, 512), (128, 16, 64, 128)]
@@ -124,10 +123,10 @@ def variants_of(
 ) -> list[harness.Variant]:
     """Ours without resets first; what takes the same time at every rate once, at the last."""
     options = {"device": device, "dtype": case.torch_dtype}
-    ours = brnn.BayesianLSTM if case.cell == "lstm" else brnn.BayesianGRU
-    theirs = nn.LSTM if case.cell == "lstm" else nn.GRU
-    layer = ours(case.I, case.H, input_dropout=case.p, recurrent_dropout=case.p, **options)
-    other = theirs(case.I, case.H, **options)
+    layer = LAYERS[case.cell].ours(
+        case.I, case.H, input_dropout=case.p, recurrent_dropout=case.p, **options
+    )
+    other = LAYERS[case.cell].theirs(case.I, case.H, **options)
     other.load_state_dict(layer.state_dict())
     name = f"nn.{case.cell.upper()}"
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda.masks import LayerMasks
 
+from ..layers import LAYERS, Layers
 from .device import Device, device_of
 from .worker import Send, one_line, serve
 
@@ -51,16 +52,8 @@ class Layer:
     H: int
 
     @property
-    def gates(self) -> int:
-        return 4 if self.cell == "lstm" else 3
-
-    @property
-    def ours(self) -> type[nn.Module]:
-        return brnn.BayesianLSTM if self.cell == "lstm" else brnn.BayesianGRU
-
-    @property
-    def theirs(self) -> type[nn.Module]:
-        return nn.LSTM if self.cell == "lstm" else nn.GRU
+    def layers(self) -> Layers:
+        return LAYERS[self.cell]
 
     def __str__(self) -> str:
         return f"{self.cell} {self.T}/{self.B}/{self.I}/{self.H}"
@@ -82,7 +75,7 @@ class Numbers:
 def numbers(layer: Layer, device: str) -> Numbers:
     """Drawn once for all dtypes, with the results in float64."""
     generator = torch.Generator(device).manual_seed(layer.T * layer.H)
-    T, B, I, H, rows = layer.T, layer.B, layer.I, layer.H, layer.gates * layer.H  # noqa: E741
+    T, B, I, H, rows = layer.T, layer.B, layer.I, layer.H, layer.layers.cell.gates * layer.H  # noqa: E741
 
     def rounded(t: Tensor) -> Tensor:  # to what bfloat16 and float16 both hold
         return t.to(torch.bfloat16).to(torch.float16).double()
@@ -97,7 +90,12 @@ def numbers(layer: Layer, device: str) -> Numbers:
         return torch.rand(shape, generator=generator, device=device) >= P
 
     weights = [uniform(rows, I), uniform(rows, H), uniform(rows), uniform(rows)]
-    masks = LayerMasks(keep(layer.gates, B, I), keep(layer.gates, B, H), 1 / (1 - P), 1 / (1 - P))
+    masks = LayerMasks(
+        keep(layer.layers.cell.gates, B, I),
+        keep(layer.layers.cell.gates, B, H),
+        1 / (1 - P),
+        1 / (1 - P),
+    )
     resets = {}
     if rate := RESETS.get((T, B, I, H)):
         resets["resets"] = torch.rand(T, B, generator=generator, device=device) < rate
@@ -109,7 +107,6 @@ def numbers(layer: Layer, device: str) -> Numbers:
 def exact(layer: Layer, given: Numbers) -> list[Tensor]:
     """y and all gradients in float64, by pieces of the batch."""
     weights = [w.clone().requires_grad_() for w in given.weights]
-    function = brnn.reference.lstm if layer.cell == "lstm" else brnn.reference.gru
     y, dx = torch.empty_like(given.dy), torch.empty_like(given.x)
     for begin in range(0, layer.B, PIECE):
         part = slice(begin, begin + PIECE)
@@ -118,9 +115,9 @@ def exact(layer: Layer, given: Numbers) -> list[Tensor]:
             keep_x=given.masks.keep_x[:, part], keep_h=given.masks.keep_h[:, part]
         )
         zero = x.new_zeros(x.shape[1], layer.H)
-        states = (zero, zero) if layer.cell == "lstm" else (zero,)
+        states = (zero,) * layer.layers.cell.states
         resets = {name: t[:, part] for name, t in given.resets.items()}
-        out = function(x, *states, brnn.LayerWeights(*weights), masks, **resets)[0]
+        out = layer.layers.reference(x, *states, brnn.LayerWeights(*weights), masks, **resets)[0]
         out.backward(given.dy[:, part])
         y[:, part], dx[:, part] = out.detach(), x.grad
     return [y, dx, *(w.grad for w in weights)]
@@ -165,10 +162,10 @@ def made(name: str, layer: Layer, dtype: torch.dtype, device: str) -> Variant:
     sizes, options = (layer.I, layer.H), {"device": device, "dtype": own}
     facts: dict[str, Any] = {}
     if name.startswith("torch"):
-        module = layer.theirs(*sizes, **options)
+        module = layer.layers.theirs(*sizes, **options)
     else:
         dropout = {"input_dropout": P, "recurrent_dropout": P}
-        module = layer.ours(*sizes, engine=name, **dropout, **options)
+        module = layer.layers.ours(*sizes, engine=name, **dropout, **options)
         facts = planned(name, layer, dtype, device)
     weights = numbers(layer, device).weights
     with torch.no_grad():

@@ -186,7 +186,7 @@ def test_one_step_whose_recurrent_gradient_is_zero(bench):
         ("vs_cudnn", ["--device", "gpu"], "--device: expected cpu, cuda or cuda:N, got 'gpu'"),
         ("vs_cudnn", ["--device", "mps"], "--device: expected cpu, cuda or cuda:N, got 'mps'"),
         ("vs_loop", ["--device", "cuda:99"], " CUDA devices, got 'cuda:99'"),
-        ("vs_loop", ["--cell", "rnn"], "--cell: invalid choice: 'rnn'"),
+        ("vs_loop", ["--cell", "elman"], "--cell: invalid choice: 'elman'"),
         ("memory", ["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         ("memory", ["--out", "."], "--out: expected a file, got the folder '.'"),
         ("report", [], "required: FILE"),

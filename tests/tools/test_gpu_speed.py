@@ -81,8 +81,10 @@ def test_resets(timed, monkeypatch, layer):
 
 @every_layer
 def test_what_is_wrong_is_not_timed_and_the_others_are(timed, monkeypatch, layer):
-    honest = layer.ours.forward
-    monkeypatch.setattr(layer.ours, "forward", lambda *a, **o: (honest(*a, **o)[0] * 1.3, None))
+    honest = layer.layers.ours.forward
+    monkeypatch.setattr(
+        layer.layers.ours, "forward", lambda *a, **o: (honest(*a, **o)[0] * 1.3, None)
+    )
     rows, _ = timed(layer)
     (wrong,) = (row for row in rows if row["variant"] == "auto")
     assert wrong["error"].startswith("AssertionError: off by 3.0e-01 of the reference's norm")
@@ -91,9 +93,9 @@ def test_what_is_wrong_is_not_timed_and_the_others_are(timed, monkeypatch, layer
 
 def test_nan_is_wrong(timed, monkeypatch):
     layer = LAYERS[0]
-    honest = layer.ours.forward
+    honest = layer.layers.ours.forward
     monkeypatch.setattr(
-        layer.ours, "forward", lambda *a, **o: (honest(*a, **o)[0] * float("nan"), None)
+        layer.layers.ours, "forward", lambda *a, **o: (honest(*a, **o)[0] * float("nan"), None)
     )
     rows, _ = timed(layer)
     assert any("off by nan" in row.get("error", "") for row in rows)

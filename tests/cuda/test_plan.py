@@ -171,7 +171,7 @@ def test_the_model_of_other_shapes(planner, sizes, cell, untied, low, high):
     [
         ({"precision": "float32"}, "bfloat16, float16 or tf32, got float32"),
         ({"precision": "float64"}, "bfloat16, float16 or tf32, got float64"),
-        ({"cell": "gru_reset_before"}, "a cell with one product a step, got the GRU that resets"),
+        ({"cell": "gru_reset_before"}, "a cell with one product a step, got gru_reset_before"),
         ({"cell": "rnn", "precision": "float16"}, "bfloat16 for rnn, got float16"),
         ({"H": 1537}, "H of at most 1536 in bfloat16, got H = 1537"),
         ({"B": 0}, "a batch of at least 1, got 0"),
@@ -246,7 +246,7 @@ REFUSED = [
         {"cell": "gru_reset_before"},
         {},
         "a cell with one product a step",
-        "the GRU that resets before U",
+        "gru_reset_before",
     ),
     ("grid", {}, {"major": 7}, "compute capability of at least 8.0", "7.0"),
 ]

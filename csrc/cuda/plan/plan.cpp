@@ -195,7 +195,7 @@ Attempt try_persistent(const Sizes& s, Engine engine) {
   const Problem& p = s.problem;
   const Device& d = s.device;
   if (s.cell.persistent == Persistent::none)
-    return {"a cell with one product a step", "the GRU that resets before U"};
+    return {"a cell with one product a step", s.cell.name};
   if (s.cell.persistent == Persistent::bfloat16 && p.precision != Precision::bfloat16)
     return {std::string("bfloat16 for ") + s.cell.name, name(p.precision)};
   if (p.precision == Precision::float32 || p.precision == Precision::float64)

@@ -18,7 +18,7 @@ struct Mask {
   int64_t gate_stride = 0;        // B * K untied, 0 tied
   double scale = 1.0;             // 1 / (1 - p)
 
-  bool untied() const { return gate_stride != 0; }
+  BRNN_INLINE bool untied() const { return gate_stride != 0; }
 };
 
 // Steps of sequence b, in 0..T whatever stands in `lengths`: on a GPU nobody can check them without
@@ -37,7 +37,17 @@ BRNN_INLINE bool resets_at(const uint8_t* resets, int64_t b, int64_t t, int64_t 
   return resets && resets[t * B + b];
 }
 
-// What forward and backward share.
+// Whether a sequence of `length` steps meets its h0 at step t, and whether it leaves its h_n there.
+template <class Time>
+BRNN_INLINE bool starts_at(Time t, Time length, bool reverse) {
+  return t == (reverse ? length - 1 : 0);
+}
+template <class Time>
+BRNN_INLINE bool ends_at(Time t, Time length, bool reverse) {
+  return t == (reverse ? 0 : length - 1);
+}
+
+// A Layer is what forward and backward share.
 template <class S>
 struct Layer {
   int64_t T, B, I, H;
@@ -54,13 +64,12 @@ struct Layer {
   const S* weight_hh;  // [G*H, H]
 
   int64_t length(int64_t b) const { return length_of(lengths, b, T); }
-  // The time step that is processed s-th.
+  // Gives the time step that is processed s-th.
   int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
   bool inside(int64_t b, int64_t t) const { return t < length(b); }
   bool resets_at(int64_t b, int64_t t) const { return brnn::resets_at(resets, b, t, B); }
-  // The step that sees h0, and the one whose state is h_n.
-  bool starts(int64_t b, int64_t t) const { return t == (reverse ? length(b) - 1 : 0); }
-  bool ends(int64_t b, int64_t t) const { return t == (reverse ? 0 : length(b) - 1); }
+  bool starts(int64_t b, int64_t t) const { return starts_at(t, length(b), reverse); }
+  bool ends(int64_t b, int64_t t) const { return ends_at(t, length(b), reverse); }
 };
 
 template <class S>

@@ -280,7 +280,7 @@ class Masked {
   BRNN_DEVICE Row locate(int row) const {
     const int t = from_.sequences.divide(row), b = row - t * int(from_.sequences.divisor);
     const int length = int(length_of(from_.lengths, b, from_.T));
-    const bool starts = from_.first && t == (from_.reverse ? length - 1 : 0);
+    const bool starts = from_.first && starts_at(t, length, from_.reverse);
     const int seen = starts ? b : row + from_.shift;
     const bool sees = t < length && (kSameRows || !from_.resets || !from_.resets[row]);
     return {sees ? seen : -1, gate_ * from_.gate_rows + b, !kSameRows && starts};

@@ -275,6 +275,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       for (int k = 0; k < G; ++k) gates_[i][k] = load_l2(p_.gates + (row * G + k) * p_.H + unit(i));
       if (Cell::has_saved) saved_[i] = load_l2(p_.saved + at);
       if (p_.dy) dy_[i] = load_l2(p_.dy + at);
+      // This spells out starts_at, so that only a reversed run loads the length.
       const bool starts = t == (p_.reverse ? length(b) - 1 : 0);
       const int64_t own = int64_t(b) * p_.H + unit(i);
       const S* states = Cell::has_c ? p_.saved : p_.y;

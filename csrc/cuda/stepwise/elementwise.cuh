@@ -114,8 +114,8 @@ struct Moment {
   BRNN_DEVICE Moment(const Layer<S>& layer, int64_t b, int64_t t) {
     const int64_t length = length_of(layer.lengths, b, layer.T);
     inside = t >= 0 && t < length;
-    starts = t == (layer.reverse ? length - 1 : 0);
-    ends = t == (layer.reverse ? 0 : length - 1);
+    starts = starts_at(t, length, layer.reverse);
+    ends = ends_at(t, length, layer.reverse);
     resets = inside && resets_at(layer.resets, b, t, layer.B);
   }
 };
@@ -129,8 +129,6 @@ BRNN_DEVICE S state_before(const Layer<S>& layer, const S* first, const S* after
   if (now.starts) return first[b * layer.H + u];
   return after[((layer.reverse ? t + 1 : t - 1) * layer.B + b) * layer.H + u];
 }
-
-BRNN_DEVICE bool untied(const Mask& mask) { return mask.gate_stride != 0; }
 
 // Element `index` of [B, K] for gate `gate`.
 BRNN_DEVICE bool kept(const Mask& mask, int gate, int64_t index) {

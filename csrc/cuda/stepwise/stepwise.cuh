@@ -18,7 +18,7 @@ using namespace elementwise;
 // Row of gate `gate` of sequence b in the product of `gates` gates: one [B, H] for each gate where
 // masks are untied, else one [B, gates*H].
 BRNN_DEVICE int64_t product_row(const Mask& mask, int64_t B, int gates, int gate, int64_t b) {
-  return untied(mask) ? gate * B + b : b * gates + gate;
+  return mask.untied() ? gate * B + b : b * gates + gate;
 }
 
 // ---- forward
@@ -39,7 +39,7 @@ struct ForwardStep {
 // m_k h of one element, for the next product; keep: see kept_by.
 template <int G, class S>
 BRNN_DEVICE void write_masked(const ForwardStep<S>& p, int64_t index, unsigned keep, S h) {
-  const int sets = untied(p.layer.mask_h) ? G : 1;
+  const int sets = p.layer.mask_h.untied() ? G : 1;
   for (int k = 0; k < sets; ++k)
     p.masked[k * p.layer.B * p.layer.H + index] = keep >> k & 1 ? h : S{};
 }
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) reset(const __grid_constant__ Forwar
   Compute<S> r;
   const S product = now.resets ? S{} : p.product[q];
   Cell::forward_reset(wide(*gate), Compute<S>(l.mask_h.scale) * wide(product), r);
-  const S masked = p.masked[(untied(l.mask_h) ? 2 : 0) * l.B * l.H + index];
+  const S masked = p.masked[(l.mask_h.untied() ? 2 : 0) * l.B * l.H + index];
   p.reset[index] = narrow<S>(r * wide(masked));
   if (l.gates) *gate = narrow<S>(r);
 }
@@ -210,7 +210,7 @@ BRNN_DEVICE Compute<S> state_gradient(const BackwardStep<S>& p, int64_t b, int64
   const unsigned keep = kept_by<gates>(l.mask_h, index);
   C dh = 0;
   for (int k = 0; k < gates; ++k) {
-    if (k > 0 && !untied(l.mask_h)) break;  // the product has summed the gates
+    if (k > 0 && !l.mask_h.untied()) break;  // the product has summed the gates
     const C through_gate = wide(p.product[k * l.B * l.H + index]);
     dh += keep >> k & 1 ? through_gate : C(0);
   }
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kThreads)
   const Backward<S>& l = p.layer;
   const int64_t b = e.row, u = e.column, index = e.index;
   C dr = 0, dmasked = 0;
-  const int gate_n = untied(l.mask_h) ? 2 : 0;
+  const int gate_n = l.mask_h.untied() ? 2 : 0;
   if (Moment(l, b, p.t).inside && kept(l.mask_h, gate_n, index)) {
     const C scale = C(l.mask_h.scale);
     const C r = wide(l.gates[(p.t * l.B + b) * Cell::gates * l.H + u]);

@@ -151,11 +151,6 @@ BRNN_DEVICE void named_barrier(int id, int threads) {
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-BRNN_DEVICE uint32_t cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0,%%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
 // Gives the place in the shared memory of block `rank` of the cluster that `mine` is in this
 // block's.
 template <class T>
@@ -172,7 +167,6 @@ BRNN_DEVICE void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 #else  // no clusters before sm_90; the plan never picks them there
-BRNN_DEVICE uint32_t cluster_rank() { return 0; }
 template <class T>
 BRNN_DEVICE T* cluster_map(T* mine, uint32_t) {
   return mine;

@@ -1,12 +1,13 @@
-// driver.h says what an error of the CUDA runtime is called. One of them is told at length: the
-// runtime that is linked in here may be newer than the driver can serve, though torch with an older
-// one works.
+// driver.h checks calls of the CUDA runtime and says what an error of it is called. One of them is
+// told at length: the runtime that is linked in here may be newer than the driver can serve, though
+// torch with an older one works.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <fstream>
 #include <istream>
+#include <stdexcept>
 #include <string>
 
 namespace brnn::cuda {
@@ -52,6 +53,16 @@ inline std::string describe(cudaError_t error) {
   cudaDriverGetVersion(&driver);  // stays 0 without a driver
   std::ifstream module("/proc/driver/nvidia/version");
   return driver_too_old(CUDART_VERSION, driver, driver_release(module));
+}
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it has been told; the next call starts clean
+  // This is worded as checks::no_memory words it, of which the host makes torch.OutOfMemoryError.
+  if (error == cudaErrorMemoryAllocation)
+    throw std::runtime_error(std::string("memory: expected room for a ") + what + ", got " +
+                             describe(error));
+  throw std::runtime_error(std::string(what) + ": " + describe(error));
 }
 
 }  // namespace brnn::cuda

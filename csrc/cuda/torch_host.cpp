@@ -15,12 +15,6 @@
 namespace brnn::cuda {
 namespace {
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // it has been told; the next call starts clean
-  throw std::runtime_error(std::string(what) + ": " + describe(error));
-}
-
 // These are used of libtorch_cuda: C functions, which stay the same from version to version.
 struct TorchCuda {
   AOTITorchError (*current_stream)(int32_t device, void** stream);

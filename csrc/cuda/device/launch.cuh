@@ -3,30 +3,20 @@
 #pragma once
 
 #include <cstddef>
-#include <stdexcept>
 #include <string>
 
+#include "../driver.h"
 #include "intrinsics.cuh"
 
 namespace brnn::cuda {
 
 struct Grid {
-  unsigned x = 1, y = 1, z = 1;
+  unsigned x = 1, y = 1;
   int threads = 1;
   int shared_bytes = 0;
   int cluster = 0;           // blocks along x that form a cluster; 0: no clusters
   bool cooperative = false;  // all blocks run at the same time, or the launch fails
 };
-
-inline void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // it has been told; the next call starts clean
-  // This is worded as checks::no_memory words it, of which the host makes torch.OutOfMemoryError.
-  if (error == cudaErrorMemoryAllocation)
-    throw std::runtime_error(std::string("memory: expected room for a ") + what + ", got " +
-                             cudaGetErrorString(error));
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
-}
 
 inline int attribute(cudaDeviceAttr which) {
   int device = 0, value = 0;
@@ -55,7 +45,7 @@ struct LaunchConfig {
         cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
             cudaSuccess)
       cudaGetLastError();
-    config.gridDim = dim3(grid.x, grid.y, grid.z);
+    config.gridDim = dim3(grid.x, grid.y);
     config.blockDim = dim3(grid.threads);
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = static_cast<cudaStream_t>(stream);

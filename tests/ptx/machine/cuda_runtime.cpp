@@ -173,6 +173,10 @@ const char* cudaGetErrorString(cudaError_t error) {
   text = "cuda error " + std::to_string(int(error)) + " (" + detail + ")";
   return text.c_str();
 }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
 cudaError_t cudaGetDevice(int* index) {
   *index = 0;
   return cudaSuccess;

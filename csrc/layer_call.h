@@ -91,14 +91,27 @@ OptionalTensor dense(const OptionalTensor& t) {
 template <class Backend>
 LayerTensors dense(const LayerTensors& t) {
   const auto copy = [](const auto& tensor) { return dense<Backend>(tensor); };
-  return {copy(t.x),         copy(t.h0),      copy(t.c0),      copy(t.weight_ih),
-          copy(t.weight_hh), copy(t.bias_ih), copy(t.bias_hh), copy(t.keep_x),
-          copy(t.keep_h),    copy(t.lengths), copy(t.resets)};
+  return {.x = copy(t.x),
+          .h0 = copy(t.h0),
+          .c0 = copy(t.c0),
+          .weight_ih = copy(t.weight_ih),
+          .weight_hh = copy(t.weight_hh),
+          .bias_ih = copy(t.bias_ih),
+          .bias_hh = copy(t.bias_hh),
+          .keep_x = copy(t.keep_x),
+          .keep_h = copy(t.keep_h),
+          .lengths = copy(t.lengths),
+          .resets = copy(t.resets)};
 }
 template <class Backend>
 BackwardTensors dense(const BackwardTensors& t) {
   const auto copy = [](const auto& tensor) { return dense<Backend>(tensor); };
-  return {copy(t.dy), copy(t.dh_n), copy(t.dc_n), copy(t.y), copy(t.gates), copy(t.saved)};
+  return {.dy = copy(t.dy),
+          .dh_n = copy(t.dh_n),
+          .dc_n = copy(t.dc_n),
+          .y = copy(t.y),
+          .gates = copy(t.gates),
+          .saved = copy(t.saved)};
 }
 
 template <class S>
@@ -127,9 +140,11 @@ inline Tensor zeros(const Tensor& like, std::vector<int64_t> shape) {
 }
 
 inline Mask mask_of(const OptionalTensor& keep, double scale) {
-  if (!keep) return {nullptr, 0, scale};
+  if (!keep) return {.scale = scale};
   const bool untied = keep->size(0) > 1;
-  return {read<uint8_t>(*keep), untied ? keep->size(1) * keep->size(2) : 0, scale};
+  return {.keep = read<uint8_t>(*keep),
+          .gate_stride = untied ? keep->size(1) * keep->size(2) : 0,
+          .scale = scale};
 }
 
 template <class S>
@@ -176,9 +191,11 @@ ForwardResults forward(Cell cell, const LayerTensors& given, const Options& opti
   const int64_t steps = options.save ? T : 0;
   const int64_t saved = is.has_saved ? steps : 0;
   const Backend backend(cell, x, options);
-  ForwardResults r{result(x, {T, B, H}), result(x, {B, H}),
-                   is.has_c ? OptionalTensor(result(x, {B, H})) : std::nullopt,
-                   result(x, {steps, B, GH}), result(x, {saved, B, H})};
+  ForwardResults r{.y = result(x, {T, B, H}),
+                   .h_n = result(x, {B, H}),
+                   .c_n = is.has_c ? OptionalTensor(result(x, {B, H})) : std::nullopt,
+                   .gates = result(x, {steps, B, GH}),
+                   .saved = result(x, {saved, B, H})};
   if (B == 0) return r;
   const LayerTensors t = dense<Backend>(given);
   with_storage_type<Backend>(x, [&](auto s) {
@@ -217,13 +234,13 @@ BackwardResults backward(Cell cell, const LayerTensors& given, const BackwardTen
   const int64_t GH = is.gates * H, bias_rows = options.bias ? GH : 0;
   const Backend backend(cell, x, options);
   const auto make = B == 0 ? zeros : result;  // no sequence, no gradient
-  BackwardResults r{options.need_dx ? make(x, {T, B, I}) : make(x, {0}),
-                    make(x, {B, H}),
-                    is.has_c ? OptionalTensor(make(x, {B, H})) : std::nullopt,
-                    make(x, {GH, I}),
-                    make(x, {GH, H}),
-                    make(x, {bias_rows}),
-                    make(x, {bias_rows})};
+  BackwardResults r{.dx = options.need_dx ? make(x, {T, B, I}) : make(x, {0}),
+                    .dh0 = make(x, {B, H}),
+                    .dc0 = is.has_c ? OptionalTensor(make(x, {B, H})) : std::nullopt,
+                    .dweight_ih = make(x, {GH, I}),
+                    .dweight_hh = make(x, {GH, H}),
+                    .dbias_ih = make(x, {bias_rows}),
+                    .dbias_hh = make(x, {bias_rows})};
   if (B == 0) return r;
   const LayerTensors t = dense<Backend>(given);
   const BackwardTensors b = dense<Backend>(given_back);

@@ -204,7 +204,17 @@ int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0
                        OptionalTensor resets) {
   const Cell which = checks::cell_of(taken(cell));
   check_layer(which,
-              {x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, keep_x, keep_h, lengths, resets});
+              {.x = x,
+               .h0 = h0,
+               .c0 = c0,
+               .weight_ih = weight_ih,
+               .weight_hh = weight_hh,
+               .bias_ih = bias_ih,
+               .bias_hh = bias_hh,
+               .keep_x = keep_x,
+               .keep_h = keep_h,
+               .lengths = lengths,
+               .resets = resets});
   return traits(which).gates;
 }
 
@@ -300,8 +310,14 @@ std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_
                       StringHandle dtype, StringHandle gpu, bool allow_tf32, bool untied, bool save,
                       StringHandle engine) {
   const Cell which = checks::cell_of(taken(cell));
-  const auto precision = checks::precision_of(taken(dtype), allow_tf32);
-  const cuda::Problem problem{which, T, B, I, H, precision, untied, save};
+  const cuda::Problem problem{.cell = which,
+                              .T = T,
+                              .B = B,
+                              .I = I,
+                              .H = H,
+                              .precision = checks::precision_of(taken(dtype), allow_tf32),
+                              .untied_h = untied,
+                              .save = save};
   return cuda::describe(cuda::plan(problem, device_of(taken(gpu)), taken(engine)));
 }
 

@@ -138,6 +138,10 @@ Tensor Backend::scratch(size_t bytes) const {
   return allocated(shape, [&] { return torch::stable::new_empty(x_, shape, ScalarType::Byte); });
 }
 
-Host Backend::host() const { return {stream_.get(), const_cast<Stream*>(&stream_), multiply}; }
+Host Backend::host() const {
+  return {.stream = stream_.get(),
+          .context = const_cast<Stream*>(&stream_),
+          .multiply = multiply};
+}
 
 }  // namespace brnn::cuda

@@ -63,7 +63,14 @@ class Backend {
  private:
   template <class S>
   Plan plan_of(const Layer<S>& l) const {
-    return planned({cell_, l.T, l.B, l.I, l.H, precision_, l.mask_h.untied(), save_},
+    return planned({.cell = cell_,
+                    .T = l.T,
+                    .B = l.B,
+                    .I = l.I,
+                    .H = l.H,
+                    .precision = precision_,
+                    .untied_h = l.mask_h.untied(),
+                    .save = save_},
                    stream_.device(), engine_);
   }
   // The memory is given back to the allocator when the call returns; what runs on the stream by

@@ -136,14 +136,39 @@ void for_each_run(const Joins& joins, const F& f) {
   }
 }
 
+// These describe one matrix whose rows, or whose columns, are dense and lie `pitch` apart.
+inline Matrix rows_of(const void* data, int64_t pitch) {
+  return {.data = data, .batch_stride = 0, .row_stride = pitch, .column_stride = 1};
+}
+inline Matrix columns_of(const void* data, int64_t pitch) {
+  return {.data = data, .batch_stride = 0, .row_stride = 1, .column_stride = pitch};
+}
+
 template <class S>
 void multiply(const Host& host, int64_t M, int64_t N, int64_t K, const Matrix& a, const Matrix& b,
               const Matrix& c, bool accumulate) {
   if (M > 0 && N > 0)
-    host.multiply(host.context, {DtypeOf<S>::id, 1, M, N, K, a, b, c, accumulate});
+    host.multiply(host.context, {.dtype = DtypeOf<S>::id,
+                                 .batch = 1,
+                                 .M = M,
+                                 .N = N,
+                                 .K = K,
+                                 .a = a,
+                                 .b = b,
+                                 .c = c,
+                                 .accumulate = accumulate});
 }
 
 inline bool changes(const Mask& mask) { return mask.keep || mask.scale != 1; }
+
+// Returns `joins` of for_each_run for products with da: slots that are summed or multiplied
+// together must stand side by side.
+template <class Cell>
+auto joins_da(bool untied) {
+  return [untied](int gate) {
+    return !untied && Cell::slot_of_a(gate) == Cell::slot_of_a(gate - 1) + 1;
+  };
+}
 
 // `masked` is [T*B, I].
 template <class S, class Cell>
@@ -156,14 +181,25 @@ void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) 
       [&](int gate, int count) {
         if (changes(l.mask_x))
           launch_elements(mask_operand<S>, host,
-                          {l, Elements(rows, I), nullptr, nullptr, 0, gate, masked});
-        multiply<S>(host, rows, count * H, I, {changes(l.mask_x) ? masked : l.x, 0, I, 1},
-                    {l.weight_ih + gate * H * I, 0, 1, I}, {gates + gate * H, 0, G * H, 1}, false);
+                          {.layer = l,
+                           .elements = Elements(rows, I),
+                           .y = nullptr,
+                           .r = nullptr,
+                           .r_pitch = 0,
+                           .gate = gate,
+                           .to = masked});
+        multiply<S>(host, rows, count * H, I, rows_of(changes(l.mask_x) ? masked : l.x, I),
+                    columns_of(l.weight_ih + gate * H * I, I), rows_of(gates + gate * H, G * H),
+                    false);
       });
   const int64_t hh_columns = biases_of_input<Cell>() * H;
   if (l.bias_ih || l.bias_hh)
     launch_elements(add_bias<S>, host,
-                    {Elements(rows, G * H), l.bias_ih, l.bias_hh, hh_columns, gates});
+                    {.elements = Elements(rows, G * H),
+                     .bias_ih = l.bias_ih,
+                     .bias_hh = l.bias_hh,
+                     .hh_columns = hh_columns,
+                     .gates = gates});
 }
 
 // `product` is [T*B, I], where masks are untied; else dx itself takes the sum over gates and its
@@ -175,14 +211,17 @@ void run_input_gradient(const Backward<S>& l, const S* dz, const Host& host, S* 
   const bool untied = l.mask_x.untied();
   const auto mask = [&](int gate, const S* from, bool accumulate) {
     launch_elements(mask_result<S>, host,
-                    {Elements(rows, I), l.mask_x, l.B, gate, accumulate, from, l.dx});
+                    {.elements = Elements(rows, I),
+                     .mask = l.mask_x,
+                     .B = l.B,
+                     .gate = gate,
+                     .accumulate = accumulate,
+                     .from = from,
+                     .to = l.dx});
   };
-  const auto joins = [&](int gate) {
-    return !untied && Cell::slot_of_a(gate) == Cell::slot_of_a(gate - 1) + 1;
-  };
-  for_each_run<G>(joins, [&](int gate, int count) {
-    multiply<S>(host, rows, I, count * H, {dz + Cell::slot_of_a(gate) * H, 0, Cell::slots * H, 1},
-                {l.weight_ih + gate * H * I, 0, I, 1}, {untied ? product : l.dx, 0, I, 1},
+  for_each_run<G>(joins_da<Cell>(untied), [&](int gate, int count) {
+    multiply<S>(host, rows, I, count * H, rows_of(dz + Cell::slot_of_a(gate) * H, Cell::slots * H),
+                rows_of(l.weight_ih + gate * H * I, I), rows_of(untied ? product : l.dx, I),
                 !untied && gate > 0);
     if (untied) mask(gate, product, gate > 0);
   });
@@ -212,13 +251,16 @@ class WeightGradients {
  private:
   void input_weights(const Host& host) {
     const bool untied = l_.mask_x.untied(), copied = changes(l_.mask_x) || l_.lengths;
-    const auto joins = [&](int gate) {
-      return !untied && Cell::slot_of_a(gate) == Cell::slot_of_a(gate - 1) + 1;
-    };
-    for_each_run<G>(joins, [&](int gate, int count) {
+    for_each_run<G>(joins_da<Cell>(untied), [&](int gate, int count) {
       if (copied && (untied || gate == 0))
         launch_elements(mask_operand<S>, host,
-                        {l_, Elements(rows_, l_.I), nullptr, nullptr, 0, gate, operand_});
+                        {.layer = l_,
+                         .elements = Elements(rows_, l_.I),
+                         .y = nullptr,
+                         .r = nullptr,
+                         .r_pitch = 0,
+                         .gate = gate,
+                         .to = operand_});
       product(host, Cell::slot_of_a(gate), count, copied ? operand_ : l_.x, l_.I,
               l_.dweight_ih + gate * l_.H * l_.I);
     });
@@ -230,8 +272,13 @@ class WeightGradients {
     const auto joins = [&](int gate) { return !untied && !by_reset(gate); };
     for_each_run<G>(joins, [&](int gate, int count) {
       launch_elements(mask_operand<S>, host,
-                      {l_, Elements(rows_, l_.H), l_.y, by_reset(gate) ? l_.gates : nullptr,
-                       G * l_.H, gate, operand_});
+                      {.layer = l_,
+                       .elements = Elements(rows_, l_.H),
+                       .y = l_.y,
+                       .r = by_reset(gate) ? l_.gates : nullptr,
+                       .r_pitch = G * l_.H,
+                       .gate = gate,
+                       .to = operand_});
       product(host, Cell::slot_of_q(gate), count, operand_, l_.H,
               l_.dweight_hh + gate * l_.H * l_.H);
     });
@@ -239,19 +286,27 @@ class WeightGradients {
 
   // Makes to [count*H, K] = dz^T operand, with dz of `count` slots and operand [T*B, K].
   void product(const Host& host, int slot, int count, const S* operand, int64_t K, S* to) const {
-    multiply<S>(host, count * l_.H, K, rows_, {dz_ + slot * l_.H, 0, 1, Cell::slots * l_.H},
-                {operand, 0, K, 1}, {to, 0, K, 1}, false);
+    multiply<S>(host, count * l_.H, K, rows_, columns_of(dz_ + slot * l_.H, Cell::slots * l_.H),
+                rows_of(operand, K), rows_of(to, K), false);
   }
 
   void biases(const Host& host) {
     const int64_t columns = Cell::slots * l_.H;
-    SumRows<S> p{Elements(parts_, columns), rows_, parts_, dz_, partial_, l_.H, columns};
+    SumRows<S> p{.elements = Elements(parts_, columns),
+                 .rows = rows_,
+                 .parts = parts_,
+                 .dz = dz_,
+                 .partial = partial_,
+                 .H = l_.H,
+                 .columns = columns,
+                 .slot_a = {},
+                 .slot_q = {},
+                 .dbias_ih = l_.dbias_ih,
+                 .dbias_hh = l_.dbias_hh};
     for (int gate = 0; gate < G; ++gate) {
       p.slot_a[gate] = Cell::slot_of_a(gate);
       p.slot_q[gate] = Cell::slot_of_q(gate);
     }
-    p.dbias_ih = l_.dbias_ih;
-    p.dbias_hh = l_.dbias_hh;
     launch_elements(sum_parts<S>, host, p);
     p.elements = Elements(1, G * l_.H);
     launch_elements(sum_bias<S>, host, p);

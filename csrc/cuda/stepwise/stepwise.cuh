@@ -133,7 +133,7 @@ class ForwardPass {
 
  public:
   ForwardPass(const Forward<S>& layer, S* gates, void* block)
-      : p_{layer, Elements(layer.B, layer.H)}, arena_(block) {
+      : p_{.layer = layer, .elements = Elements(layer.B, layer.H)}, arena_(block) {
     const int64_t size = layer.B * layer.H;
     p_.gates = gates;
     p_.masked = arena_.take<S>((layer.mask_h.untied() ? G : 1) * size);
@@ -168,15 +168,17 @@ class ForwardPass {
     const bool untied = p_.layer.mask_h.untied();
     const int64_t batch = untied ? count : 1, N = untied ? H : count * H;
     if (B * H == 0) return;
-    host.multiply(host.context, {DtypeOf<S>::id,
-                                 batch,
-                                 B,
-                                 N,
-                                 H,
-                                 {from, B * H, H, 1},
-                                 {weight, H * H, 1, H},
-                                 {to, B * H, N, 1},
-                                 false});
+    host.multiply(
+        host.context,
+        {.dtype = DtypeOf<S>::id,
+         .batch = batch,
+         .M = B,
+         .N = N,
+         .K = H,
+         .a = {.data = from, .batch_stride = B * H, .row_stride = H, .column_stride = 1},
+         .b = {.data = weight, .batch_stride = H * H, .row_stride = 1, .column_stride = H},
+         .c = {.data = to, .batch_stride = B * H, .row_stride = N, .column_stride = 1},
+         .accumulate = false});
   }
 
   ForwardStep<S> p_;
@@ -295,7 +297,7 @@ class BackwardPass {
 
  public:
   BackwardPass(const Backward<S>& layer, S* dz, void* block)
-      : p_{layer, Elements(layer.B, layer.H)}, arena_(block) {
+      : p_{.layer = layer, .elements = Elements(layer.B, layer.H)}, arena_(block) {
     const int64_t size = layer.B * layer.H;
     p_.dz = dz;
     p_.product = arena_.take<S>((layer.mask_h.untied() ? G : 1) * size);
@@ -334,15 +336,17 @@ class BackwardPass {
     const bool untied = p_.layer.mask_h.untied();
     const int64_t batch = untied ? count : 1, K = untied ? H : count * H;
     if (B * H == 0) return;
-    host.multiply(host.context, {DtypeOf<S>::id,
-                                 batch,
-                                 B,
-                                 H,
-                                 K,
-                                 {dz, H, row, 1},
-                                 {weight, H * H, H, 1},
-                                 {to, B * H, H, 1},
-                                 false});
+    host.multiply(
+        host.context,
+        {.dtype = DtypeOf<S>::id,
+         .batch = batch,
+         .M = B,
+         .N = H,
+         .K = K,
+         .a = {.data = dz, .batch_stride = H, .row_stride = row, .column_stride = 1},
+         .b = {.data = weight, .batch_stride = H * H, .row_stride = H, .column_stride = 1},
+         .c = {.data = to, .batch_stride = B * H, .row_stride = H, .column_stride = 1},
+         .accumulate = false});
   }
 
   BackwardStep<S> p_;

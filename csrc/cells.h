@@ -9,6 +9,9 @@
 // c_{t-1} of the LSTM, h_{t-1} of the GRU. `saved` is what backward needs beside the activated
 // gates. h_t is output(last gate, state).
 //
+// `candidate` is the gate whose recurrent part goes through the reset gate: n of a GRU; -1 where a
+// cell has no reset gate.
+//
 // Gradients per gate stand in slots: da is what flows into a, dq what flows into q. They are equal
 // but for n of the GRU that resets after U, which therefore has a slot more than it has gates.
 #pragma once
@@ -36,6 +39,7 @@ struct Lstm {
   static constexpr bool has_c = true;  // c_t is carried beside h_t, and is `prev`
   static constexpr bool has_saved = true;
   static constexpr const char* saved_name = "cells";  // c_t
+  static constexpr int candidate = -1;
   static constexpr bool reset_before = false;
   static constexpr Persistent persistent = Persistent::all;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
@@ -78,6 +82,7 @@ struct Gru {
   static constexpr bool has_c = false;
   static constexpr bool has_saved = true;
   static constexpr const char* saved_name = "hidden_n";  // q_n
+  static constexpr int candidate = 2;
   static constexpr bool reset_before = false;
   static constexpr Persistent persistent = Persistent::all;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate == 2 ? 0 : gate + 1; }
@@ -121,6 +126,7 @@ struct GruResetBefore {
   static constexpr bool has_c = false;
   static constexpr bool has_saved = false;
   static constexpr const char* saved_name = "hidden_n";  // of the op that it shares; empty
+  static constexpr int candidate = 2;
   static constexpr bool reset_before = true;
   static constexpr Persistent persistent = Persistent::none;  // two products a step
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
@@ -164,6 +170,7 @@ struct Rnn {
   static constexpr bool has_c = false;
   static constexpr bool has_saved = false;
   static constexpr const char* saved_name = nullptr;
+  static constexpr int candidate = -1;
   static constexpr bool reset_before = false;
   static constexpr Persistent persistent = Persistent::bfloat16;
   BRNN_INLINE static constexpr int slot_of_a(int gate) { return gate; }
@@ -196,6 +203,13 @@ constexpr int biases_of_input() {
   return count;
 }
 
+// Counts the gates that see m h itself. They stand first; where r multiplies h, the candidate waits
+// for r.
+template <class C>
+BRNN_INLINE constexpr int gates_of_h() {
+  return C::reset_before ? C::candidate : C::gates;
+}
+
 // ---- cells that are known at run time
 
 // Calls use.operator()<CellOf>() for the cell: this is the one place where it becomes a type.
@@ -226,6 +240,7 @@ struct CellTraits {
   int gates, slots;
   bool has_c, has_saved;
   const char* saved_name;
+  int candidate;
   bool reset_before;
   Persistent persistent;
   int biases_of_input;
@@ -246,6 +261,7 @@ constexpr CellTraits traits_of() {
                     .has_c = C::has_c,
                     .has_saved = C::has_saved,
                     .saved_name = C::saved_name,
+                    .candidate = C::candidate,
                     .reset_before = C::reset_before,
                     .persistent = C::persistent,
                     .biases_of_input = biases_of_input<C>(),

@@ -216,7 +216,7 @@ class ForwardPass {
           if constexpr (Cell::reset_before)
             Cell::forward_reset(a, load(q + i * width(panel) + v) * scale_h_ + b_hh, r);
           store(part.r + (row + i) * pitch_ + u, r);
-          const V masked_h = to_sum(load_lanes<E>(h.at(keep_h_.set_of(2), row + i, u), V::size));
+          const V masked_h = to_sum(load_lanes<E>(h.at(keep_h_.set_of(Cell::candidate), row + i, u), V::size));
           store(part.reset.at(0, row + i, u), to_lanes<E>(first_lanes(lanes(u), r * masked_h)));
         }
       }
@@ -230,7 +230,7 @@ class ForwardPass {
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[G][kTile];
       for (int gate = Cell::reset_before ? 1 : 0; gate < G; ++gate) {
-        const bool by_reset = Cell::reset_before && gate == 2;
+        const bool by_reset = Cell::reset_before && gate == Cell::candidate;
         const Rows<E>& from = by_reset ? part.reset : h;
         multiply_rows(product, count, width(panel), p_.H, from, by_reset ? 0 : keep_h_.set_of(gate),
                       row, panels_hh_.at(gate, panel), {q[gate], width(panel), false});

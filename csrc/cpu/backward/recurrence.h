@@ -121,7 +121,7 @@ class Recurrence {
   // scale is left out.
   void through_recurrence(const Product<E>& product, const Rows<E>& dz, int64_t row, int64_t panel,
                           int64_t b, int count, C* dh) const {
-    constexpr int gates = Cell::reset_before ? 2 : G;  // n went through reset_gradients
+    constexpr int gates = gates_of_h<Cell>();  // the others went through reset_gradients
     masked_sum(product, dz, row, panels_, panel, keep_, p_.B, b, count, gates, slots_of_q_, dh);
     if constexpr (Cell::reset_before) {
       const int width = panels_.width(panel);
@@ -175,13 +175,14 @@ class Recurrence {
   // phase of its own.
   void reset_gradients(int64_t part, const Share& sequences, const Piece& piece, int64_t s,
                        int64_t begin) const {
+    constexpr int n_gate = Cell::candidate, n_slot = Cell::slot_of_q(n_gate);
     const Product<E> product;
     const int64_t t = p_.time(s);
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b0, int count) {
       alignas(64) C dq[kTile];
       const int64_t dz_row = (s - begin) * p_.B + b0;
       const int width = panels_.width(panel);
-      multiply_rows(product, count, width, p_.H, dz_, 2, dz_row, panels_.at(2, panel),
+      multiply_rows(product, count, width, p_.H, dz_, n_slot, dz_row, panels_.at(n_gate, panel),
                     {dq, width, false});
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
@@ -192,9 +193,9 @@ class Recurrence {
             const V r = load(row_at(p_, p_.gates, t, b, G * p_.H) + u, n);
             const V h = hidden_before(s, b, u, n);
             if constexpr (Cell::reset_before)
-              dmasked = Cell::backward_reset(r, keep_(2, b, u, h) * scale_,
+              dmasked = Cell::backward_reset(r, keep_(n_gate, b, u, h) * scale_,
                                              first_lanes(n, load(dq + i * width + v)), dr);
-            dmasked = keep_(2, b, u, dmasked);
+            dmasked = keep_(n_gate, b, u, dmasked);
           }
           store(dz_.at(0, dz_row + i, u), to_lanes<E>(dr));
           store(dh_masked_ + b * pitch_ + u, dmasked);

@@ -116,11 +116,12 @@ class WeightGradients {
 
   // Rows from `first` on of what each gate sees; scaled where the sums are made in place. Rows past
   // a sequence's length are zero, whatever stands there: dz is zero too, but 0 * NaN is not. So is
-  // h_{t-1} where there is a reset. ByReset: gate n sees r * m h_{t-1}.
+  // h_{t-1} where there is a reset. ByReset: the candidate sees r * m h_{t-1}.
   template <bool ByReset>
   void pack_operand(const Operand& operand, bool recurrent, int64_t begin, int64_t rows,
                     int64_t first) const {
     constexpr int group = Element<E>::group;
+    const int candidate = cell_.candidate;
     const Panels<E> to = operand.panels(rows);
     const Keep<C>& keep = operand.keep;
     const V scale = broadcast(C(kSame ? keep.mask.scale : 1));
@@ -152,7 +153,7 @@ class WeightGradients {
             const int64_t at = keep.set_of(set) * keep.vectors + u / V::size;
             const auto words = words_of<E>([&](int i) {
               const Lanes kept = select(source[i].keep[at], lanes[i]);
-              if (ByReset && set == 2 && source[i].from)
+              if (ByReset && set == candidate && source[i].from)
                 return to_lanes<E>(to_sum(kept) * scale * load(source[i].r + u, n));
               if constexpr (kSame) return to_lanes<E>(to_sum(kept) * scale);
               return kept;

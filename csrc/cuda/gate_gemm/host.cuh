@@ -59,7 +59,7 @@ Operand<S> state_of(Cell cell, const Backward<S>& layer) {
   h.reverse = layer.reverse;
   const CellTraits is = traits(cell);
   if (is.reset_before)  // U_n sees r * m h
-    h.reset = layer.gates, h.reset_pitch = int(is.gates * layer.H), h.reset_gate = is.gates - 1;
+    h.reset = layer.gates, h.reset_pitch = int(is.gates * layer.H), h.reset_gate = is.candidate;
   return h;
 }
 

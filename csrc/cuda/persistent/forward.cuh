@@ -63,7 +63,8 @@ class ForwardPass
   using Base::C, Base::kLayout, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
   using Base::kResetsEarly, Base::load_resets, Base::resets;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
-  static constexpr bool kHasBias = bias_is_recurrent<Cell>(G - 1);
+  static constexpr int kCandidate = Cell::candidate;
+  static constexpr bool kHasBias = kCandidate >= 0 && bias_is_recurrent<Cell>(kCandidate);
   static constexpr bool kFused = InputChunks > 0;
   using Input = std::conditional_t<kFused, FusedInput<S, Tile, Cell, kFused ? InputChunks : 1>,
                                    StoredInput<S, Tile, G>>;
@@ -142,7 +143,7 @@ class ForwardPass
 #pragma unroll
     for (int i = 0; i < C; ++i)
       bias_[i] = kHasBias && p_.bias_hh && unit(i) < p_.H
-                     ? to_float(p_.bias_hh[(G - 1) * p_.H + unit(i)])
+                     ? to_float(p_.bias_hh[kCandidate * p_.H + unit(i)])
                      : 0.f;
   }
 
@@ -280,7 +281,7 @@ class ForwardPass
       float a[G], state;
 #pragma unroll
       for (int k = 0; k < G; ++k) q[i][k] *= scale;
-      if (kHasBias) q[i][G - 1] += bias_[i];
+      if constexpr (kHasBias) q[i][kCandidate] += bias_[i];
       input_.get(a, i);
       Cell::forward(a, q[i], state_[i], gates_[i], saved_[i], state);
       const float h = Cell::output(gates_[i][G - 1], state);

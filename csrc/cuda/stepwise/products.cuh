@@ -268,7 +268,7 @@ class WeightGradients {
 
   void recurrent_weights(const Host& host) {
     const bool untied = l_.mask_h.untied();
-    const auto by_reset = [](int gate) { return Cell::reset_before && gate == 2; };
+    const auto by_reset = [](int gate) { return Cell::reset_before && gate == Cell::candidate; };
     const auto joins = [&](int gate) { return !untied && !by_reset(gate); };
     for_each_run<G>(joins, [&](int gate, int count) {
       launch_elements(mask_operand<S>, host,

@@ -68,11 +68,11 @@ __global__ void __launch_bounds__(kThreads) reset(const __grid_constant__ Forwar
   const Moment now(l, b, p.t);
   if (!now.inside) return;
   S* gate = p.gates + (p.t * l.B + b) * Cell::gates * l.H + e.column;
-  const int64_t q = product_row(l.mask_h, l.B, 2, 0, b) * l.H + e.column;
+  const int64_t q = product_row(l.mask_h, l.B, gates_of_h<Cell>(), 0, b) * l.H + e.column;
   Compute<S> r;
   const S product = now.resets ? S{} : p.product[q];
   Cell::forward_reset(wide(*gate), Compute<S>(l.mask_h.scale) * wide(product), r);
-  const S masked = p.masked[(l.mask_h.untied() ? 2 : 0) * l.B * l.H + index];
+  const S masked = p.masked[(l.mask_h.untied() ? Cell::candidate : 0) * l.B * l.H + index];
   p.reset[index] = narrow<S>(r * wide(masked));
   if (l.gates) *gate = narrow<S>(r);
 }
@@ -83,10 +83,10 @@ BRNN_DEVICE void recurrent_part(const ForwardStep<S>& p, int64_t b, int64_t u, b
                                 Compute<S> (&q)[Cell::gates]) {
   using C = Compute<S>;
   const Forward<S>& l = p.layer;
-  constexpr int gates = Cell::reset_before ? 2 : Cell::gates;  // of p.product
+  constexpr int gates = gates_of_h<Cell>();
   for (int k = 0; k < gates; ++k)
     q[k] = wide(p.product[product_row(l.mask_h, l.B, gates, k, b) * l.H + u]);
-  if constexpr (Cell::reset_before) q[2] = wide(p.product_n[b * l.H + u]);
+  if constexpr (Cell::reset_before) q[Cell::candidate] = wide(p.product_n[b * l.H + u]);
   for (C& value : q) value = zero ? C(0) : value * C(l.mask_h.scale);
   for (int k = 0; k < Cell::gates; ++k)
     if (bias_is_recurrent<Cell>(k) && l.bias_hh) q[k] += wide(l.bias_hh[k * l.H + u]);
@@ -139,7 +139,7 @@ class ForwardPass {
     p_.masked = arena_.take<S>((layer.mask_h.untied() ? G : 1) * size);
     p_.reset = arena_.take<S>(Cell::reset_before ? size : 0);
     p_.product = arena_.take<S>(G * size);
-    p_.product_n = p_.product + (G - 1) * size;
+    p_.product_n = p_.product + (Cell::reset_before ? Cell::candidate : 0) * size;
     p_.state = arena_.take<Compute<S>>(size);
   }
 
@@ -150,9 +150,9 @@ class ForwardPass {
     for (int64_t s = 0; s < p_.layer.T; ++s) {
       p_.t = p_.layer.time(s);
       if constexpr (Cell::reset_before) {
-        multiply(host, 0, 2, p_.masked, p_.product);
+        multiply(host, 0, gates_of_h<Cell>(), p_.masked, p_.product);
         launch_elements(reset<S, Cell>, host, p_);
-        multiply(host, 2, 1, p_.reset, p_.product_n);
+        multiply(host, Cell::candidate, 1, p_.reset, p_.product_n);
       } else {
         multiply(host, 0, G, p_.masked, p_.product);
       }
@@ -208,7 +208,7 @@ BRNN_DEVICE Compute<S> state_gradient(const BackwardStep<S>& p, int64_t b, int64
   const Backward<S>& l = p.layer;
   if (p.first) return l.dh_n ? wide(l.dh_n[index]) : C(0);
   if (Moment(l, b, p.after).resets) return C(0);
-  constexpr int gates = Cell::reset_before ? 2 : Cell::gates;  // of p.product
+  constexpr int gates = gates_of_h<Cell>();
   const unsigned keep = kept_by<gates>(l.mask_h, index);
   C dh = 0;
   for (int k = 0; k < gates; ++k) {
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kThreads)
   const Backward<S>& l = p.layer;
   const int64_t b = e.row, u = e.column, index = e.index;
   C dr = 0, dmasked = 0;
-  const int gate_n = l.mask_h.untied() ? 2 : 0;
+  const int gate_n = l.mask_h.untied() ? Cell::candidate : 0;
   if (Moment(l, b, p.t).inside && kept(l.mask_h, gate_n, index)) {
     const C scale = C(l.mask_h.scale);
     const C r = wide(l.gates[(p.t * l.B + b) * Cell::gates * l.H + u]);
@@ -316,9 +316,9 @@ class BackwardPass {
       launch_elements(gate_gradients<S, Cell>, host, p_);
       p_.first = false;
       if constexpr (Cell::reset_before) {
-        multiply(host, 2, 1, p_.product_n);
+        multiply(host, Cell::candidate, 1, p_.product_n);
         launch_elements(reset_gradients<S, Cell>, host, p_);
-        multiply(host, 0, 2, p_.product);
+        multiply(host, 0, gates_of_h<Cell>(), p_.product);
       } else {
         multiply(host, 0, G, p_.product);
       }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "../device/launch.cuh"
 #include "kernels.cuh"
@@ -25,7 +26,8 @@ int vector_of(int64_t size) {
 template <class S>
 int rows_of(const Layer<S>& layer) {
   const int64_t rows = layer.T * layer.B;
-  if (rows >= 1 << 29) throw std::runtime_error("T * B must be below 2^29");
+  if (rows >= 1 << 29)
+    throw std::runtime_error("x: expected T * B below 2^29, got " + std::to_string(rows));
   return int(rows);
 }
 
@@ -66,7 +68,9 @@ Operand<S> state_of(Cell cell, const Backward<S>& layer) {
 template <class Params>
 void launch_tiles(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes,
                   void* stream, const Params& params) {
-  if (blocks > 0x7FFFFFFF) throw std::runtime_error("too many tiles for one launch");
+  if (blocks > 0x7FFFFFFF)
+    throw std::runtime_error("x: expected a layer of at most 2147483647 tiles, got " +
+                             std::to_string(blocks));
   if (blocks == 0) return;
   launch(kernel, Grid{.x = unsigned(blocks), .threads = threads, .shared_bytes = shared_bytes},
          stream, params);

@@ -127,7 +127,7 @@ def write_cuda_rules(out: Writer, cuda: Path) -> list[str]:
 
 
 def object_name(source: Path) -> str:
-    """cuda_plan.o of csrc/cuda/plan.cpp, cuda_plan.cu.o of csrc/cuda/plan.cu."""
+    """cuda_plan_plan.o of csrc/cuda/plan/plan.cpp, cuda_x.cu.o of csrc/cuda/x.cu."""
     suffix = ".cu.o" if source.suffix == ".cu" else ".o"
     return "_".join(source.relative_to(CSRC).with_suffix(suffix).parts)
 

@@ -2,7 +2,7 @@
 // neither torch nor CUDA, so every engine takes it.
 //
 // Letters: T time steps, B sequences, I input size, H hidden size, G gates (LSTM i f g o, GRU r z
-// n). All tensors are dense and row-major; none alias. S is the storage type of every tensor.
+// n, RNN h). All tensors are dense and row-major; none alias. S is the storage type of every tensor.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace brnn {
 
-// What is kept of an operand with K columns. keep == nullptr: everything.
+// A Mask says what is kept of an operand with K columns. keep == nullptr: everything.
 struct Mask {
   const uint8_t* keep = nullptr;  // [G, B, K] untied or [B, K] tied; 1 = kept
   int64_t gate_stride = 0;        // B * K untied, 0 tied
@@ -21,23 +21,24 @@ struct Mask {
   BRNN_INLINE bool untied() const { return gate_stride != 0; }
 };
 
-// Steps of sequence b, in 0..T whatever stands in `lengths`: on a GPU nobody can check them without
-// waiting for it, and a kernel must not read past the end.
+// Counts the steps of sequence b, in 0..T whatever stands in `lengths`: on a GPU nobody can check
+// them without waiting for it, and a kernel must not read past the end.
 BRNN_INLINE int64_t length_of(const int64_t* lengths, int64_t b, int64_t T) {
   if (!lengths) return T;
   const int64_t length = lengths[b];
   return length < 0 ? 0 : length < T ? length : T;
 }
 
-// Whether zero enters step t of sequence b instead of the state that left the step before it in the
-// direction of the run (h0 and c0 too); no gradient goes back there. It is the one flag that an
-// engine reads of a step: who calls the op has moved the beginnings of segments to where a reversed
-// run enters them. Past a sequence's length it says nothing.
+// Tells whether zero enters step t of sequence b instead of the state that left the step before it
+// in the direction of the run (h0 and c0 too); no gradient goes back there. It is the one flag that
+// an engine reads of a step: who calls the op has moved the beginnings of segments to where a
+// reversed run enters them. Past a sequence's length it says nothing.
 BRNN_INLINE bool resets_at(const uint8_t* resets, int64_t b, int64_t t, int64_t B) {
   return resets && resets[t * B + b];
 }
 
-// Whether a sequence of `length` steps meets its h0 at step t, and whether it leaves its h_n there.
+// These tell whether a sequence of `length` steps meets its h0 at step t, and whether it leaves its
+// h_n there.
 template <class Time>
 BRNN_INLINE bool starts_at(Time t, Time length, bool reverse) {
   return t == (reverse ? length - 1 : 0);
@@ -59,7 +60,7 @@ struct Layer {
 
   const S* x;          // [T, B, I]
   const S* h0;         // [B, H]
-  const S* c0;         // [B, H]; LSTM only
+  const S* c0;         // [B, H]; where the cell has a c
   const S* weight_ih;  // [G*H, I]
   const S* weight_hh;  // [G*H, H]
 
@@ -79,7 +80,7 @@ struct Forward : Layer<S> {
 
   S* y;      // [T, B, H]
   S* h_n;    // [B, H]
-  S* c_n;    // [B, H]; LSTM only
+  S* c_n;    // [B, H]; where the cell has a c
   S* gates;  // [T, B, G*H] activated gates, or nullptr: not saved
   S* saved;  // [T, B, H] LSTM: c_t; GRU (reset after): U_n (m h) + b_n; nullptr: not saved
 };
@@ -95,7 +96,7 @@ struct Backward : Layer<S> {
 
   S* dx;          // [T, B, I] or nullptr: not wanted
   S* dh0;         // [B, H]
-  S* dc0;         // [B, H]; LSTM only
+  S* dc0;         // [B, H]; where the cell has a c
   S* dweight_ih;  // [G*H, I]
   S* dweight_hh;  // [G*H, H]
   S* dbias_ih;    // [G*H] or nullptr

@@ -1,6 +1,6 @@
 // products.h makes all time steps at once (part 1 of run_layer.h) by library products, one gate at
-// a time where masks are untied. It serves the types and shapes that gate_gemm does not take.
-// Operands are masked in copies of one gate, in scratch.
+// a time where masks are untied. It serves the precisions that gate_gemm does not take. Operands
+// are masked in copies of one gate, in scratch.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace brnn::cuda::products {
 
-// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k; for n of the GRU that resets after U
-// without b_hh, which r multiplies.
+// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k, without b_hh of the gates whose bias is
+// recurrent (cells.h).
 template <class S>
 size_t input_part_scratch_bytes(Cell cell, const Forward<S>& layer);
 template <class S>

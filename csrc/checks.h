@@ -5,8 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
-#include <iterator>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -30,7 +28,7 @@ template <class Expected, class Actual>
   throw std::runtime_error(message.str());
 }
 
-// Torch's words for its last failure in this thread, or `otherwise`: it tells them from 2.13 on
+// Gives torch's words for its last failure in this thread, or `otherwise`: it tells them from 2.13 on
 // (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 inline std::string torch_error(const char* otherwise) {
@@ -78,8 +76,8 @@ inline std::string device_name(const Tensor& t) {
   return "device type " + std::to_string(static_cast<int>(t.device().type()));
 }
 
-// What a kernel would read through a null pointer: no tensor, or one whose memory was given back
-// (sharding resizes a storage to nothing between two uses).
+// These refuse what a kernel would read through a null pointer: no tensor, or one whose memory was
+// given back (sharding resizes a storage to nothing between two uses).
 inline void check_defined(const char* argument, const Tensor& t) {
   if (!t.defined()) fail(argument, "a tensor", "None");
 }
@@ -105,7 +103,7 @@ inline void check_device(const char* argument, const Tensor& t, const Tensor& x)
     fail(argument, "device " + device_name(x) + " as x", device_name(t));
 }
 
-// A floating-point tensor of a layer: device, dtype and shape.
+// This checks a floating-point tensor of a layer: device, dtype and shape.
 inline void check_tensor(const char* argument, const Tensor& t, const Tensor& x,
                          const Shape& expected, const char* letters) {
   check_defined(argument, t);
@@ -156,7 +154,7 @@ inline void check_resets(const OptionalTensor& resets, const Tensor& x) {
   check_memory("resets", *resets);
 }
 
-// The arguments of ops that draw masks.
+// These check the arguments of ops that draw masks.
 inline void check_seeds(const char* name, const Tensor& seeds, int64_t count) {
   check_dtype(name, seeds, ScalarType::Long, "");
   check_shape(name, seeds, {count}, "one a mask");
@@ -189,7 +187,7 @@ inline cuda::Precision precision_of(const std::string& dtype, bool allow_tf32) {
   fail("dtype", "float16, bfloat16, float32 or float64", "'" + dtype + "'");
 }
 
-// What every layer takes, whatever engine runs it. c0 exists for LSTM only.
+// This checks what every layer takes, whatever engine runs it. c0 is there where the cell has a c.
 inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const OptionalTensor& c0,
                         const Tensor& weight_ih, const Tensor& weight_hh,
                         const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
@@ -218,7 +216,7 @@ inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const Opti
   check_resets(resets, x);
 }
 
-// What the CPU engine can run.
+// This checks what the CPU engine can run.
 inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
   if (engine != "auto" && engine != "cpu")
     fail("engine", "auto or cpu for x on the CPU", "'" + engine + "'");
@@ -227,11 +225,9 @@ inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
     fail("x", "dtype float32, float64 or bfloat16 on the CPU", dtype_name(type));
 }
 
-// What the CUDA engines can run.
+// This checks what the CUDA engines can run.
 inline void check_cuda_engine(const Tensor& x, const std::string& engine) {
-  const auto is_it = [&](const cuda::EngineTraits& known) { return engine == known.name; };
-  if (engine != "auto" && std::none_of(std::begin(cuda::kEngines), std::end(cuda::kEngines), is_it))
-    fail("engine", "one of " + cuda::engine_names() + " for x on CUDA", "'" + engine + "'");
+  cuda::engine_of(engine);
   const auto type = x.scalar_type();
   if (type != ScalarType::Half && type != ScalarType::BFloat16 && type != ScalarType::Float &&
       type != ScalarType::Double)

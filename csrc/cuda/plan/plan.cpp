@@ -3,7 +3,6 @@
 #include "plan.h"
 
 #include <cstdio>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 
@@ -259,13 +258,6 @@ Recurrence obey(const Sizes& s, Engine engine, const std::string& wanted) {
   return *attempt.recurrence;
 }
 
-std::optional<Engine> engine_of(const std::string& wanted) {
-  if (wanted == "auto") return {};
-  for (const EngineTraits& engine : kEngines)
-    if (wanted == engine.name) return engine.id;
-  throw std::runtime_error("engine: expected one of " + engine_names() + ", got '" + wanted + "'");
-}
-
 std::string describe(const Recurrence& r) {
   std::ostringstream out;
   out << "{\"engine\": \"" << traits(r.engine).name << "\", \"reason\": \"" << r.reason
@@ -282,6 +274,13 @@ std::string describe(const Recurrence& r) {
 }
 
 }  // namespace
+
+std::optional<Engine> engine_of(const std::string& wanted) {
+  if (wanted == "auto") return {};
+  for (const EngineTraits& engine : kEngines)
+    if (wanted == engine.name) return engine.id;
+  throw std::runtime_error("engine: expected one of " + engine_names() + ", got '" + wanted + "'");
+}
 
 std::string engine_names() {
   std::string names = "auto";
@@ -308,9 +307,11 @@ Plan plan(const Problem& problem, const Device& device, const std::string& wante
   plan.tensor_cores = device.major >= 8 && problem.precision != Precision::float32 &&
                       problem.precision != Precision::float64;
   plan.forward = engine ? obey(forward, *engine, wanted) : choose(forward);
-  const bool free = !engine || *engine == Engine::cluster ||
-                    (!problem.save && traits(*engine).persistent &&
-                     !try_persistent(backward, *engine).recurrence);
+  const auto without_backward = [&](Engine e) {
+    return tilings(e, Pass::backward, backward.bytes).empty() ||
+           (!problem.save && !try_persistent(backward, e).recurrence);
+  };
+  const bool free = !engine || (traits(*engine).persistent && without_backward(*engine));
   plan.backward = free ? choose(backward) : obey(backward, *engine, wanted);
   return plan;
 }

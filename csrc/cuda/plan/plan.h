@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "../../layer.h"
@@ -50,7 +51,7 @@ struct Recurrence {
 
 struct Plan {
   Precision precision;
-  bool tensor_cores;  // part 1 by gate_gemm; otherwise by products, one gate at a time
+  bool tensor_cores;  // part 1 by gate_gemm; otherwise by products
   Recurrence forward, backward;
 };
 
@@ -66,6 +67,9 @@ struct Problem {
 // (std::runtime_error). An engine that has no backward (cluster), or that is refused for a backward
 // that will not come (!save), leaves the choice for backward to "auto".
 Plan plan(const Problem& problem, const Device& device, const std::string& wanted = "auto");
+
+// Returns the engine of that name, or none for "auto". Throws std::runtime_error for another name.
+std::optional<Engine> engine_of(const std::string& wanted);
 
 // Lists what `wanted` may be, for messages: "auto, block, ...".
 std::string engine_names();

@@ -28,8 +28,8 @@ template <class Expected, class Actual>
   throw std::runtime_error(message.str());
 }
 
-// Gives torch's words for its last failure in this thread, or `otherwise`: it tells them from 2.13 on
-// (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
+// Gives torch's words for its last failure in this thread, or `otherwise`: it tells them from 2.13
+// on (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 inline std::string torch_error(const char* otherwise) {
   const bool tells = torch_exception_get_what_without_backtrace != nullptr;

@@ -2,7 +2,8 @@
 // neither torch nor CUDA, so every engine takes it.
 //
 // Letters: T time steps, B sequences, I input size, H hidden size, G gates (LSTM i f g o, GRU r z
-// n, RNN h). All tensors are dense and row-major; none alias. S is the storage type of every tensor.
+// n, RNN h). All tensors are dense and row-major; none alias. S is the storage type of every
+// tensor.
 #pragma once
 
 #include <cstdint>

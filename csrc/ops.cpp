@@ -18,8 +18,8 @@
 namespace brnn {
 namespace {
 
-// The text of a `str` argument, once. Not std::string in the signatures of ops: what torch 2.10 to
-// 2.13 makes of that leaks a string a call (pytorch issue 191340).
+// Takes the text of a `str` argument, once. Signatures of ops have no std::string: what torch 2.10
+// to 2.13 makes of that leaks a string a call (https://github.com/pytorch/pytorch/issues/191340).
 std::string taken(StringHandle handle) {
   const char* characters;
   size_t length;
@@ -61,7 +61,7 @@ void for_each_op_pair(const Use& use) {
   }(std::make_index_sequence<std::size(kOpPairs)>());
 }
 
-// The arguments and results that some pairs have and others not: each a pack of one or none.
+// Some holds the arguments and results that some pairs have and others not: a pack of one or none.
 template <class... T>
 struct Some {};
 template <bool Has, class T>
@@ -70,7 +70,7 @@ using SomeIf = std::conditional_t<Has, Some<T>, Some<>>;
 OptionalTensor optional() { return {}; }
 OptionalTensor optional(const OptionalTensor& t) { return t; }
 
-// C0: of tensors of c, Saved: of what is saved beside the gates, Flag: of the pair's flag.
+// C0 is the pack of tensors of c, Saved of what is saved beside the gates, Flag of the pair's flag.
 template <class Backend, size_t Pair, class C0, class Saved, class Flag>
 struct LayerOps;
 
@@ -203,18 +203,17 @@ int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0
                        OptionalTensor keep_x, OptionalTensor keep_h, OptionalTensor lengths,
                        OptionalTensor resets) {
   const Cell which = checks::cell_of(taken(cell));
-  check_layer(which,
-              {.x = x,
-               .h0 = h0,
-               .c0 = c0,
-               .weight_ih = weight_ih,
-               .weight_hh = weight_hh,
-               .bias_ih = bias_ih,
-               .bias_hh = bias_hh,
-               .keep_x = keep_x,
-               .keep_h = keep_h,
-               .lengths = lengths,
-               .resets = resets});
+  check_layer(which, {.x = x,
+                      .h0 = h0,
+                      .c0 = c0,
+                      .weight_ih = weight_ih,
+                      .weight_hh = weight_hh,
+                      .bias_ih = bias_ih,
+                      .bias_hh = bias_hh,
+                      .keep_x = keep_x,
+                      .keep_h = keep_h,
+                      .lengths = lengths,
+                      .resets = resets});
   return traits(which).gates;
 }
 
@@ -235,8 +234,8 @@ Tensor sample_keep(Tensor seed, int64_t count, double p) {
   return sampled({count}, seed, *read<int64_t>(seed), p);
 }
 
-// Both masks of a layer, bool [sets, B, I] and [sets, B, H], each as sample_keep draws it; what is
-// not dropped from (p = 0) has no mask: empty.
+// Draws both masks of a layer, bool [sets, B, I] and [sets, B, H], each as sample_keep draws it;
+// what is not dropped from (p = 0) has no mask: empty.
 std::tuple<Tensor, Tensor> sample_layer_keep(Tensor seeds, int64_t sets, int64_t B, int64_t I,
                                              int64_t H, double p_x, double p_h) {
   checks::check_seeds("seeds", seeds, 2);
@@ -326,8 +325,8 @@ std::string build_info() {
   return std::string("{\"cpu_instruction_set\": \"") + cpu::isa().name + "\"}";
 }
 
-// "8.0;9.0a"; empty in a build without CUDA. Apart from build_info, which fails where the
-// instruction set that a user named does not exist: this is asked at import.
+// Gives "8.0;9.0a"; empty in a build without CUDA. It stands apart from build_info, which fails
+// where the instruction set that a user named does not exist: this is asked at import.
 std::string cuda_architectures() { return BRNN_CUDA_ARCHITECTURES; }
 
 }  // namespace

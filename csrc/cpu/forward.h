@@ -216,7 +216,8 @@ class ForwardPass {
           if constexpr (Cell::reset_before)
             Cell::forward_reset(a, load(q + i * width(panel) + v) * scale_h_ + b_hh, r);
           store(part.r + (row + i) * pitch_ + u, r);
-          const V masked_h = to_sum(load_lanes<E>(h.at(keep_h_.set_of(Cell::candidate), row + i, u), V::size));
+          const E* const own = h.at(keep_h_.set_of(Cell::candidate), row + i, u);
+          const V masked_h = to_sum(load_lanes<E>(own, V::size));
           store(part.reset.at(0, row + i, u), to_lanes<E>(first_lanes(lanes(u), r * masked_h)));
         }
       }

@@ -139,9 +139,7 @@ Tensor Backend::scratch(size_t bytes) const {
 }
 
 Host Backend::host() const {
-  return {.stream = stream_.get(),
-          .context = const_cast<Stream*>(&stream_),
-          .multiply = multiply};
+  return {.stream = stream_.get(), .context = const_cast<Stream*>(&stream_), .multiply = multiply};
 }
 
 }  // namespace brnn::cuda

@@ -63,15 +63,15 @@ class Recurrence {
 
  private:
   int lanes(int64_t u) const { return int(min<int64_t>(V::size, p_.H - u)); }
-  // Whether each sequence from b on resets at step s; nullptr where none does.
+  // Tells whether each sequence from b on resets at step s; nullptr where none does.
   const uint8_t* resets_of(int64_t s, int64_t b) const {
     return p_.resets && s < p_.T ? p_.resets + p_.time(s) * p_.B + b : nullptr;
   }
-  // h that entered step s.
+  // Gives h that entered step s.
   V hidden_before(int64_t s, int64_t b, int64_t u, int n) const {
     return p_.resets_at(b, p_.time(s)) ? V{} : load(row_before(p_, p_.h0, p_.y, s, b) + u, n);
   }
-  // The state that is carried and never masked: c_{t-1} of the LSTM, h_{t-1} of the GRU.
+  // Gives the state that is carried and never masked: c_{t-1} of the LSTM, h_{t-1} of the GRU.
   V state_before(int64_t s, int64_t b, int64_t u, int n) const {
     if constexpr (!Cell::has_c) return hidden_before(s, b, u, n);
     return p_.resets_at(b, p_.time(s)) ? V{} : load(row_before(p_, p_.c0, p_.saved, s, b) + u, n);

@@ -11,8 +11,8 @@
 
 namespace brnn::cuda::gate_gemm {
 
-// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k, without b_hh of the gates whose bias is
-// recurrent (cells.h).
+// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k, without b_hh of the gates whose bias
+// is recurrent (cells.h).
 template <class S>
 void input_part(Cell cell, const Forward<S>& layer, S* gates, void* stream);
 

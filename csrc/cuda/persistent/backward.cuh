@@ -84,7 +84,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     if (at_.maker) prefetch(p_.T - 1, 0);
   }
 
-  // Bit 4 * gate + j: whether the gate keeps the unit of result j of this lane's accumulators.
+  // Bit 4 * gate + j tells whether the gate keeps the unit of result j of this lane's accumulators.
   BRNN_DEVICE void load_masks(int n) {
     const Keep keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
     masks_ = 0;
@@ -107,7 +107,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     store_state(n);
   }
 
-  // What waits in shared memory while another batch tile is at work.
+  // This waits in shared memory while another batch tile is at work.
   BRNN_DEVICE void store_state(int n) const {
     if constexpr (Tile::looped) {
 #pragma unroll
@@ -157,7 +157,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     if (s >= 0) resets_ = load_resets(s, n);
   }
 
-  // dh of this thread's cells from dz of the round before.
+  // Makes dh of this thread's cells from dz of the round before.
   BRNN_DEVICE void through_recurrence(float (&dh)[C], int i, int n) {
     float sums[G][4] = {};
     exchange_.wait(i - 1, n);
@@ -208,7 +208,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       if (resets(cuts_, i)) dh[i] = carry_[i] = 0.f;
   }
 
-  // dslot of step s; past its length a sequence passes dh on as it is.
+  // Makes dslot of step s; past its length a sequence passes dh on as it is.
   BRNN_DEVICE void gate_gradients(float (&dslot)[C][kSlots], const float (&dh)[C], int s, int n) {
     if (resets_) {
 #pragma unroll
@@ -263,7 +263,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     }
   }
 
-  // What step s left, held as loaded until it is used.
+  // Loads what step s left, which is held as loaded until it is used.
   BRNN_DEVICE void prefetch(int s, int n) {
     const int t = time(s), before = p_.reverse ? t + 1 : t - 1;
 #pragma unroll

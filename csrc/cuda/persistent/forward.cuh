@@ -50,7 +50,7 @@ struct ForwardParams {
   int batch_tiles;  // of a block
 };
 
-// InputChunks: of x, where the input part is computed inside; else 0.
+// InputChunks counts those of x, where the input part is computed inside; else it is 0.
 template <template <class> class CellOf, class S, class Exchange, class Tile, MaskForm Form,
           int InputChunks>
 class ForwardPass
@@ -233,7 +233,7 @@ class ForwardPass
     }
   }
 
-  // The sums of one cell over all warps.
+  // Makes the sums of one cell over all warps.
   BRNN_DEVICE void sum_over_warps(float (&q)[G], int cell, int buffer,
                                   const float (&sums)[G][4]) const {
     if constexpr (Tile::whole_sums) {
@@ -267,7 +267,7 @@ class ForwardPass
     }
   }
 
-  // reset: rows of the batch tile that zero enters.
+  // `reset` has the rows of the batch tile that zero enters.
   BRNN_DEVICE void update(int s, int n, int buffer, uint32_t reset, const float (&sums)[G][4]) {
     fetch_state(n);
     const int t = time(s);
@@ -292,7 +292,7 @@ class ForwardPass
     if (s + 1 < p_.T) publish(n);
   }
 
-  // h of this thread's cells, for the readers of the output slot.
+  // Publishes h of this thread's cells for the readers of the output slot.
   BRNN_DEVICE void publish(int n) {
     float h[C];
 #pragma unroll

@@ -32,7 +32,7 @@ struct BackwardKernel {
   void (*entry)(BackwardParams<S>);
 };
 
-// What was compiled (instantiations/).
+// These list what was compiled (instantiations/).
 template <class S>
 const std::vector<ForwardKernel<S>>& forward_kernels();
 template <class S>
@@ -44,7 +44,7 @@ inline MaskForm mask_form(const Mask& mask, const Recurrence& plan) {
   return untied_form(plan.tiling, plan.fused_input);
 }
 
-// A kernel in words: "forward kernel for grid, lstm, 8 chunks, 4 k warps, 1 unit tiles".
+// Puts a kernel in words: "forward kernel for grid, lstm, 8 chunks, 4 k warps, 1 unit tiles".
 inline std::string describe(const char* direction, Cell cell, const Recurrence& plan) {
   return std::string(direction) + " kernel for " + traits(plan.engine).name + ", " +
          traits(cell).name + ", " + std::to_string(plan.tiling.chunks) + " chunks, " +
@@ -83,8 +83,8 @@ inline Grid grid_of(const Recurrence& plan) {
           .cooperative = traits(plan.engine).waits_over_device};
 }
 
-// Blocks that wait for each other must run at the same time. What they need and what is there in
-// its place; no `needs`: nothing is missing.
+// Blocks that wait for each other must run at the same time. A Shortage says what they need and
+// what is there in its place; no `needs`: nothing is missing.
 struct Shortage {
   std::string needs, has;
 };
@@ -117,7 +117,7 @@ Shortage try_start(const Recurrence& plan, void (*entry)(Params), void* stream,
           "'" + refusal + "' from the driver"};
 }
 
-// Whether it was started: what persistent.h promises.
+// Tells whether it was started, which is what persistent.h promises.
 inline bool started(const Shortage& shortage, const char* direction, Cell cell,
                     const Recurrence& plan) {
   if (shortage.needs.empty()) return true;
@@ -129,7 +129,7 @@ inline bool started(const Shortage& shortage, const char* direction, Cell cell,
 
 // ---- scratch memory
 
-// Its parts: packed U, packed W of a fused input part, the exchange, packed resets.
+// Its parts are packed U, packed W of a fused input part, the exchange and packed resets.
 template <class S>
 struct Workspace {
   uint4 *weights, *input_weights;
@@ -138,7 +138,7 @@ struct Workspace {
   uint16_t* resets;
   size_t bytes;
 
-  // `planes`: of an exchange, 1 forward, G backward.
+  // An exchange has `planes`: 1 forward, G backward.
   Workspace(const Recurrence& plan, Cell cell, const Layer<S>& layer, int planes, void* scratch) {
     const Tiling& t = plan.tiling;
     const int unit_tiles = plan.blocks_x * t.unit_tiles, gates = traits(cell).gates;
@@ -164,7 +164,7 @@ struct Workspace {
     bytes = arena.used();
   }
 
-  // As the exchange expects it before the first step.
+  // Fills the memory as the exchange expects it before the first step.
   void fill(Engine engine, void* stream) const {
     if (engine == Engine::grid)
       fill_bytes(exchange.slots, 0xFF, slot_words * sizeof(uint32_t), stream);
@@ -219,7 +219,7 @@ size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<
   return Workspace<S>(plan, cell, layer, traits(cell).gates, nullptr).bytes;
 }
 
-// The parameters of the kernel, with its workspace filled.
+// Makes the parameters of the kernel, and fills its workspace.
 template <class S>
 ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates,
                          void* scratch, void* stream) {
@@ -333,7 +333,7 @@ constexpr BackwardKernel<S> backward_entry() {
           .entry = backward_kernel<CellOf, S, ExchangeOf<E, S, T, G>, T>};
 }
 
-// Whether the persistent kernels of a cell are compiled for S.
+// This tells whether the persistent kernels of a cell are compiled for S.
 template <template <class> class CellOf, class S>
 constexpr bool kCompiled =
     CellOf<DeviceMath>::persistent == Persistent::all ||
@@ -367,7 +367,7 @@ void add_backward(std::vector<BackwardKernel<S>>& list) {
   }(std::make_index_sequence<std::size(Table)>());
 }
 
-// Every kernel of tilings.h for a storage type.
+// These make the lists of every kernel of tilings.h for a storage type.
 template <class S>
 std::vector<ForwardKernel<S>> compile_forward_kernels() {
   std::vector<ForwardKernel<S>> list;

@@ -193,8 +193,7 @@ Attempt try_tilings(const Sizes& s, Engine engine) {
 Attempt try_persistent(const Sizes& s, Engine engine) {
   const Problem& p = s.problem;
   const Device& d = s.device;
-  if (s.cell.persistent == Persistent::none)
-    return {"a cell with one product a step", s.cell.name};
+  if (s.cell.persistent == Persistent::none) return {"a cell with one product a step", s.cell.name};
   if (s.cell.persistent == Persistent::bfloat16 && p.precision != Precision::bfloat16)
     return {std::string("bfloat16 for ") + s.cell.name, name(p.precision)};
   if (p.precision == Precision::float32 || p.precision == Precision::float64)

@@ -12,7 +12,7 @@ namespace brnn::cuda::elementwise {
 
 // ---- numbers
 
-// What an S is computed in.
+// This is what an S is computed in.
 template <class S>
 using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
@@ -32,7 +32,7 @@ BRNN_DEVICE S narrow(Compute<S> value) {
     return round_to(S{}, value);
 }
 
-// For cells.h: right to the last places, where DeviceMath is not enough.
+// This serves cells.h where DeviceMath is not enough: it is right to the last places.
 template <class C>
 struct PreciseMath {
   using Value = C;
@@ -54,7 +54,7 @@ struct PreciseMath {
 template <class S>
 using MathOf = std::conditional_t<DtypeOf<S>::coarse, DeviceMath, PreciseMath<Compute<S>>>;
 
-// f called with the gate algebra of `cell` (cells.h) for storage type S.
+// Calls f with the gate algebra of `cell` (cells.h) for storage type S.
 template <class S, class F>
 auto with_algebra(brnn::Cell cell, const F& f) {
   return with_cell(cell, [&]<template <class> class CellOf>() { return f(CellOf<MathOf<S>>{}); });
@@ -70,7 +70,7 @@ struct Element {
   bool exists;
 };
 
-// [rows, columns] cut into blocks of 2^k columns, so that no thread divides by `columns`.
+// This cuts [rows, columns] into blocks of 2^k columns, so that no thread divides by `columns`.
 struct Elements {
   int64_t rows, columns;
   int log_width;  // of a block
@@ -86,7 +86,7 @@ struct Elements {
     return (rows + block_rows - 1) / block_rows * tiles;
   }
 
-  // This thread's.
+  // Gives this thread's element.
   BRNN_DEVICE Element mine() const {
     const unsigned width = 1u << log_width, tile = blockIdx.x % unsigned(tiles);
     const int64_t above = blockIdx.x / unsigned(tiles);
@@ -96,7 +96,7 @@ struct Elements {
   }
 };
 
-// One thread for each of p.elements.
+// Launches one thread for each of p.elements.
 template <class Params>
 void launch_elements(void (*kernel)(Params), const Host& host, const Params& p) {
   if (const int64_t blocks = p.elements.blocks())
@@ -105,7 +105,8 @@ void launch_elements(void (*kernel)(Params), const Host& host, const Params& p) 
 
 // ---- sequences and masks
 
-// A sequence at time t, which may lie before or after all steps; layer.h has the meaning of each.
+// A Moment is a sequence at time t, which may lie before or after all steps; layer.h has the
+// meaning of each.
 struct Moment {
   bool inside, starts, ends;
   bool resets;  // zero enters the step
@@ -120,7 +121,8 @@ struct Moment {
   }
 };
 
-// Element (b, u) of the state before time t: of `first` [B, H], of `after` [T, B, H], or zero.
+// Gives element (b, u) of the state before time t: of `first` [B, H], of `after` [T, B, H], or
+// zero.
 template <class S>
 BRNN_DEVICE S state_before(const Layer<S>& layer, const S* first, const S* after, int64_t b,
                            int64_t u, int64_t t) {
@@ -130,12 +132,12 @@ BRNN_DEVICE S state_before(const Layer<S>& layer, const S* first, const S* after
   return after[((layer.reverse ? t + 1 : t - 1) * layer.B + b) * layer.H + u];
 }
 
-// Element `index` of [B, K] for gate `gate`.
+// Tells whether the mask of `gate` keeps element `index` of [B, K].
 BRNN_DEVICE bool kept(const Mask& mask, int gate, int64_t index) {
   return !mask.keep || mask.keep[gate * mask.gate_stride + index];
 }
 
-// The same for all gates, gate k in bit k: the loads are under way together.
+// Tells the same for all gates, gate k in bit k: the loads are under way together.
 template <int G>
 BRNN_DEVICE unsigned kept_by(const Mask& mask, int64_t index) {
   unsigned bits = 0;

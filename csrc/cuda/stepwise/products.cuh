@@ -176,22 +176,22 @@ void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) 
   constexpr int G = Cell::gates;
   const int64_t rows = l.T * l.B, I = l.I, H = l.H;
   const bool untied = l.mask_x.untied();
-  for_each_run<G>(
-      [&](int) { return !untied; },
-      [&](int gate, int count) {
-        if (changes(l.mask_x))
-          launch_elements(mask_operand<S>, host,
-                          {.layer = l,
-                           .elements = Elements(rows, I),
-                           .y = nullptr,
-                           .r = nullptr,
-                           .r_pitch = 0,
-                           .gate = gate,
-                           .to = masked});
-        multiply<S>(host, rows, count * H, I, rows_of(changes(l.mask_x) ? masked : l.x, I),
-                    columns_of(l.weight_ih + gate * H * I, I), rows_of(gates + gate * H, G * H),
-                    false);
-      });
+  for_each_run<G>([&](int) { return !untied; },
+                  [&](int gate, int count) {
+                    if (changes(l.mask_x))
+                      launch_elements(mask_operand<S>, host,
+                                      {.layer = l,
+                                       .elements = Elements(rows, I),
+                                       .y = nullptr,
+                                       .r = nullptr,
+                                       .r_pitch = 0,
+                                       .gate = gate,
+                                       .to = masked});
+                    multiply<S>(host, rows, count * H, I,
+                                rows_of(changes(l.mask_x) ? masked : l.x, I),
+                                columns_of(l.weight_ih + gate * H * I, I),
+                                rows_of(gates + gate * H, G * H), false);
+                  });
   const int64_t hh_columns = biases_of_input<Cell>() * H;
   if (l.bias_ih || l.bias_hh)
     launch_elements(add_bias<S>, host,

@@ -9,8 +9,8 @@
 
 namespace brnn::cuda::products {
 
-// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k, without b_hh of the gates whose bias is
-// recurrent (cells.h).
+// Makes gates [T, B, G*H] = W_k (m_k s x) + b_ih_k + b_hh_k, without b_hh of the gates whose bias
+// is recurrent (cells.h).
 template <class S>
 size_t input_part_scratch_bytes(Cell cell, const Forward<S>& layer);
 template <class S>

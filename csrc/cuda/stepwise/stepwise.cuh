@@ -15,8 +15,8 @@ namespace brnn::cuda::stepwise {
 
 using namespace elementwise;
 
-// Row of gate `gate` of sequence b in the product of `gates` gates: one [B, H] for each gate where
-// masks are untied, else one [B, gates*H].
+// Gives the row of gate `gate` of sequence b in the product of `gates` gates: one [B, H] for each
+// gate where masks are untied, else one [B, gates*H].
 BRNN_DEVICE int64_t product_row(const Mask& mask, int64_t B, int gates, int gate, int64_t b) {
   return mask.untied() ? gate * B + b : b * gates + gate;
 }
@@ -36,7 +36,7 @@ struct ForwardStep {
   Compute<S>* state;  // [B, H] what the cell carries: c of the LSTM, h of the GRU
 };
 
-// m_k h of one element, for the next product; keep: see kept_by.
+// Writes m_k h of one element, for the next product; kept_by makes `keep`.
 template <int G, class S>
 BRNN_DEVICE void write_masked(const ForwardStep<S>& p, int64_t index, unsigned keep, S h) {
   const int sets = p.layer.mask_h.untied() ? G : 1;
@@ -44,7 +44,7 @@ BRNN_DEVICE void write_masked(const ForwardStep<S>& p, int64_t index, unsigned k
     p.masked[k * p.layer.B * p.layer.H + index] = keep >> k & 1 ? h : S{};
 }
 
-// Before the first step. h_n and c_n stay as written here where the length is 0.
+// This comes before the first step. h_n and c_n stay as written here where the length is 0.
 template <class S, class Cell>
 __global__ void __launch_bounds__(kThreads) start(const __grid_constant__ ForwardStep<S> p) {
   const Element e = p.elements.mine();
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) start(const __grid_constant__ Forwar
   write_masked<Cell::gates>(p, index, kept_by<Cell::gates>(l.mask_h, index), h);
 }
 
-// r and r * m_n h: what the product of gate n waits for. reset_before only.
+// Makes r and r * m_n h, for which the product of gate n waits; for reset_before only.
 template <class S, class Cell>
 __global__ void __launch_bounds__(kThreads) reset(const __grid_constant__ ForwardStep<S> p) {
   const Element e = p.elements.mine();
@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kThreads) reset(const __grid_constant__ Forwar
   if (l.gates) *gate = narrow<S>(r);
 }
 
-// q_k = s U_k (m_k h) of one element, with the bias that r multiplies; `zero`: what h is.
+// Makes q_k = s U_k (m_k h) of one element, with the bias that r multiplies. `zero` tells that h is
+// 0.
 template <class S, class Cell>
 BRNN_DEVICE void recurrent_part(const ForwardStep<S>& p, int64_t b, int64_t u, bool zero,
                                 Compute<S> (&q)[Cell::gates]) {
@@ -161,7 +162,7 @@ class ForwardPass {
   }
 
  private:
-  // to = U_k from_k for `count` gates.
+  // Makes to = U_k from_k for `count` gates.
   void multiply(const Host& host, int first, int count, const S* from, S* to) const {
     const int64_t B = p_.layer.B, H = p_.layer.H;
     const S* weight = p_.layer.weight_hh + first * H * H;
@@ -201,7 +202,7 @@ struct BackwardStep {
   Compute<S>* held;           // [B, H] gradient of h that waits for a sequence to begin; if lengths
 };
 
-// The gradient of h that later steps and h_n leave for one element of sequence b.
+// Gives the gradient of h that later steps and h_n leave for one element of sequence b.
 template <class S, class Cell>
 BRNN_DEVICE Compute<S> state_gradient(const BackwardStep<S>& p, int64_t b, int64_t index) {
   using C = Compute<S>;
@@ -228,7 +229,7 @@ BRNN_DEVICE Compute<S> carried_gradient(const BackwardStep<S>& p, int64_t index)
   return p.carry[index];
 }
 
-// dz of step t; for reset_before without that of r.
+// Makes dz of step t; for reset_before without that of r.
 template <class S, class Cell>
 __global__ void __launch_bounds__(kThreads)
     gate_gradients(const __grid_constant__ BackwardStep<S> p) {
@@ -258,7 +259,7 @@ __global__ void __launch_bounds__(kThreads)
   if (l.lengths) p.held[index] = now.inside ? C(0) : dh;
 }
 
-// dz of r at step t, and what flows past r into h. reset_before only.
+// Makes dz of r at step t, and what flows past r into h; for reset_before only.
 template <class S, class Cell>
 __global__ void __launch_bounds__(kThreads)
     reset_gradients(const __grid_constant__ BackwardStep<S> p) {
@@ -328,7 +329,7 @@ class BackwardPass {
   }
 
  private:
-  // to = U_k^T dz_k for `count` gates, summed over them unless masks are untied.
+  // Makes to = U_k^T dz_k for `count` gates, summed over them unless masks are untied.
   void multiply(const Host& host, int gate, int count, S* to) const {
     const int64_t B = p_.layer.B, H = p_.layer.H, row = Cell::slots * H;
     const S* dz = p_.dz + p_.t * B * row + Cell::slot_of_q(gate) * H;

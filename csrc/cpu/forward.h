@@ -255,10 +255,10 @@ class ForwardPass {
     int64_t u;
   };
 
-  // Makes what a step keeps from `input` and `q` [G][kTile], at the tile's column: the gates, what
-  // else backward needs, the state. The last gate replaces its q.
+  // Makes what a step keeps from `input` and `product` [G][kTile], at the tile's column: the gates,
+  // what else backward needs, the state. The last gate replaces its product.
   BRNN_INTERLEAVED void gates_and_state(const Part& part, const Tile& tile,
-                                        const C* const (&input)[G], C* q) const {
+                                        const C* const (&input)[G], C* product) const {
     const auto [s, t, row, b, count, width, u] = tile;
     const int64_t H = p_.H, pitch = pitch_, at = (t * p_.B + b) * H;
     const int n = lanes(u);
@@ -273,15 +273,15 @@ class ForwardPass {
     C* carried = part.state + row * pitch + u;
     const C* reset = part.r + row * pitch + u;
     for (int i = 0; i < count; ++i, carried += pitch, reset += pitch) {
-      V a[G], r[G], gate[G], saved{}, state;
+      V a[G], q[G], gate[G], saved{}, state;
       for (int k = 0; k < G; ++k) {
         a[k] = load(input[k] + i * width) * scale_x + b_ih[k];
-        r[k] = load(q + k * kTile + i * width) * scale_h + b_hh[k];
+        q[k] = load(product + k * kTile + i * width) * scale_h + b_hh[k];
       }
       if constexpr (Cell::reset_before) gate[0] = load(reset);
       const V entering = p_.resets_at(b + i, t) ? V{} : load(carried);
-      Cell::forward(a, r, entering, gate, saved, state);
-      store(q + (G - 1) * kTile + i * width, gate[G - 1]);
+      Cell::forward(a, q, entering, gate, saved, state);
+      store(product + (G - 1) * kTile + i * width, gate[G - 1]);
       if (p_.inside(b + i, t)) {
         store(carried, state);
       } else {  // past its length a sequence keeps its state and writes zeros

@@ -108,15 +108,22 @@ struct Split {
   // Chooses for steps that multiply B rows by weights [columns, K] of elements E.
   template <class E>
   static Split of(int threads, int64_t B, int64_t columns, int64_t K) {
-    return {threads, B, columns, K, sizeof(E), Product<E>::even ? 20 : Product<E>::rows(1)};
+    const Core core = {.flops = Element<E>::flops, .element_bytes = sizeof(E)};
+    return {threads, B, columns, K, core, Product<E>::even ? 20 : Product<E>::rows(1)};
   }
 
  private:
-  Split(int threads, int64_t B, int64_t columns, int64_t K, int64_t element, int64_t part_rows)
+  // This is what a step's time depends on beside its sizes.
+  struct Core {
+    double flops;
+    int64_t element_bytes;
+  };
+
+  Split(int threads, int64_t B, int64_t columns, int64_t K, const Core& core, int64_t part_rows)
       : batch(1), units(1) {
     const int64_t parts = threads < B ? threads : B;
-    const double by_batch = step_time(divide_up(B, parts), columns, K, element);
-    const double by_units = step_time(B, divide_up(columns, threads), K, element) + kMeeting;
+    const double by_batch = step_time(divide_up(B, parts), columns, K, core);
+    const double by_units = step_time(B, divide_up(columns, threads), K, core) + kMeeting;
     if (by_batch <= by_units || threads == 1) {
       // Parts are more than threads where there are rows enough: who is done takes another.
       const int64_t most = B / part_rows / parts;
@@ -129,11 +136,10 @@ struct Split {
   static constexpr double kMeeting = 4e-6;  // seconds
 
   // Models the seconds that a step takes one thread. It only has to rank splits.
-  static double step_time(int64_t rows, int64_t columns, int64_t K, int64_t element) {
-    const double flop = 2.0 * rows * columns * K, bytes = 1.0 * columns * K * element;
-    const double flops = element == 2 ? 500e9 : 150e9;      // a core's
+  static double step_time(int64_t rows, int64_t columns, int64_t K, const Core& core) {
+    const double flop = 2.0 * rows * columns * K, bytes = 1.0 * columns * K * core.element_bytes;
     const double bandwidth = bytes > 1.5e6 ? 14e9 : 100e9;  // beyond a core's own cache, or in it
-    const double product = flop / flops, stream = bytes / bandwidth;
+    const double product = flop / core.flops, stream = bytes / bandwidth;
     return product > stream ? product : stream;
   }
 };

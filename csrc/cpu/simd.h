@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -130,7 +131,7 @@ BRNN_INLINE void store(bfloat16* p, Vec<float> a, int n) {
 // Gives what storing as S and loading again would.
 template <class S, class C>
 BRNN_INLINE Vec<C> rounded_to(Vec<C> a) {
-  if constexpr (sizeof(S) == sizeof(C)) {
+  if constexpr (std::is_same_v<S, C>) {
     return a;
   } else {
     return {(typename Vec<C>::Native)(__builtin_convertvector(bfloat16_bits(a), Words) << 16)};
@@ -184,7 +185,8 @@ template <class E>
 struct Element {
   using Sum = E;
   using Lanes = Vec<E>;
-  static constexpr int group = 1;  // elements of a word
+  static constexpr int group = 1;         // elements of a word
+  static constexpr double flops = 150e9;  // of products on a core, to rank splits (parallel.h)
 };
 
 #if defined(__AVX512BF16__)
@@ -196,6 +198,7 @@ struct Element<bfloat16> {
   using Sum = float;
   using Lanes = HalfLanes;
   static constexpr int group = 2;
+  static constexpr double flops = 500e9;
 };
 
 BRNN_INLINE __mmask16 lanes_below(int n) { return __mmask16(n >= 16 ? 0xFFFF : (1 << n) - 1); }

@@ -41,7 +41,7 @@ class WeightGradients {
   using V = Vec<C>;
   using Lanes = typename Element<E>::Lanes;
   static constexpr int kTile = Panels<E>::kTile;
-  static constexpr bool kSame = sizeof(S) == sizeof(C);  // sums are made in place
+  static constexpr bool kSame = std::is_same_v<S, C>;  // sums are made in place
 
  public:
   WeightGradients(const BackwardShared<S, E>& shared, int threads, Arena& arena)

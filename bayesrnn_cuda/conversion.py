@@ -18,7 +18,7 @@ _LAYERS = (BayesianLSTM, BayesianGRU, BayesianRNN)
 _NONE_HERE = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What a class has that adds a name, and in whose place an instance of the base class does.
-_ADDS_NOTHING = {
+ADDS_NOTHING = {
     "__module__", "__qualname__", "__doc__", "__annotations__", "__dict__", "__weakref__",
     "__init__", "__firstlineno__", "__static_attributes__", "__constants__", "__slots__",
     "__abstractmethods__", "_abc_impl",
@@ -195,7 +195,7 @@ def _own_behaviour(module: nn.Module, base: type[nn.Module]) -> str | None:
     for kind in type(module).__mro__:
         if kind is base:
             break
-        own = sorted(set(vars(kind)) - _ADDS_NOTHING)
+        own = sorted(set(vars(kind)) - ADDS_NOTHING)
         if own:
             return f"{kind.__name__} has {', '.join(own)} of its own"
     extra = sorted(set(_public(module)) - set(_PLAIN[base]))

@@ -1,6 +1,6 @@
 """The weights of Keras's layers, whose arrays have another layout than torch's. Without Keras."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from .cells import GRU
+from .conversion import ADDS_NOTHING
 from .modules import BayesianGRU, BayesianLSTM, BayesianRNN
 from .recurrent import RecurrentLayer
 
@@ -19,7 +20,7 @@ _OURS: dict[str, type[RecurrentLayer]] = {
 }
 # Where Keras has what torch's order asks for: r, z, n stand as z, r, n. Its i, f, g, o are torch's.
 _GATES = {GRU.name: (1, 0, 2)}
-_PACKAGES = frozenset({"keras", "tf_keras"})  # one of them is in the module of a class of Keras
+_PACKAGES = frozenset({"keras", "tf_keras", "tensorflow"})  # that Keras comes in
 _TAKEN_OVER = ("units", "use_bias", "dropout", "recurrent_dropout", "reset_after")
 
 
@@ -28,56 +29,75 @@ def from_keras(
     *,
     input_dropout: float | None = None,
     recurrent_dropout: float | None = None,
-    tie_gates: bool = False,
+    tie_gates: bool | None = None,
     engine: str = "auto",
 ) -> RecurrentLayer:
     """A layer of this package that computes what a layer of Keras does, with copies of its weights.
 
-    Its `reset_after` and probabilities are taken over, and its layout (`batch_first=True`). The
-    masks are what Keras draws too: one per gate, held for the whole sequence. The output is that of
-    `return_sequences=True`; h_n is that of the last step.
+    Its `reset_after` and probabilities are taken over, its layout (`batch_first=True`), and which
+    weights are `trainable`. The masks are what Keras draws too, held for the whole sequence: one
+    per gate where the layer has a `recurrent_dropout` or `implementation=1`, and otherwise one for
+    all gates. The output is that of `return_sequences=True`; h_n is that of the last step. A
+    subclass that only adds a name or an `__init__` counts as its base.
 
     Args:
         layer: keras.layers.LSTM, GRU, SimpleRNN, or a Bidirectional of one; called before, so that
             it has weights.
         input_dropout: None: the layer's `dropout`.
         recurrent_dropout: None: the layer's.
-        tie_gates, engine: as the constructor of the new layer has them.
+        tie_gates: None: as Keras would have it with that recurrent_dropout.
+        engine: as the constructor of the new layer has it.
 
     Raises:
         ValueError: what the new layer cannot do, by name: an activation other than tanh and
-            sigmoid, go_backwards, a merge_mode other than "concat", directions that differ; a
-            layer without weights; a bad option.
+            sigmoid, go_backwards, a merge_mode other than "concat", directions that differ, a
+            subclass or a cell with methods or attributes of its own; a layer without weights; a
+            bad option.
         TypeError: what is no such layer, or an option of another type.
     """
     parts = [layer]
-    if hasattr(layer, "forward_layer"):
+    if _class_of_keras(layer, {"Bidirectional"}):
         parts = [layer.forward_layer, layer.backward_layer]
         _expect("merge_mode", layer.merge_mode, "concat")
-    kind, config = _kind(parts[0]), parts[0].get_config()
-    taken = {name: config[name] for name in _TAKEN_OVER if name in config}
+    kind, taken = _kind(parts[0]), _taken_over(parts[0])
     for part, backwards in zip(parts, (False, True), strict=False):
         _expect("class of the backward layer", _kind(part).__name__, kind.__name__)
-        _check_config(part.get_config(), taken | {"go_backwards": backwards})
+        _check_config(part.get_config() | _taken_over(part), taken | {"go_backwards": backwards})
     weights = [np.asarray(array) for part in parts for array in part.get_weights()]
     if not weights:
         raise ValueError("layer: expected one with weights, called or built before, got none")
-    options: dict[str, Any] = {
-        "bias": taken["use_bias"],
-        "input_dropout": taken["dropout"] if input_dropout is None else input_dropout,
-        "recurrent_dropout": (
-            taken["recurrent_dropout"] if recurrent_dropout is None else recurrent_dropout
-        ),
-        "dtype": torch.float64 if weights[0].dtype == np.float64 else torch.float32,
-    }
-    if "reset_after" in taken:
-        options["reset_after"] = taken["reset_after"]
+    if recurrent_dropout is None:
+        recurrent_dropout = taken["recurrent_dropout"]
+    if tie_gates is None:  # a recurrent_dropout makes Keras choose implementation=1
+        tie_gates = taken["implementation"] != 1 and recurrent_dropout == 0.0
+    options = {"reset_after": taken["reset_after"]} if "reset_after" in taken else {}
     new = kind(
-        weights[0].shape[0], taken["units"], batch_first=True, bidirectional=len(parts) == 2,
-        tie_gates=tie_gates, engine=engine, **options,
+        weights[0].shape[0], taken["units"], bias=taken["use_bias"], batch_first=True,
+        bidirectional=len(parts) == 2,
+        input_dropout=taken["dropout"] if input_dropout is None else input_dropout,
+        recurrent_dropout=recurrent_dropout, tie_gates=tie_gates, engine=engine,
+        dtype=torch.float64 if weights[0].dtype == np.float64 else torch.float32, **options,
     )  # fmt: skip
     load_keras_weights(new, weights)
+    for part, (_, suffix) in zip(parts, new._directions(), strict=True):
+        both = layer.trainable and part.trainable  # a Bidirectional alone may say no
+        _freeze(new, suffix, [both and weight.trainable for weight in part.weights])
     return new
+
+
+def _taken_over(part: Any) -> dict[str, Any]:
+    """What a layer of one direction says of itself; its cell alone knows the implementation."""
+    config = part.get_config()
+    taken = {name: config[name] for name in _TAKEN_OVER if name in config}
+    return taken | {"implementation": getattr(part.cell, "implementation", 1)}
+
+
+def _freeze(layer: RecurrentLayer, suffix: str, trainable: Sequence[bool]) -> None:
+    """Takes over what trains in one direction: kernel, recurrent kernel and, if any, the bias."""
+    names = (("weight_ih",), ("weight_hh",), ("bias_ih", "bias_hh"))
+    for of_one, trains in zip(names, trainable, strict=False):
+        for name in of_one:
+            getattr(layer, f"{name}_{suffix}").requires_grad_(trains)
 
 
 def _check_config(config: dict[str, Any], same: dict[str, Any]) -> None:
@@ -162,15 +182,38 @@ def _in_order(array: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def _kind(layer: Any) -> type[RecurrentLayer]:
-    """The class here that stands for the class of `layer`, which a name from Keras tells."""
-    for kind in type(layer).__mro__:
-        of_keras = _PACKAGES.intersection(kind.__module__.split("."))
-        if kind.__name__ in _OURS and of_keras:
-            return _OURS[kind.__name__]
-    raise TypeError(
-        f"layer: expected a Keras LSTM, GRU or SimpleRNN, or a Bidirectional of one, "
-        f"got {type(layer).__name__}"
-    )
+    """The class here that stands for the class of `layer`."""
+    name = _class_of_keras(layer, _OURS)
+    if name is None:
+        raise TypeError(
+            f"layer: expected a Keras LSTM, GRU or SimpleRNN, or a Bidirectional of one, "
+            f"got {type(layer).__name__}"
+        )
+    if _class_of_keras(layer.cell, {f"{name}Cell"}) is None:
+        raise ValueError(
+            f"layer: expected Keras's {name}Cell as its cell, got {type(layer.cell).__name__}"
+        )
+    return _OURS[name]
+
+
+def _class_of_keras(layer: Any, names: Container[str]) -> str | None:
+    """Which of the classes `names` of Keras the class of `layer` is or derives from.
+
+    ValueError where the derived class may compute something else.
+    """
+    kinds = type(layer).__mro__
+    for at, kind in enumerate(kinds):
+        if kind.__name__ not in names or kind.__module__.split(".")[0] not in _PACKAGES:
+            continue
+        for derived in kinds[:at]:
+            own = sorted(set(vars(derived)) - ADDS_NOTHING)
+            if own:
+                raise ValueError(
+                    f"layer: expected Keras's {kind.__name__}, got {derived.__name__}, which has "
+                    f"{', '.join(own)} of its own"
+                )
+        return kind.__name__
+    return None
 
 
 def _expect(name: str, actual: Any, expected: Any) -> None:

@@ -3,6 +3,8 @@
 tests/tools/test_keras.py has the same against Keras itself, where that is installed.
 """
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,9 @@ def run(name, x, arrays, reset_after):
 class Layer:
     """What from_keras asks of a layer of Keras."""
 
-    def __init__(self, features=I, *, seed=0, arrays=None, **changes):
+    trainable = True
+
+    def __init__(self, features=I, *, seed=0, arrays=None, implementation=2, **changes):
         rng = np.random.default_rng(seed)
         name = next(kind.__name__ for kind in type(self).__mro__ if kind.__name__ in GATES)
         self.config = {
@@ -75,11 +79,15 @@ class Layer:
         if name == "GRU":
             self.config["reset_after"] = True
         self.config |= changes
+        self.cell = CELLS[name]()
+        if name != "SimpleRNN":
+            self.cell.implementation = 1 if self.config["recurrent_dropout"] else implementation
         columns = GATES[name] * H
         shapes = [(features, columns), (H, columns)]
         if self.config["use_bias"]:
             shapes.append((2, columns) if self.config.get("reset_after") else (columns,))
         self.arrays = [rng.normal(size=shape) for shape in shapes] if arrays is None else arrays
+        self.weights = [types.SimpleNamespace(trainable=True) for _ in self.arrays]
 
     def get_config(self):
         return self.config
@@ -93,11 +101,17 @@ def stand_in(name, *bases):
 
 
 KERAS = {name: stand_in(name) for name in GATES}
+CELLS = {name: stand_in(f"{name}Cell", object) for name in GATES}
 
 
-class Bidirectional:
+class Directions:
+    trainable = True
+
     def __init__(self, forward, backward, merge_mode="concat"):
         self.forward_layer, self.backward_layer, self.merge_mode = forward, backward, merge_mode
+
+
+Bidirectional = stand_in("Bidirectional", Directions)
 
 
 def inputs(features=I):
@@ -166,6 +180,83 @@ def test_subclasses_and_single_precision():
         low.weight_ih_l0, torch.from_numpy(layer.arrays[0]).T.bfloat16(), rtol=0, atol=0
     )
     brnn.load_keras_weights(low, tuple(array.tolist() for array in layer.arrays))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_gates_are_tied_where_keras_has_one_mask_for_them(name):
+    """Its implementation=2 has no masks of the state, and what has those runs implementation=1."""
+    alone = {"dropout": 0.5, "recurrent_dropout": 0.0}
+    gates = GATES[name]
+
+    def masks(*args, **options):
+        return [len(keep) for keep in brnn.from_keras(*args, **options).sample_masks(B)[0][:2]]
+
+    assert brnn.from_keras(KERAS[name](**alone)).tie_gates
+    assert masks(KERAS[name](**alone), recurrent_dropout=0.1) == [gates, gates]
+    assert masks(KERAS[name](**alone), recurrent_dropout=0.1, tie_gates=True) == [1, 1]
+    assert masks(KERAS[name]()) == [gates, gates]
+    assert not brnn.from_keras(KERAS[name](**alone), tie_gates=False).tie_gates
+    separate = KERAS[name](implementation=1, **alone)
+    assert not brnn.from_keras(separate).tie_gates
+    backward = KERAS[name](go_backwards=True, **alone)
+    assert brnn.from_keras(Bidirectional(KERAS[name](**alone), backward)).tie_gates
+    with pytest.raises(ValueError, match=r"^layer: expected implementation 1, got 2$"):
+        brnn.from_keras(Bidirectional(separate, backward))
+
+
+def test_weights_that_do_not_train_are_taken_over():
+    def trains(ours):
+        return {name for name, p in ours.named_parameters() if p.requires_grad}
+
+    frozen = KERAS["GRU"](go_backwards=True)
+    frozen.trainable = False
+    ours = brnn.from_keras(Bidirectional(KERAS["GRU"](), frozen))
+    names = {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"}
+    assert trains(ours) == names
+    both = Bidirectional(KERAS["GRU"](), KERAS["GRU"](go_backwards=True))
+    both.trainable = False
+    assert trains(brnn.from_keras(both)) == set()
+    partly = KERAS["LSTM"]()
+    partly.weights[1].trainable = False
+    assert trains(brnn.from_keras(partly)) == names - {"weight_hh_l0"}
+    partly.weights[2].trainable = False
+    assert trains(brnn.from_keras(partly)) == {"weight_ih_l0"}
+    assert trains(brnn.from_keras(KERAS["LSTM"](use_bias=False))) == names - {
+        "bias_ih_l0", "bias_hh_l0",
+    }  # fmt: skip
+
+
+def test_classes_with_behaviour_of_their_own_are_refused():
+    class Halved(KERAS["LSTM"]):
+        def call(self, x):
+            return 0.5 * super().call(x)
+
+    class Named(Halved):
+        """Adds nothing itself."""
+
+    class Cell(CELLS["LSTM"]):
+        def call(self, x):
+            return x
+
+    class Summed(Bidirectional):
+        def call(self, x):
+            return x
+
+    message = "^layer: expected Keras's {}, got {}, which has call of its own$"
+    halved, backward = Halved(), Halved(go_backwards=True)
+    for layer in (halved, Named(), Bidirectional(halved, backward)):
+        with pytest.raises(ValueError, match=message.format("LSTM", "Halved")):
+            brnn.from_keras(layer)
+    with pytest.raises(ValueError, match=message.format("Bidirectional", "Summed")):
+        brnn.from_keras(Summed(KERAS["GRU"](), KERAS["GRU"](go_backwards=True)))
+    layer = KERAS["LSTM"]()
+    layer.cell = Cell()
+    with pytest.raises(ValueError, match=message.format("LSTMCell", "Cell")):
+        brnn.from_keras(layer)
+    layer.cell = CELLS["GRU"]()
+    expected = r"^layer: expected Keras's LSTMCell as its cell, got GRUCell$"
+    with pytest.raises(ValueError, match=expected):
+        brnn.from_keras(layer)
 
 
 @pytest.mark.parametrize(

@@ -45,22 +45,49 @@ def both_directions(kind, **options):
     return layer, expected, of_ours(brnn.from_keras(layer).eval())
 
 
-def masked(kind, **options):
+def masked(kind, recurrent_dropout=0.25, **options):
     """With masks of our own in both: Keras's training=True is a call with masks here."""
-    layer = kind(H, return_sequences=True, dropout=0.5, recurrent_dropout=0.25, **options)
-    gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[kind.__name__]
-    keep_x, keep_h = RNG.random((gates, B, I)) < 0.5, RNG.random((gates, B, H)) < 0.75
-    scaled = keep_x.astype(np.float32) / 0.5, keep_h.astype(np.float32) / 0.75
+    p = recurrent_dropout
+    layer = kind(H, return_sequences=True, dropout=0.5, recurrent_dropout=p, **options)
+    gates = getattr(layer.cell, "dropout_mask_count", None) or 1
+    keep_x, keep_h = RNG.random((gates, B, I)) < 0.5, RNG.random((gates, B, H)) < 1 - p
+    scaled = keep_x.astype(np.float32) / 0.5, keep_h.astype(np.float32) / (1 - p)
     for name, value in zip(("get_dropout_mask", "get_recurrent_dropout_mask"), scaled, strict=True):
         value = [keras.ops.convert_to_tensor(mask) for mask in value]
         value = value if gates > 1 else value[0]
         setattr(layer.cell, name, lambda _, value=value: value)
     expected = of_keras(layer, training=True)
     ours = brnn.from_keras(layer)
-    assert ours.input_dropout == (0.5,) and ours.recurrent_dropout == 0.25
+    assert ours.input_dropout == (0.5,) and ours.recurrent_dropout == p
+    assert ours.sample_masks(B)[0].keep_x.shape == keep_x.shape
     order = [1, 0, 2] if gates == 3 else list(range(gates))  # z, r, h there, and r, z, n here
     keeps = torch.from_numpy(keep_x[order]), torch.from_numpy(keep_h[order])
-    return layer, expected, of_ours(ours, masks=[brnn.LayerMasks(*keeps, 2.0, 4 / 3)])
+    return layer, expected, of_ours(ours, masks=[brnn.LayerMasks(*keeps, 2.0, 1 / (1 - p))])
+
+
+def frozen():
+    """trainable=False, and classes of one's own."""
+
+    @keras.saving.register_keras_serializable()
+    class Named(LSTM):
+        pass
+
+    class Zero(LSTM):
+        def call(self, sequences, **options):
+            return 0 * super().call(sequences, **options)
+
+    layer = keras.layers.Bidirectional(Named(H, return_sequences=True), trainable=False)
+    expected = of_keras(layer)
+    ours = brnn.from_keras(layer).eval()
+    assert not any(p.requires_grad for p in ours.parameters())
+    zero = Zero(H)
+    zero(X)
+    try:
+        brnn.from_keras(zero)
+    except ValueError as error:
+        assert "Zero, which has call of its own" in str(error)
+        return layer, expected, of_ours(ours)
+    raise AssertionError("a call of its own was ignored")
 
 
 def stacked():
@@ -109,7 +136,13 @@ CASES = {
     "GRU with masks": lambda: masked(GRU),
     "GRU, reset before, with masks": lambda: masked(GRU, reset_after=False),
     "SimpleRNN with masks": lambda: masked(RNN),
+    "LSTM with masks of the input alone": lambda: masked(LSTM, 0.0),
+    "GRU with masks of the input alone": lambda: masked(GRU, 0.0),
+    "LSTM with masks of the input alone, one per gate": lambda: masked(
+        LSTM, 0.0, implementation=1, use_cudnn=False
+    ),
     "two layers": stacked,
+    "frozen": frozen,
     "bfloat16": low_precision,
     "padded": padded,
 }

@@ -28,7 +28,7 @@ def test_layers_and_masks_compute_the_same(backend):
     assert differences.pop("backend") == backend
     assert differences.pop("relu") == "layer: expected activation 'tanh', got 'relu'"
     assert differences.pop("bfloat16") == 0.0
-    assert len(differences) == 15
+    assert len(differences) == 19
     assert max(differences.values()) < 2e-6, differences
 
 

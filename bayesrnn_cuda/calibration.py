@@ -38,7 +38,7 @@ def fit_noise(
         TypeError: an argument of another type.
     """
     _check_gaussian(prediction, targets)
-    if prediction.draw_noise is not None:
+    if prediction.heteroscedastic:
         raise ValueError("prediction: expected gaussian, got heteroscedastic")
     own = _dims("separate", separate, targets.dim())
     over = [d for d in range(targets.dim()) if d not in own]

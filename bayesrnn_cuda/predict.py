@@ -264,7 +264,7 @@ class _Summary:
             by_noise = self._variances.mean.sqrt()
             each = kept[1].sqrt() if kept else None
             total = torch.hypot(std, by_noise)
-            return MCPrediction(mean, std, None, None, total, by_noise, draws, each)
+            return MCPrediction(mean, std, None, None, total, by_noise, draws, each, True)
         prediction = MCPrediction(mean, std, None, None, std, None, draws)
         return prediction if noise is None else prediction.with_noise(noise)
 

@@ -27,6 +27,7 @@ class MCPrediction(NamedTuple):
         noise: standard deviation of the observations' noise; None where none is known.
         draws: the S outputs or probabilities, [S, ...], with `keep_draws=True`.
         draw_noise: the noise of each draw, [S, ...], with `keep_draws=True` for heteroscedastic.
+        heteroscedastic: whether the noise is an output of the model.
     """
 
     mean: Tensor
@@ -37,6 +38,7 @@ class MCPrediction(NamedTuple):
     noise: Tensor | None = None
     draws: Tensor | None = None
     draw_noise: Tensor | None = None
+    heteroscedastic: bool = False
 
     def with_noise(self, noise: float | Tensor) -> "MCPrediction":
         """The same with observation noise of another standard deviation (`fit_noise`).
@@ -45,11 +47,11 @@ class MCPrediction(NamedTuple):
             noise: >= 0, in the unit of the outputs; a number, or a tensor that broadcasts to one.
 
         Raises:
-            ValueError: classes, a noise that each draw has of its own, a negative noise.
+            ValueError: classes, a heteroscedastic prediction, a negative noise.
             TypeError: a noise that is no number and no tensor.
         """
         self._refuse_classes("with_noise")
-        if self.draw_noise is not None:
+        if self.heteroscedastic:
             raise ValueError("noise: expected a gaussian prediction, got a heteroscedastic one")
         noise = check_noise(noise, self.mean)
         return self._replace(noise=noise, total_std=torch.hypot(self.std, noise))

@@ -114,8 +114,16 @@ def test_heteroscedastic(form, chunk):
     y = torch.randn(B, 3, dtype=torch.float64)
     density = torch.distributions.Normal(values, (logs / 2).exp()).log_prob(y)
     torch.testing.assert_close(got.log_likelihood(y), density.logsumexp(0) - math.log(S))
+
+
+@pytest.mark.parametrize("keep_draws", [False, True])
+def test_heteroscedastic_outputs_have_their_noise_already(keep_draws):
+    _, got = predicted(keep_draws=keep_draws, likelihood="heteroscedastic")
+    assert got.heteroscedastic and not predicted(0.1)[1].heteroscedastic
     with pytest.raises(ValueError, match=r"noise: expected a gaussian prediction"):
         got.with_noise(0.3)
+    with pytest.raises(ValueError, match=r"prediction: expected gaussian, got heteroscedastic"):
+        brnn.fit_noise(got, torch.zeros_like(got.mean))
 
 
 def test_heteroscedastic_outputs_that_are_none():

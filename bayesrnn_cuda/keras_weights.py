@@ -117,7 +117,7 @@ def load_keras_weights(layer: RecurrentLayer, weights: Sequence[Any]) -> None:
 
     Args:
         layer: BayesianLSTM, BayesianGRU or BayesianRNN with the sizes of the arrays.
-        weights: anything that numpy takes as arrays.
+        weights: tensors, and anything that numpy takes as arrays.
 
     Raises:
         ValueError: another number of arrays, an array of another shape, parametrized weights;
@@ -165,9 +165,20 @@ def _shapes(layer: RecurrentLayer) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _array(where: str, value: Any, name: str, shape: tuple[int, ...]) -> Tensor:
     """`value` as a tensor; ValueError unless it has that shape."""
-    array = np.asarray(value)
+    if isinstance(value, Tensor):  # numpy knows no gradients and no bfloat16
+        value = value.detach()
+        value = (value.double() if value.is_floating_point() else value).numpy(force=True)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"{where}: expected the {name} of shape {list(shape)}, got rows of different lengths"
+        ) from None
     if array.dtype.kind not in "fiuV":  # V: bfloat16 as ml_dtypes has it
-        raise TypeError(f"{where}: expected an array of numbers ({name}), got {value!r}")
+        raise TypeError(
+            f"{where}: expected an array of numbers ({name}), "
+            f"got {type(value).__name__} of dtype {array.dtype}"
+        )
     if array.shape != shape:
         raise ValueError(
             f"{where}: expected the {name} of shape {list(shape)}, got {list(array.shape)}"

@@ -179,7 +179,15 @@ def test_subclasses_and_single_precision():
     torch.testing.assert_close(
         low.weight_ih_l0, torch.from_numpy(layer.arrays[0]).T.bfloat16(), rtol=0, atol=0
     )
-    brnn.load_keras_weights(low, tuple(array.tolist() for array in layer.arrays))
+    expected = low.weight_ih_l0.clone()
+    for weights in (
+        [array.tolist() for array in layer.arrays],
+        tuple(torch.from_numpy(array).requires_grad_() for array in layer.arrays),
+        [torch.nn.Parameter(torch.from_numpy(array).bfloat16()) for array in layer.arrays],
+    ):
+        torch.nn.init.zeros_(low.weight_ih_l0)
+        brnn.load_keras_weights(low, weights)
+        assert torch.equal(low.weight_ih_l0, expected)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
@@ -309,8 +317,16 @@ def test_other_objects_are_refused():
     for weights in ("abc", None, np.zeros(3)):
         with pytest.raises(TypeError, match=r"^weights: expected a list of arrays, got "):
             brnn.load_keras_weights(lstm, weights)
-    with pytest.raises(TypeError, match=r"^weights\[1\]: expected an array of numbers"):
-        brnn.load_keras_weights(lstm, [np.zeros((I, 4 * H)), "abc", np.zeros(4 * H)])
+    recurrent = np.zeros((H, 4 * H))
+    for wrong in ("abc", recurrent > 0, recurrent * 1j, torch.from_numpy(recurrent * 1j), None):
+        message = r"^weights\[1\]: expected an array of numbers \(.*\), got \w+ of dtype [\w<]+$"
+        with pytest.raises(TypeError, match=message):
+            brnn.load_keras_weights(lstm, [np.zeros((I, 4 * H)), wrong, np.zeros(4 * H)])
+    message = (
+        r"^weights\[0\]: expected the kernel of l0 of shape .*, got rows of different lengths$"
+    )
+    with pytest.raises(ValueError, match=message):
+        brnn.load_keras_weights(lstm, [[[1.0], [1.0, 2.0]], recurrent, np.zeros(4 * H)])
 
 
 @pytest.mark.parametrize(

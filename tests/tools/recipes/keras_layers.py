@@ -73,8 +73,8 @@ def frozen():
         pass
 
     class Zero(LSTM):
-        def call(self, sequences, **options):
-            return 0 * super().call(sequences, **options)
+        def call(self, sequences, initial_state=None, mask=None, training=False):
+            return 0 * super().call(sequences, initial_state, mask, training)
 
     layer = keras.layers.Bidirectional(Named(H, return_sequences=True), trainable=False)
     expected = of_keras(layer)

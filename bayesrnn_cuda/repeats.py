@@ -112,7 +112,15 @@ class Repeats:
             return [batch_dim]
         flags = _batch_first(module)
         self._disagree = len(flags) > 1
-        dim = 1 if flags == {False} or (self._disagree and min(x.dim() for x in tensors) > 1) else 0
+        least = min((x.dim() for x in tensors), default=2)
+        dim = 1 if flags == {False} or (self._disagree and least > 1) else 0
+        if dim >= least:
+            shapes = " and ".join(str(list(x.shape)) for x in tensors)
+            raise ValueError(
+                "batch_dim: expected inputs with a batch dimension, 1 where batch_first=False, or "
+                f"batch_dim= for other inputs, got {shapes}. A single sequence needs a batch "
+                "dimension of size 1; chunk=1 repeats nothing"
+            )
         _check_batch(tensors, dim)
         other = 1 - dim
         fits = len({x.shape[other] if x.dim() > other else -1 for x in tensors}) == 1

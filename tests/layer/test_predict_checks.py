@@ -275,6 +275,22 @@ def test_inputs_that_cannot_be_repeated_are_named(inputs, kwargs, message):
         brnn.mc_predict(nn.Dropout(), *inputs, module_kwargs=kwargs, samples=3)
 
 
+def test_one_sequence_beside_its_resets_is_refused_by_name():
+    """Where the batch would be, the resets of a sequence without one have nothing."""
+    x, resets = torch.randn(T, I), torch.zeros(T, dtype=torch.bool)
+    message = (
+        rf"^batch_dim: expected inputs with a batch dimension, .*, got \[{T}, {I}\] and \[{T}\]\. "
+        r"A single sequence needs .*; chunk=1 repeats nothing$"
+    )
+    with pytest.raises(ValueError, match=message):
+        brnn.mc_predict(gru(), x, module_kwargs={"resets": resets}, samples=5)
+    got = brnn.mc_predict(gru(), x, module_kwargs={"resets": resets}, samples=5, chunk=1)
+    assert got.mean.shape == (T, H)
+    both = nn.ModuleList([gru(), gru(batch_first=True)])
+    with pytest.raises(ValueError, match=r"^inputs: expected at least 1 tensor, got 0$"):
+        brnn.mc_predict(both, samples=5)
+
+
 def test_inputs_of_wrong_types_are_named():
     x = torch.zeros(3, 2)
     with pytest.raises(TypeError, match=r"module_kwargs: expected a mapping, got list"):

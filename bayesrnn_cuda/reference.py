@@ -4,6 +4,9 @@ Any dtype and device, any order of derivatives, a Python loop over time. One not
 a_k = W_k (m^x_k s_x x_t) + b^ih_k is the input part of gate k and
 r_k = U_k (m^h_k s_h h_{t-1}) + b^hh_k its recurrent part,
 with keep_* = m the masks and scale_* = s = 1 / (1 - p).
+
+Called directly nothing is checked: a wrong shape may broadcast, lengths and resets too. Through
+`bayesrnn_cuda.functional` with engine="reference" all arguments are.
 """
 
 from typing import NamedTuple

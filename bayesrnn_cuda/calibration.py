@@ -34,7 +34,8 @@ def fit_noise(
         broadcasts to the mean.
 
     Raises:
-        ValueError: classes or heteroscedastic outputs, another shape, no target, no such dimension.
+        ValueError: classes or heteroscedastic outputs, another shape, no target, targets that are
+            not finite, no such dimension.
         TypeError: an argument of another type.
     """
     _check_gaussian(prediction, targets)
@@ -45,6 +46,8 @@ def fit_noise(
     rest = (targets - prediction.mean).square() - prediction.std.square()
     if rest.numel() == 0:
         raise ValueError(f"targets: expected at least 1, got shape {list(targets.shape)}")
+    if not bool(rest.isfinite().all()):
+        raise ValueError("targets: expected finite ones, and such a prediction, got others")
     # without dimensions torch would average over all of them
     variance = at_least_float32(rest).mean(dim=over, keepdim=True) if over else rest
     variance = variance if own else variance.reshape(())
@@ -177,7 +180,7 @@ def coverage(
         A scalar in [0, 1], float64.
 
     Raises:
-        ValueError: other shapes, no such dimension, no target.
+        ValueError: other shapes, no such dimension, no target, a NaN among them.
         TypeError: an argument of another type.
     """
     lower, upper = _ends(interval)
@@ -189,6 +192,8 @@ def coverage(
             )
     if targets.numel() == 0:
         raise ValueError(f"targets: expected at least 1, got shape {list(targets.shape)}")
+    if bool(targets.isnan().any()):
+        raise ValueError("targets: expected numbers, got NaN")
     inside = (targets >= lower) & (targets <= upper)
     for dim in sorted(_dims("joint", joint, targets.dim()), reverse=True):
         inside = inside.all(dim=dim)
@@ -231,6 +236,7 @@ def _dims(name: str, dims: int | Sequence[int], rank: int) -> set[int]:
     for dim in given:
         dim = check_integer(name, dim)
         if not -rank <= dim < rank:
-            raise ValueError(f"{name}: expected dimensions of {rank}, got {dim}")
+            least = f"dimensions from {-rank} to {rank - 1}" if rank else "none, of one target"
+            raise ValueError(f"{name}: expected {least}, got {dim}")
         found.add(dim % rank)
     return found

@@ -4,6 +4,7 @@ What is of another Python type is a TypeError, what has a wrong value a ValueErr
 and devices of a layer's tensors are checked in csrc/checks.h.
 """
 
+import math
 import numbers
 import operator
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+_SHOWN = 80  # characters of a value in a message
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -51,7 +55,7 @@ def check_probability(name: str, p: float) -> float:
     number = isinstance(p, numbers.Real) and not isinstance(p, bool)
     if not number or not 0.0 <= p <= 1.0:
         error = ValueError if number else TypeError
-        raise error(f"{name}: expected a probability of dropping in [0, 1], got {p!r}")
+        raise error(f"{name}: expected a probability of dropping in [0, 1], got {shown(p)}")
     return float(p)
 
 
@@ -67,10 +71,19 @@ def check_probabilities(name: str, p: float | Sequence[float], count: int) -> tu
     return tuple(check_probability(name, each) for each in p)
 
 
-def check_number(name: str, value: float) -> None:
-    """TypeError unless `value` is a real number."""
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+def shown(value: Any) -> str:
+    """`value` in a message: as it is written, or its kind where that would be long."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and math.prod(value.shape) > 1:
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{type(value).__name__} of {dtype} {list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{type(value).__name__} {text[:_SHOWN]}..."
+
+
+def check_number(name: str, value: float, expected: str = "a number") -> None:
+    """TypeError unless `value` is a real number, which True and False are not."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def check_numbers(name: str, value: Any) -> Any:
@@ -85,7 +98,7 @@ def check_numbers(name: str, value: Any) -> Any:
 def check_integer(name: str, value: int) -> int:
     """`value` as an int; TypeError unless it is an integer."""
     if not _is_integer(value):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, got {shown(value)}")
     return operator.index(value)
 
 
@@ -93,11 +106,11 @@ def check_size(name: str, value: int, least: int = 1) -> int:
     """`value` as an int; TypeError unless it is an integer, ValueError unless from `least` to
     2**63 - 1."""
     if not _is_integer(value):
-        raise TypeError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        raise TypeError(f"{name}: expected an integer of at least {least}, got {shown(value)}")
     if value < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {shown(value)}")
     if value >= 2**63:
-        raise ValueError(f"{name}: expected an integer below 2**63, got {value!r}")
+        raise ValueError(f"{name}: expected an integer below 2**63, got {shown(value)}")
     return operator.index(value)
 
 
@@ -110,14 +123,14 @@ def check_flag(name: str, value: bool) -> bool:
     """`value` itself; TypeError unless it is a bool."""
     value = from_numpy(value)
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return value
 
 
 def check_no_projections(name: str, value: int) -> int:
     """0; ValueError for torch.nn.LSTM's projections, which no layer here has."""
     if check_size(name, value, least=0) != 0:
-        raise ValueError(f"{name}: expected 0, no projections, got {value!r}")
+        raise ValueError(f"{name}: expected 0, no projections, got {shown(value)}")
     return 0
 
 
@@ -137,27 +150,31 @@ def check_level(name: str, value: float) -> float:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not 0.0 < value < 1.0:
         error = ValueError if number else TypeError
-        raise error(f"{name}: expected a probability in (0, 1), got {value!r}")
+        raise error(f"{name}: expected a probability in (0, 1), got {shown(value)}")
     return float(value)
 
 
-def check_noise(noise: Any, like: Tensor) -> Tensor:
-    """A standard deviation as a tensor like `like`, with which it broadcasts.
+def check_not_negative(name: str, value: Any) -> None:
+    """TypeError unless `value` is a number or a tensor, ValueError unless it is at least 0."""
+    if not isinstance(value, Tensor):
+        check_number(name, value, "a number or a tensor")
+    elif value.dtype == torch.bool or value.is_complex():
+        raise ValueError(f"{name}: expected real numbers, got {shown(value)}")
+    at_least = torch.as_tensor(value) >= 0
+    if not bool(at_least.all()):
+        raise ValueError(f"{name}: expected at least 0, got {shown(value)}")
 
-    TypeError unless it is a number or a tensor, ValueError unless it is at least 0.
-    """
-    if not isinstance(noise, Tensor):
-        check_number("noise", noise)
-    result = torch.as_tensor(noise, dtype=like.dtype, device=like.device)
-    if not bool((result >= 0).all()):
-        raise ValueError(f"noise: expected standard deviations of at least 0, got {noise!r}")
+
+def broadcasting(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as a tensor like `like`; ValueError unless it broadcasts to that."""
+    result = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     try:
         fits = torch.broadcast_shapes(result.shape, like.shape) == like.shape
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
-            f"noise: expected a shape that broadcasts to {list(like.shape)}, "
+            f"{name}: expected a shape that broadcasts to {list(like.shape)}, "
             f"got {list(result.shape)}"
         )
     return result

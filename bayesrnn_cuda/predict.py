@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import blocks, repeats, switch
-from .checks import check_flag, check_integer, check_module, check_size
+from .checks import (
+    check_flag,
+    check_integer,
+    check_module,
+    check_not_negative,
+    check_size,
+    shown,
+)
 from .moments import Moments, at_least_float32, entropy
 from .prediction import MCPrediction
 from .switch import DropoutModule
@@ -273,8 +280,11 @@ def _check_likelihood(likelihood: str, noise: float | Tensor | None) -> None:
     if likelihood not in _LIKELIHOODS:
         error = ValueError if isinstance(likelihood, str) else TypeError
         raise error(f"likelihood: expected one of {', '.join(_LIKELIHOODS)}, got {likelihood!r}")
-    if noise is not None and likelihood != "gaussian":
-        raise ValueError(f"noise: expected None for likelihood {likelihood!r}, got {noise!r}")
+    if noise is None:
+        return
+    check_not_negative("noise", noise)
+    if likelihood != "gaussian":
+        raise ValueError(f"noise: expected None for likelihood {likelihood!r}, got {shown(noise)}")
 
 
 def _parts(result: Any, output: Any, likelihood: str) -> list[Tensor]:

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_level, check_noise, check_number, check_numbers, check_tensor
+from .checks import (
+    broadcasting,
+    check_level,
+    check_not_negative,
+    check_numbers,
+    check_tensor,
+    shown,
+)
 
 _BISECTIONS = 60  # of a quantile: below the resolution of float64
 
@@ -53,7 +60,8 @@ class MCPrediction(NamedTuple):
         self._refuse_classes("with_noise")
         if self.heteroscedastic:
             raise ValueError("noise: expected a gaussian prediction, got a heteroscedastic one")
-        noise = check_noise(noise, self.mean)
+        check_not_negative("noise", noise)
+        noise = broadcasting("noise", noise, self.mean)
         return self._replace(noise=noise, total_std=torch.hypot(self.std, noise))
 
     def quantile(self, q: float | Sequence[float] | Tensor) -> Tensor:
@@ -76,7 +84,7 @@ class MCPrediction(NamedTuple):
         like = self.mean
         levels = torch.as_tensor(check_numbers("q", q), dtype=torch.float64, device=like.device)
         if levels.dim() > 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
-            raise ValueError(f"q: expected probabilities in [0, 1], one or a list, got {q!r}")
+            raise ValueError(f"q: expected probabilities in [0, 1], one or a list, got {shown(q)}")
         values = torch.stack([self._quantile(float(level)) for level in levels.reshape(-1)])
         return values[0] if levels.dim() == 0 else values
 
@@ -118,10 +126,11 @@ class MCPrediction(NamedTuple):
         Args:
             level: probability in (0, 1) that it holds, half of the rest on either side, by
                 `quantile`.
-            scale: instead of a level, mean -+ scale * total_std, with `conformal_scale`'s.
+            scale: instead of a level, mean -+ scale * total_std, with `conformal_scale`'s: >= 0, a
+                number or a tensor that broadcasts to the mean.
 
         Raises:
-            ValueError: both or neither, a level outside (0, 1), classes.
+            ValueError: both or neither, a level outside (0, 1), a negative scale, classes.
             TypeError: what is no number.
         """
         self._refuse_classes("interval")
@@ -132,9 +141,8 @@ class MCPrediction(NamedTuple):
             )
         if level is None:
             assert scale is not None
-            if not isinstance(scale, Tensor):
-                check_number("scale", scale)
-            reach = scale * self._spread()
+            check_not_negative("scale", scale)
+            reach = broadcasting("scale", scale, self.mean) * self._spread()
             return self.mean - reach, self.mean + reach
         rest = (1 - check_level("level", level)) / 2
         lower, upper = self.quantile([rest, 1 - rest])
@@ -150,16 +158,11 @@ class MCPrediction(NamedTuple):
             targets: in the shape of the mean; classes as integers, less its last dimension.
 
         Raises:
-            ValueError: another shape; no noise known where there are draws.
+            ValueError: another shape, no such class; no noise known where there are draws.
             TypeError: targets that are no tensor.
         """
         if self.total_std is None:
-            check_tensor("targets", targets)
-            if targets.shape != self.mean.shape[:-1] or targets.is_floating_point():
-                raise ValueError(
-                    f"targets: expected integers of shape {list(self.mean.shape[:-1])}, "
-                    f"got {targets.dtype} {list(targets.shape)}"
-                )
+            self._check_classes(targets)
             return self.mean.gather(-1, targets.unsqueeze(-1).long()).squeeze(-1).log()
         self._check_targets(targets)
         if self.draws is None:
@@ -213,6 +216,19 @@ class MCPrediction(NamedTuple):
     def _refuse_classes(self, name: str) -> None:
         if self.total_std is None:
             raise ValueError(f"{name}: expected a gaussian prediction, got class probabilities")
+
+    def _check_classes(self, targets: Tensor) -> None:
+        check_tensor("targets", targets)
+        *shape, classes = self.mean.shape
+        integers = not (targets.is_floating_point() or targets.is_complex())
+        if list(targets.shape) != shape or not integers or targets.dtype == torch.bool:
+            raise ValueError(
+                f"targets: expected integers of shape {shape}, "
+                f"got {targets.dtype} {list(targets.shape)}"
+            )
+        outside = targets[(targets < 0) | (targets >= classes)]
+        if outside.numel():
+            raise ValueError(f"targets: expected classes below {classes}, got {int(outside[0])}")
 
     def _check_targets(self, targets: Tensor) -> None:
         check_tensor("targets", targets)

@@ -204,11 +204,19 @@ PAIR = (torch.zeros(6, 2), torch.ones(6, 2))
     ("call", "message"),
     [
         (lambda: brnn.fit_noise(GIVEN, Y[:3]), r"targets: expected shape \[6, 2\], got \[3, 2\]"),
-        (lambda: brnn.fit_noise(GIVEN, Y, separate=2), r"separate: expected dimensions of 2, got"),
+        (
+            lambda: brnn.fit_noise(GIVEN, Y, separate=2),
+            r"separate: expected dimensions from -2 to 1",
+        ),
+        (lambda: brnn.fit_noise(GIVEN, Y * math.nan), r"targets: expected finite ones"),
+        (lambda: brnn.coverage(PAIR, Y * math.nan), r"targets: expected numbers, got NaN"),
         (lambda: brnn.conformal_scale(GIVEN, Y, 0.0), r"level: expected a probability in \(0, 1\)"),
         (lambda: brnn.conformal_scale(GIVEN, Y, 90), r"level: expected a probability"),
         (lambda: brnn.conformal_scale(GIVEN, Y, joint=0, separate=0), r"joint: expected other"),
-        (lambda: brnn.conformal_scale(GIVEN, Y, joint=5), r"joint: expected dimensions of 2, got"),
+        (
+            lambda: brnn.conformal_scale(GIVEN, Y, joint=5),
+            r"joint: expected dimensions from -2 to 1",
+        ),
         (lambda: brnn.conformal_scale(GIVEN, Y * math.nan), r"prediction: expected a total_std"),
         (
             lambda: brnn.conformal_scale(prediction(Y * 0, Y * 0), Y),
@@ -216,7 +224,7 @@ PAIR = (torch.zeros(6, 2), torch.ones(6, 2))
         ),
         (lambda: brnn.coverage(PAIR[:1], Y), r"interval: expected \(lower, upper\), got 1 val"),
         (lambda: brnn.coverage(PAIR, Y[:3]), r"lower: expected shape \[3, 2\], got \[6, 2\]"),
-        (lambda: brnn.coverage(PAIR, Y, joint=2), r"joint: expected dimensions of 2"),
+        (lambda: brnn.coverage(PAIR, Y, joint=2), r"joint: expected dimensions from -2 to 1"),
         (
             lambda: brnn.model_precision(length_scale=0, dropout=0, num_data=1, weight_decay=1),
             r"length_scale: expected more than 0, got 0",

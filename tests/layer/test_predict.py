@@ -129,7 +129,7 @@ def test_keeps_no_gradients_and_restores_the_modes(training):
     before = modes(module)
     x = torch.randn(T, B, I, requires_grad=True)
     prediction = brnn.mc_predict(module, x, samples=5, likelihood="categorical")
-    assert not any(t.requires_grad for t in prediction if t is not None)
+    assert not any(t.requires_grad for t in prediction if isinstance(t, torch.Tensor))
     assert all(p.grad is None for p in module.parameters())
     assert modes(module) == before
     assert torch.is_grad_enabled()
@@ -167,6 +167,9 @@ def test_inputs_are_left_as_they_were():
         ({"chunk": 0}, r"chunk: expected an integer of at least 1, got 0"),
         ({"likelihood": "softmax"}, r"likelihood: expected one of .*, got 'softmax'"),
         ({"batch_dim": 3}, r"batch_dim: expected a dimension of \[4, 3, 5\], got 3"),
+        ({"noise": -1}, r"noise: expected at least 0, got -1"),
+        ({"noise": torch.full((T, B), math.nan)}, r"noise: .*, got Tensor of float32 \[4, 3\]"),
+        ({"noise": torch.ones(2, dtype=torch.bool)}, r"noise: expected real numbers, got Tensor"),
         ({"batch_dim": -4}, r"batch_dim: expected a dimension of \[4, 3, 5\], got -4"),
     ],
 )
@@ -175,13 +178,27 @@ def test_bad_arguments(arguments, message):
         brnn.mc_predict(tagger(), torch.randn(T, B, I), **arguments)
 
 
+def test_the_noise_is_checked_before_the_module_runs():
+    def never(x):
+        raise AssertionError("called")
+
+    for noise, error in ((-1, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match=r"^noise: "):
+            brnn.mc_predict(Function(never), torch.zeros(B), noise=noise)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"samples": 2.5}, r"samples: expected an integer of at least 1, got 2\.5"),
         ({"chunk": "2"}, r"chunk: expected an integer of at least 1, got '2'"),
         ({"likelihood": None}, r"likelihood: expected one of .*, got None"),
-        ({"noise": "0.1"}, r"noise: expected a number, got '0\.1'"),
+        ({"noise": "0.1"}, r"noise: expected a number or a tensor, got '0\.1'"),
+        ({"noise": True}, r"noise: expected a number or a tensor, got True"),
+        (
+            {"noise": [0.1] * 99},
+            r"noise: expected a number or a tensor, got list \[0\.1, .*\.\.\.$",
+        ),
         ({"batch_dim": 0.5}, r"batch_dim: expected an integer, got 0\.5"),
         ({"output_batch_dim": "0"}, r"output_batch_dim: expected an integer, got '0'"),
         ({"keep_draws": 1}, r"keep_draws: expected True or False, got 1"),

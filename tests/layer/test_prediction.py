@@ -201,6 +201,15 @@ def test_log_likelihood_of_classes():
     y = torch.tensor([0, 1, 1, 0])
     expected = draws.softmax(-1).mean(dim=0)[torch.arange(B), y].log()
     torch.testing.assert_close(got.log_likelihood(y), expected)
+    for outside in (2, -1):
+        y[1] = outside
+        with pytest.raises(
+            ValueError, match=rf"^targets: expected classes below 2, got {outside}$"
+        ):
+            got.log_likelihood(y)
+    for dtype in (torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=rf"^targets: expected integers .*, got {dtype} "):
+            got.log_likelihood(y.to(dtype))
 
 
 @pytest.mark.parametrize("keep_draws", [False, True])
@@ -257,11 +266,14 @@ def test_a_better_forecast_has_better_scores():
         (lambda p: p.interval(), r"interval: expected either level or scale, got neither"),
         (lambda p: p.interval(0.9, scale=1.0), r"interval: .* got both"),
         (lambda p: p.interval(1.0), r"level: expected a probability in \(0, 1\), got 1\.0"),
+        (lambda p: p.interval(scale=-1.0), r"scale: expected at least 0, got -1\.0"),
+        (lambda p: p.interval(scale=math.nan), r"scale: expected at least 0, got nan"),
+        (lambda p: p.interval(scale=torch.ones(5)), r"scale: .* broadcasts to \[4, 2\], got \[5\]"),
         (lambda p: p.interval(90), r"level: expected a probability in \(0, 1\), got 90"),
         (lambda p: p.crps(torch.zeros(B)), r"targets: expected shape \[4, 2\], got \[4\]"),
         (lambda p: p.log_likelihood(torch.zeros(2, B)), r"targets: expected shape \[4, 2\]"),
         (lambda p: p.log_likelihood(torch.zeros(B, 2)), r"noise: expected to be known"),
-        (lambda p: p.with_noise(-1), r"noise: expected standard deviations of at least 0"),
+        (lambda p: p.with_noise(-1), r"noise: expected at least 0, got -1"),
         (lambda p: p.with_noise(torch.ones(3)), r"noise: .* broadcasts to \[4, 2\], got \[3\]"),
         (lambda p: p.with_noise(torch.ones(1, B, 2)), r"noise: .* broadcasts to \[4, 2\]"),
     ],
@@ -281,10 +293,11 @@ def test_bad_arguments(call, message):
         (lambda p: p.quantile([[0.1]]), r"q: expected a number, got \[0\.1\]"),
         (lambda p: p.interval("0.9"), r"level: expected a probability .*, got '0\.9'"),
         (lambda p: p.interval(torch.tensor(0.9)), r"level: expected a probability .*, got tensor"),
-        (lambda p: p.interval(scale="2"), r"scale: expected a number, got '2'"),
+        (lambda p: p.interval(scale="2"), r"scale: expected a number or a tensor, got '2'"),
+        (lambda p: p.interval(scale=True), r"scale: expected a number or a tensor, got True"),
         (lambda p: p.crps(0.0), r"targets: expected a tensor, got float"),
         (lambda p: p.log_likelihood([0.0]), r"targets: expected a tensor, got list"),
-        (lambda p: p.with_noise("1"), r"noise: expected a number, got '1'"),
+        (lambda p: p.with_noise("1"), r"noise: expected a number or a tensor, got '1'"),
     ],
 )
 def test_wrong_types(call, message):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 _SHOWN = 80  # characters of a value in a message
 
 

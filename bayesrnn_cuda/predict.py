@@ -19,7 +19,7 @@ from .checks import (
     shown,
 )
 from .moments import Moments, at_least_float32, entropy
-from .prediction import MCPrediction
+from .prediction import HeteroscedasticPrediction, MCPrediction
 from .switch import DropoutModule
 
 _TORCH_DROPOUT = (nn.modules.dropout._DropoutNd, nn.RNNBase)
@@ -271,7 +271,7 @@ class _Summary:
             by_noise = self._variances.mean.sqrt()
             each = kept[1].sqrt() if kept else None
             total = torch.hypot(std, by_noise)
-            return MCPrediction(mean, std, None, None, total, by_noise, draws, each, True)
+            return HeteroscedasticPrediction(mean, std, None, None, total, by_noise, draws, each)
         prediction = MCPrediction(mean, std, None, None, std, None, draws)
         return prediction if noise is None else prediction.with_noise(noise)
 

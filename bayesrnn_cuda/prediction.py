@@ -34,7 +34,6 @@ class MCPrediction(NamedTuple):
         noise: standard deviation of the observations' noise; None where none is known.
         draws: the S outputs or probabilities, [S, ...], with `keep_draws=True`.
         draw_noise: the noise of each draw, [S, ...], with `keep_draws=True` for heteroscedastic.
-        heteroscedastic: whether the noise is an output of the model.
     """
 
     mean: Tensor
@@ -45,7 +44,11 @@ class MCPrediction(NamedTuple):
     noise: Tensor | None = None
     draws: Tensor | None = None
     draw_noise: Tensor | None = None
-    heteroscedastic: bool = False
+
+    @property
+    def heteroscedastic(self) -> bool:
+        """Whether the noise is an output of the model, and not one for all data."""
+        return self.draw_noise is not None
 
     def with_noise(self, noise: float | Tensor) -> "MCPrediction":
         """The same with observation noise of another standard deviation (`fit_noise`).
@@ -236,6 +239,17 @@ class MCPrediction(NamedTuple):
             raise ValueError(
                 f"targets: expected shape {list(self.mean.shape)}, got {list(targets.shape)}"
             )
+
+
+class HeteroscedasticPrediction(MCPrediction):
+    """One whose noise is an output of the model, also where no draws are kept."""
+
+    __slots__ = ()
+
+    @property
+    def heteroscedastic(self) -> bool:
+        """True."""
+        return True
 
 
 def _normal_log_density(y: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -120,6 +120,8 @@ def test_heteroscedastic(form, chunk):
 def test_heteroscedastic_outputs_have_their_noise_already(keep_draws):
     _, got = predicted(keep_draws=keep_draws, likelihood="heteroscedastic")
     assert got.heteroscedastic and not predicted(0.1)[1].heteroscedastic
+    got = torch.utils._pytree.tree_map(lambda t: t if t is None else t.float(), got)
+    assert got.mean.dtype == torch.float32 and got._replace(std=got.mean).heteroscedastic
     with pytest.raises(ValueError, match=r"noise: expected a gaussian prediction"):
         got.with_noise(0.3)
     with pytest.raises(ValueError, match=r"prediction: expected gaussian, got heteroscedastic"):

@@ -44,9 +44,10 @@ def lstm(
             dropout.
         lengths: int64 [B], 0 to T (on a GPU clamped to that, not checked): past its length a
             sequence keeps its state and writes zeros.
-        resets: bool [T, B], True where a new segment of a sequence begins, an episode say: the
-            state that enters it is zero, h0 and c0 too. In reverse a segment is entered at its last
-            step. Masks stay. None: nowhere.
+        resets: bool [T, B], True where a new segment of a sequence begins, an episode say: zero
+            enters it as its state, at step 0 in place of h0 and c0. In reverse a segment is entered
+            at its last step: there zero enters every segment but the last, and h0 and c0 always
+            enter that one, even if all resets are True. Masks stay. None: nowhere.
         reverse: run from the last step (of each sequence) to the first.
         engine: "auto" or a name from `bayesrnn_cuda.info()`; "reference" differentiates twice.
 

@@ -64,9 +64,11 @@ class BayesianLSTM(RecurrentLayer):
             hx: (h_0, c_0), each [layers*D, B, H] or unbatched [layers*D, H]; zeros if None.
             masks: from `sample_masks`; if given, they are used in every mode.
             resets: bool [T, B], [B, T] if batch_first, [T] unbatched: True where a new segment of
-                a sequence begins, an episode or a document say. The state that enters it is zero,
-                hx too; in the reverse direction a segment is entered at its last step. Masks stay.
-                Of a PackedSequence as pad_packed_sequence lays it out, with this batch_first.
+                a sequence begins, an episode or a document say: zero enters it as its state, at
+                step 0 in place of hx. The reverse direction enters a segment at its last step:
+                there zero enters every segment but the last, and hx always enters that one, even
+                if all resets are True. Masks stay. Of a PackedSequence as pad_packed_sequence lays
+                it out, with this batch_first.
 
         Raises:
             ValueError: wrong rank, size, dtype or device of an argument, by name. It is a

@@ -91,6 +91,20 @@ def test_a_state_that_does_not_enter_has_no_gradient(cell, engine):
     assert cell != "lstm" or not results["d_c0"].any()
 
 
+@every_engine
+@pytest.mark.parametrize("cell", CELLS)
+def test_in_reverse_the_state_enters_the_last_segment(cell, engine):
+    """Even if every step is one."""
+    case = Case(cell, reverse=True, resets="random")
+    inputs = sample(case)
+    inputs = inputs._replace(resets=torch.ones_like(inputs.resets))
+    results = run(case, inputs, engine)
+    other = run(case, inputs._replace(h0=inputs.h0 + 1), engine)
+    assert results["d_h0"].any(dim=1).all()
+    assert torch.equal(results["y"][:-1], other["y"][:-1])
+    assert not torch.equal(results["y"][-1], other["y"][-1])
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_numerical_derivatives(cell, reverse):

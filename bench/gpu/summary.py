@@ -1,4 +1,4 @@
-"""What a part found, in at most LENGTH characters: verdicts first, then what failed, then figures.
+"""What a part found, in at most LENGTH bytes: verdicts first, then what failed, then figures.
 
 The figures of a part stand whole in its rows; here each kind has its table until there is no room.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .pool import Row
 
-LENGTH = 11_500
+LENGTH = 11_500  # of a long log often the tail alone is kept: it shall hold the whole summary
 MOST_ERRORS = 25
 WIDTH = 150
 
@@ -156,7 +156,7 @@ def _us(milliseconds: float | None, steps: int) -> str:
 
 
 def text(title: str, outcomes: Sequence[Outcome], rows: Sequence[Row]) -> str:
-    """At most LENGTH characters; what had no room is said."""
+    """At most LENGTH bytes; what had no room is said."""
     lines = [title, *map(str, outcomes)]
     parts = [("errors", errors(rows)), ("programs", told(rows)), ("rates", rates(rows)),
              ("speed", speed(rows))]  # fmt: skip

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser(arguments: Sequence[str]) -> Parser:
     parser = Parser(
         prog="bayesrnn",
-        description="Variational dropout for LSTM and GRU (Gal and Ghahramani, 2016).",
+        description="Variational dropout for LSTM, GRU and RNN (Gal and Ghahramani, 2016).",
         epilog="'bayesrnn VERB --help' lists the options of a verb.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)

@@ -1,6 +1,6 @@
 """Makes torch.ops.bayesrnn differentiable: backward is an op too, fed with what forward saved.
 
-Who calls an op directly, and torch.compile, get what torch.library.register_autograd makes of that.
+A direct call of an op, and torch.compile, get what torch.library.register_autograd makes of that.
 torch.func (grad, vjp, jacrev) refuses it and takes an autograd.Function with the same two functions
 inside. Another one serves a layer in plain eager mode: the registered one reads the op's schema at
 every call, 0.1 ms, and the layer of an agent or a short sequence may take no more.

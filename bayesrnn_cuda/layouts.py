@@ -63,7 +63,7 @@ class Layout(NamedTuple):
                 f"resets: expected shape {list(shape)} ({letters}), got {list(resets.shape)}"
             )
         if self.unbatched:
-            resets = resets.unsqueeze(1)
+            return TimeMajor(x, lengths, resets.unsqueeze(1))
         return TimeMajor(x, lengths, resets.t() if self.batch_first else resets)
 
     def output(

@@ -197,12 +197,15 @@ def test_segments_of_a_module(kind, engine, batch_first, layout):
 
 
 @every_kind
-def test_one_sequence_without_a_batch(kind):
-    module = module_of(kind).eval()
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_one_sequence_without_a_batch(kind, batch_first):
+    module = module_of(kind, batch_first=batch_first).eval()
     x, resets = torch.randn(T, I, dtype=torch.float64), some_resets()[:, 2]
     y, states = module(x, resets=resets)
-    batched, batched_states = module(x.unsqueeze(1), resets=resets.unsqueeze(1))
-    assert torch.equal(y, batched.squeeze(1))
+    batched, batched_states = module(
+        x.unsqueeze(dim := 1 - batch_first), resets=resets.unsqueeze(dim)
+    )
+    assert torch.equal(y, batched.squeeze(dim))
     states = states if isinstance(states, tuple) else (states,)
     batched_states = batched_states if isinstance(batched_states, tuple) else (batched_states,)
     for a, b in zip(states, batched_states, strict=True):

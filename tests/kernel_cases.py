@@ -49,8 +49,9 @@ def persistent() -> list[KernelCase]:
             if precision == "tf32":
                 H, I = H // 2, I // 2 + 1  # noqa: E741
             case = Case(cell, T=4, B=B, I=I, H=H, masks=masks)
-            made.append(replace(case, lengths=i % 2 == 0, reverse=i % 3 == 0))
-            made[-1] = KernelCase(made[-1], precision, engine)
+            resets = "random" if i % 4 == 1 else "none"
+            case = replace(case, lengths=i % 2 == 0, reverse=i % 3 == 0, resets=resets)
+            made.append(KernelCase(case, precision, engine))
     return made
 
 
@@ -58,7 +59,7 @@ def stepwise() -> list[KernelCase]:
     """Every cell and precision, and the products over all steps at sizes of both their tiles."""
     made = []
     for cell, precision in itertools.product(cases.CELLS, (*TYPES, "float32", "float64")):
-        small = Case(cell, T=4, B=5, I=24, H=37, lengths=True)
+        small = Case(cell, T=4, B=5, I=24, H=37, lengths=True, resets="random")
         made.append(KernelCase(small, precision, "stepwise"))
     for precision in TYPES:
         large = Case("lstm", T=2, B=2048, I=512, H=512)

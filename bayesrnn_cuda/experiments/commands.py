@@ -170,14 +170,16 @@ def _add_run_options(run: Parser, name: str, found: Sequence[Preset | Sweep]) ->
 
 
 def _preset_values(found: Sequence[Preset | Sweep]) -> dict[str, Any]:
-    """Field -> what `--help` shows as its value."""
-    members = [
-        preset.values
+    """Field -> what `--help` shows as its value: of the fields that some preset sets."""
+    presets = [
+        preset
         for entry in found
         for preset in ([entry] if isinstance(entry, Preset) else entry.members.values())
     ]
-    varied = {name for values in members for name in values if values[name] != members[0][name]}
-    return {name: "varied" if name in varied else members[0][name] for name in members[0]}
+    configs = [preset.config() for preset in presets]
+    names = dict.fromkeys(name for preset in presets for name in preset.values)
+    values = {name: {getattr(config, name) for config in configs} for name in names}
+    return {name: "varied" if len(own) > 1 else own.pop() for name, own in values.items()}
 
 
 def _list(arguments: argparse.Namespace) -> int:

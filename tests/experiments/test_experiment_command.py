@@ -103,6 +103,39 @@ def test_help_of_a_preset_has_its_values(capsys):
     assert "--pieces" in out and "(preset: varied)" in out and "(preset: gru)" in out
 
 
+@pytest.mark.parametrize("name", [*PRESETS, *SWEEPS])
+def test_help_of_every_name(capsys, name):
+    """Members of a sweep of forecasts set different fields."""
+    names = [f"{name}/{label}" for label in SWEEPS[name].members] if name in SWEEPS else []
+    for one in (name, *names):
+        with pytest.raises(SystemExit) as stop:
+            experiment("run", one, "--help")
+        assert stop.value.code == 0
+        assert f"experiment run {one} [OPTION ...]" in " ".join(capsys.readouterr().out.split())
+
+
+TINY_FORECASTS = ["--series", "20", "--test-series", "9", "--hidden", "2", "--epochs", "1"]
+TINY_FORECASTS += ["--passes", "1", "--mc-samples", "2", "--mc-samples-epoch", "0"]
+
+
+def test_run_of_forecasts(capsys, tmp_path):
+    sweep = "forecasting-static-1"
+    with pytest.raises(SystemExit):
+        experiment("run", f"{sweep}/cf-rnn", f"{sweep}/mq-rnn", "--help")  # a queue of two
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(preset: varied)" in out
+    with pytest.raises(SystemExit):
+        experiment("run", sweep, "--help")
+    out = " ".join(capsys.readouterr().out.split())
+    for words in ("training series, of one epoch (default: 50)", "(preset: static)"):
+        assert words in out
+    assert out.count("(preset: varied)") == 4  # method, dropout, epochs, drawn_batches
+    assert experiment("run", sweep, *TINY_FORECASTS, "--out", tmp_path / "sweep") == 0
+    members = SWEEPS[sweep].members
+    for label in members:
+        assert metrics(tmp_path / "sweep" / label)[-1]["final"]
+
+
 def test_run_of_a_preset(capsys, monkeypatch, ptb, text, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert experiment("run", "ptb-small-bayesian", *ptb) == 0

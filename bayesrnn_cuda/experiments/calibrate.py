@@ -20,15 +20,14 @@ import bayesrnn_cuda as brnn
 
 from ..cli import UserError, number, whole_number
 from .experiments import EXPERIMENTS
-from .intervals import certain, measured, rules
+from .intervals import COVERAGE, certain, measured, rules
 from .language.text import lanes, windows
 from .sentiment.evaluation import mc_predict, predict
 from .training.checkpoint import load_checkpoint, read_config
-from .training.configuration import COUNT, NATURAL, Range
+from .training.configuration import COUNT, NATURAL
 from .training.evaluating import evaluating
 from .training.runs import RunFolder
 
-_COVERAGE = Range("a probability in [0.01, 0.99]", 0.01, 0.99)
 _BINS = 15
 _LANES = 20
 _TEMPERATURES = torch.logspace(-0.3, 0.3, 13)  # 0.5 to 2
@@ -78,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for name, value, within in (
         ("--mc-samples", arguments.mc_samples, NATURAL),
         ("--tokens", arguments.tokens, COUNT),
-        ("--coverage", arguments.coverage, _COVERAGE),
+        ("--coverage", arguments.coverage, COVERAGE),
     ):
         if value not in within:
             raise UserError(f"argument {name}: expected {within.words}, got {value}")

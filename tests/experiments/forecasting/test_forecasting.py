@@ -112,6 +112,7 @@ def test_the_loss_of_quantiles_by_hand():
         for error in (task.targets[batch] - forecast).flatten().tolist():
             loss += (q if error > 0 else q - 1) * error
     assert task.loss(task.model, 0).item() == pytest.approx(loss / (2 * lower.numel()), rel=1e-5)
+    assert ForecastingConfig(coverage=0.5).quantiles() == (0.25, 0.75)
 
 
 def test_variational_standardizes_and_the_published_do_not():
@@ -165,6 +166,28 @@ def test_too_few_held_out_series_have_no_finite_interval():
     assert measured(found["max, sure"], targets)["width"] is None
     assert measured(found["max, sure"], targets)["joint"] == 100
     assert measured(found["max"], targets)["width"] is not None
+
+
+@pytest.mark.parametrize("method", ["variational", "cf-rnn", "adaptive", "mq-rnn"])
+@pytest.mark.parametrize("changes", [{"series": 10}, {"coverage": 0.01}, {"coverage": 0.99}])
+def test_the_ends_of_the_ranges_can_be_tested(method, changes):
+    make(method=method, passes=1, **changes).test(nothing)
+
+
+@pytest.mark.parametrize(("name", "value"), [("series", 9), ("coverage", 0), ("coverage", 1)])
+def test_what_no_test_can_take_is_refused_before_training(name, value):
+    with pytest.raises(UserError, match=f"argument --{name}: expected .*, got {value}"):
+        ForecastingConfig(**{**TINY, name: value})
+
+
+def test_held_out_series_that_show_no_noise():
+    """Their errors are below the doubt, and some forecasts are without doubt."""
+    held_out, targets = example(10)
+    std = torch.full_like(targets, 100)
+    std[5:] = 0
+    held_out = held_out._replace(std=std, total_std=std)
+    for lower, upper in rules(held_out, targets, held_out, 0.5).values():
+        assert (upper >= lower).all()
 
 
 def test_a_scale_of_its_own_is_used():

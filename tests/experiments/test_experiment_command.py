@@ -304,6 +304,21 @@ def test_report_of_real_runs(capsys, ptb, whole_sweep, tmp_path):
             ["run", "sentiment-gru-dropout", "--data", "x", "--embedding-dropout", "0.1"],
             "argument --embedding-dropout: expected none",
         ),
+        *(
+            (
+                ["run", *names, option, value],
+                f"argument {option}: expected none, '{names[0]}' {verb}",
+            )
+            for names, option, value, verb in (
+                (["forecasting-static-1"], "--method", "naive", "varies it"),
+                (["forecasting-static-1", "--jobs", "1"], "--method", "naive", "varies it"),
+                (["forecasting-static-1"], "--dropout", "0.1", "varies it"),
+                (["forecasting-static-1"], "--noise", "time", "fixes it"),
+                (["forecasting-time-2"], "--level", "1", "fixes it"),
+                (["forecasting-n-100"], "--series", "20", "fixes it"),
+                (["ptb-small", "--data", "x"], "--dropout-kind", "naive", "varies it"),
+            )
+        ),
         (["run", "sentiment-gru", "--data", "x", "--hidden", "0"], "argument --hidden: expected a"),
         (["report", "x"], "the following arguments are required: --out"),
         (["report", "x", "--out", "y"], "argument RUNS: expected a folder with runs, got 'x'"),

@@ -12,7 +12,7 @@ from typing import Any
 from ..cli import Parser, UserError, whole_number
 from .averaging import averaging, table
 from .calibrate import add_calibrate
-from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
+from .experiments import EXPERIMENTS, PRESETS, SWEEPS, closest_names, find
 from .report.report import write_report
 from .run_queue import run_queue
 from .training.checkpoint import write_text
@@ -44,7 +44,7 @@ def add_experiment(verbs: argparse._SubParsersAction, arguments: Sequence[str]) 
     """
     experiment = verbs.add_parser(
         "experiment",
-        help="the paper's experiments by name: list, run, report",
+        help="the paper's experiments by name: list, run, report, calibrate, averaging",
         description="The paper's experiments by name.",
     )
     experiment.set_defaults(run=lambda _: experiment.print_help() or 0)
@@ -190,8 +190,10 @@ def _list(arguments: argparse.Namespace) -> int:
         if pattern in f"{entry.name} {entry.summary} {entry.source}".lower()
     ]
     if not shown:
+        close = closest_names(arguments.pattern)
+        hint = f" (closest: {', '.join(close)})" if close else ""
         raise UserError(
-            "argument PATTERN: expected text in a name, a summary or a source, got "
+            f"argument PATTERN: expected text in a name, a summary or a source{hint}, got "
             f"'{arguments.pattern}'"
         )
     for heading, kind in (("PRESET", Preset), ("SWEEP", Sweep)):
@@ -336,6 +338,8 @@ def _print_figures(preset: Preset, result: RunResult) -> None:
         if isinstance(value, float):
             paper = f" (paper {preset.expected[key]})" if key in preset.expected else ""
             print(f"{key.replace('_', ' ')}: {value:.5g}{paper}")
+        elif key in EXPERIMENTS[preset.experiment].task.none_if_infinite:
+            print(f"{key.replace('_', ' ')}: infinite")
 
 
 def _averaging(arguments: argparse.Namespace) -> int:

@@ -71,7 +71,12 @@ def test_list_of_a_pattern(capsys):
     assert experiment("list", "FIG. 5") == 0
     out = capsys.readouterr().out
     assert "sentiment-lstm-lengths" in out and "ptb" not in out and "PRESET" not in out
-    assert mistake(capsys, "list", "xyzzy").startswith("argument PATTERN: expected text in a name")
+    words = "argument PATTERN: expected text in a name, a summary or a source"
+    assert mistake(capsys, "list", "xyzzy") == f"{words}, got 'xyzzy'"
+    line = mistake(capsys, "list", "forcasting")
+    assert line.startswith(f"{words} (closest: forecasting-") and line.endswith(
+        ", got 'forcasting'"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"], ["report", "--help"]])
@@ -118,6 +123,14 @@ TINY_FORECASTS = ["--series", "20", "--test-series", "9", "--hidden", "2", "--ep
 TINY_FORECASTS += ["--passes", "1", "--mc-samples", "2", "--mc-samples-epoch", "0"]
 
 
+def test_mistyped_words_are_answered_with_the_closest(capsys):
+    assert mistake(capsys, "lst").endswith(" (closest: list)")
+    assert "closest" not in mistake(capsys, "xyzzy")
+    with pytest.raises(SystemExit):
+        main(["trian"])
+    assert capsys.readouterr().err.endswith(" (closest: train)\n")
+
+
 def test_run_of_forecasts(capsys, tmp_path):
     sweep = "forecasting-static-1"
     with pytest.raises(SystemExit):
@@ -131,6 +144,7 @@ def test_run_of_forecasts(capsys, tmp_path):
         assert words in out
     assert out.count("(preset: varied)") == 4  # method, dropout, epochs, drawn_batches
     assert experiment("run", sweep, *TINY_FORECASTS, "--out", tmp_path / "sweep") == 0
+    assert "\nwidth: infinite\n" in capsys.readouterr().out  # of so few held-out series
     members = SWEEPS[sweep].members
     for label in members:
         assert metrics(tmp_path / "sweep" / label)[-1]["final"]
@@ -230,7 +244,7 @@ def test_sweep_goes_on_with_what_is_not_finished(
 def test_finished_sweep_is_trained_on_for_more_epochs(capsys, sentiment, tmp_path):
     command = ["run", "sentiment-gru-p-e-50", "--out", tmp_path / "sweep"]
     assert experiment(*command, *sentiment, "--epochs", "1", "--mc-samples", "0") == 0
-    capsys.readouterr()
+    assert "infinite" not in capsys.readouterr().out  # no figure of MC dropout is another thing
     assert experiment(*command, "--resume", "--max-minutes", "90") == 0
     assert capsys.readouterr().out.count("finished before") == 3
     assert experiment(*command, "--resume", "--epochs", "2") == 0

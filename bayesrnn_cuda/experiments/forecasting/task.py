@@ -43,6 +43,7 @@ class ForecastingTask(Task):
     metric = "test_rmse"
     tests_best = False  # nothing is stopped early unless --epochs says so
     axis = "error (RMSE)"
+    none_if_infinite = ("width",)
     curves: ClassVar[dict[str, str]] = {"test_rmse": "test", "train_rmse": "training"}
 
     def __init__(

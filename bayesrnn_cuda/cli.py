@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,10 +33,23 @@ class Parser(argparse.ArgumentParser):
         """A verb's parser is the one that knows the option that was meant."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
-            hint = f" (closest: {close[0]})" if close else ""
+            hint = _closest(unknown[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Of verbs and actions, which alone have choices here."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _closest(value, action.choices or ())
+            raise
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that was probably meant; empty if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (closest: {close[0]})" if close else ""
 
 
 def whole_number(text: str) -> int:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,10 @@ from .sentiment.evaluation import PIECES_PER_PASS, predict, root_mean_square
 from .sentiment.model import SentimentConfig, SentimentModel
 from .sentiment.reviews import Reviews
 from .sentiment.task import SentimentTask
-from .training.checkpoint import CheckpointError, load_checkpoint, read_config
+from .trained import load_trained
+from .training.checkpoint import read_config
+from .training.command_line import about
 from .training.evaluating import seeded_generator
-from .training.runs import RunFolder
 from .training.task import Task
 
 APPROXIMATION = "dropout approximation"
@@ -86,8 +87,9 @@ def averaging(path: Path, samples: Sequence[int], items: int) -> Iterator[Way]:
     Raises:
         UserError: no run there, or one without Bayesian dropout, or its data are not there.
     """
-    task, content = _load(path)
-    config = replace(read_config(content, task.config_class), engine="auto")
+    task, content = load_trained(path, list(_WAYS))
+    with about("RUN"):
+        config = replace(read_config(content, task.config_class), engine="auto")
     if not config.samples_masks():
         raise UserError(f"argument RUN: expected Bayesian dropout in '{path}', got none")
     data = task.load_data(config)
@@ -96,23 +98,10 @@ def averaging(path: Path, samples: Sequence[int], items: int) -> Iterator[Way]:
         if not masks.embedding:
             dropout["embedding_dropout"] = 0.0
         predicting = replace(config, **dropout)
-        model = task.restore(content, predicting, data).model.eval()
+        with about("RUN"):
+            model = task.restore(content, predicting, data).model.eval()
         sizes = samples if masks is MASKS[0] else samples[-1:]
         yield from _WAYS[task](model, predicting, data, masks, sizes, items)
-
-
-def _load(path: Path) -> tuple[type[Task], dict[str, Any]]:
-    """Task and content of the run or checkpoint at `path`."""
-    refused = None
-    for task in _WAYS:
-        file = path
-        if path.is_dir():
-            file = RunFolder(path).best if task.tests_best else RunFolder(path).last
-        try:
-            return task, load_checkpoint(file, task.config_class.kind())
-        except CheckpointError as error:
-            refused = error
-    raise UserError(f"argument RUN: {refused}")
 
 
 def _language_ways(

@@ -7,11 +7,10 @@ validation text (Guo et al., 2017, "On calibration of modern neural networks").
 
 import argparse
 import dataclasses
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,18 +18,21 @@ from torch import Tensor
 import bayesrnn_cuda as brnn
 
 from ..cli import UserError, number, whole_number
-from .experiments import EXPERIMENTS
-from .intervals import certain, measured, rules
+from .intervals import COVERAGE, FEWEST, certain, measured, rules
+from .language.task import LanguageModelTask
 from .language.text import lanes, windows
 from .sentiment.evaluation import mc_predict, predict
-from .training.checkpoint import load_checkpoint, read_config
-from .training.configuration import COUNT, NATURAL, Range
+from .sentiment.task import SentimentTask
+from .trained import load_trained
+from .training.checkpoint import read_config
+from .training.command_line import about
+from .training.configuration import NATURAL, Range
 from .training.evaluating import evaluating
-from .training.runs import RunFolder
+from .training.task import Task
 
-_COVERAGE = Range("a probability in [0.01, 0.99]", 0.01, 0.99)
 _BINS = 15
 _LANES = 20
+_TOKENS = Range(f"a whole number from {2 * _LANES} to 2147483647", 2 * _LANES, 2**31 - 1)
 _TEMPERATURES = torch.logspace(-0.3, 0.3, 13)  # 0.5 to 2
 # Rules of `intervals.rules` that differ where there is one step, and what they are called.
 _RULES = {
@@ -41,6 +43,14 @@ _RULES = {
 }
 
 Rows = list[dict[str, Any]]  # a column's name -> its value
+
+
+class Settings(NamedTuple):
+    """What is predicted, and how much of it."""
+
+    samples: int  # mask sets of MC dropout
+    coverage: float  # of the intervals of ratings
+    tokens: int  # of validation and test text each that are read
 
 
 def add_calibrate(actions: argparse._SubParsersAction) -> None:
@@ -55,7 +65,9 @@ def add_calibrate(actions: argparse._SubParsersAction) -> None:
             "the likeliest next word, before and after a temperature fitted on the validation text."
         ),
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folders")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="run folders or checkpoints"
+    )
     parser.add_argument(
         "--data", metavar="DIR", type=Path, help="folder of their data (default: where it was)"
     )
@@ -77,27 +89,24 @@ def add_calibrate(actions: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     for name, value, within in (
         ("--mc-samples", arguments.mc_samples, NATURAL),
-        ("--tokens", arguments.tokens, COUNT),
-        ("--coverage", arguments.coverage, _COVERAGE),
+        ("--tokens", arguments.tokens, _TOKENS),
+        ("--coverage", arguments.coverage, COVERAGE),
     ):
         if value not in within:
             raise UserError(f"argument {name}: expected {within.words}, got {value}")
-    settings = (arguments.mc_samples, arguments.coverage, arguments.tokens)
-    print(table(calibrate(arguments.runs, arguments.data, *settings)))
+    settings = Settings(arguments.mc_samples, arguments.coverage, arguments.tokens)
+    print(table(calibrate(arguments.runs, arguments.data, settings)))
     return 0
 
 
-def calibrate(
-    paths: Sequence[Path], data: Path | None, samples: int, coverage: float, tokens: int
-) -> Rows:
+def calibrate(paths: Sequence[Path], data: Path | None, settings: Settings) -> Rows:
     """One row a run and rule.
 
     Args:
-        paths: folders of runs: of the language model the best epoch counts, else the last.
+        paths: folders of runs or checkpoints: of the language model the best epoch counts, else the
+            last.
         data: folder of their data; None: where it was.
-        samples: mask sets of MC dropout.
-        coverage: of the intervals of ratings.
-        tokens: of validation and test text each that are read.
+        settings: of all of them.
 
     Raises:
         UserError: no run, or one of an experiment without calibration.
@@ -105,57 +114,47 @@ def calibrate(
     rows = []
     for path in paths:
         task = _restored(path, data)
-        if task.config.experiment == "sentiment":
-            found = ratings(task, samples, coverage)
-        else:
-            found = words(task, samples, tokens)
-        rows += [{"run": path.name, **row} for row in found]
+        rows += [{"run": path.name, **row} for row in _KINDS[type(task)](task, settings)]
     return rows
 
 
 def _restored(path: Path, data: Path | None) -> Any:
     """The task of the run in `path`, with the model that its test was of."""
-    folder = RunFolder(path)
-    if not folder.exists():
-        raise UserError(f"argument RUN: expected the folder of a run, got '{path}'")
-    experiment = json.loads(folder.config.read_text()).get("experiment")
-    if experiment not in ("sentiment", "language_model"):
-        raise UserError(
-            f"argument RUN: expected runs of sentiment or language_model, got '{path}' of "
-            f"{experiment}"
-        )
-    task = EXPERIMENTS[experiment].task
-    content = load_checkpoint(
-        folder.best if task.tests_best else folder.last, task.config_class.kind()
-    )
-    config = dataclasses.replace(read_config(content, task.config_class), device="cpu")
-    if data is not None:
-        config = dataclasses.replace(config, data=str(data))
-    return task.restore(content, config, task.load_data(config))
+    kind, content = load_trained(path, list(_KINDS))
+    with about("RUN"):
+        config = dataclasses.replace(read_config(content, kind.config_class), device="cpu")
+        if data is not None:
+            config = dataclasses.replace(config, data=str(data))
+        return kind.restore(content, config, kind.load_data(config))
 
 
-def ratings(task: Any, samples: int, coverage: float) -> Rows:
+def ratings(task: Any, settings: Settings) -> Rows:
     """Intervals of ratings, in their unit: the test pieces are shuffled, three fifths calibrate,
     the rest is judged."""
     tokens, came = task.data.test.tokens, task.data.test.ratings.double()
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(task.config.seed))
     tokens, came = tokens[order], came[order].unsqueeze(1)
-    if samples and task.config.samples_masks():
-        settings = {"samples": samples, "seed": task.config.seed}
-        mean, deviation = mc_predict(task.model, tokens, **settings, on_pieces=_ignore)
+    cut = 3 * len(came) // 5
+    if cut < FEWEST:
+        raise UserError(
+            f"argument --data: expected test pieces of which three fifths are {FEWEST} or more, "
+            f"got {len(came)} pieces"
+        )
+    if settings.samples and task.config.samples_masks():
+        drawn = {"samples": settings.samples, "seed": task.config.seed}
+        mean, deviation = mc_predict(task.model, tokens, **drawn, on_pieces=_ignore)
     else:
         mean = predict(task.model, tokens, on_pieces=_ignore)
         deviation = torch.zeros_like(mean)
     mean = (task.mean + task.standard_deviation * mean).unsqueeze(1)
     deviation = (task.standard_deviation * deviation).unsqueeze(1)
     given = certain(mean, deviation)._replace(std=deviation)
-    cut = 3 * len(came) // 5
     held_out, test = (
         brnn.MCPrediction(mean[part], deviation[part], None, None, given.total_std[part])
         for part in (slice(cut), slice(cut, None))
     )
     rows = []
-    for name, interval in rules(held_out, came[:cut], test, coverage).items():
+    for name, interval in rules(held_out, came[:cut], test, settings.coverage).items():
         if name in _RULES:
             figures = measured(interval, came[cut:])
             row = {"intervals": _RULES[name], "coverage, %": figures["joint"]}
@@ -163,8 +162,15 @@ def ratings(task: Any, samples: int, coverage: float) -> Rows:
     return rows
 
 
-def words(task: Any, samples: int, tokens: int) -> Rows:
+def words(task: Any, settings: Settings) -> Rows:
     """Probabilities of the next word; each window from the zero state."""
+    samples, tokens = settings.samples, settings.tokens
+    for name, text in (("validation", task.data.valid), ("test", task.data.test)):
+        if len(text) < 2 * _LANES:
+            raise UserError(
+                f"argument --data: expected at least {2 * _LANES} tokens of {name} text, got "
+                f"{len(text)}"
+            )
     rows = []
     ways = [("dropout approximation", 0)]
     if samples and task.config.samples_masks():
@@ -241,6 +247,13 @@ class Scores:
             "mean probability, %": 100 * confidence.mean().item(),
             "right, %": 100 * right.mean().item(),
         }
+
+
+# What an experiment that can be calibrated does here.
+_KINDS: dict[type[Task], Callable[[Any, Settings], Rows]] = {
+    LanguageModelTask: words,
+    SentimentTask: ratings,
+}
 
 
 def calibration_error(confidence: Tensor, right: Tensor, bins: int = _BINS) -> float:

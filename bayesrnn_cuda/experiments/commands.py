@@ -12,7 +12,7 @@ from typing import Any
 from ..cli import Parser, UserError, whole_number
 from .averaging import averaging, table
 from .calibrate import add_calibrate
-from .experiments import EXPERIMENTS, PRESETS, SWEEPS, find
+from .experiments import EXPERIMENTS, PRESETS, SWEEPS, closest_names, find
 from .report.report import write_report
 from .run_queue import run_queue
 from .training.checkpoint import write_text
@@ -44,7 +44,7 @@ def add_experiment(verbs: argparse._SubParsersAction, arguments: Sequence[str]) 
     """
     experiment = verbs.add_parser(
         "experiment",
-        help="the paper's experiments by name: list, run, report",
+        help="the paper's experiments by name: list, run, report, calibrate, averaging",
         description="The paper's experiments by name.",
     )
     experiment.set_defaults(run=lambda _: experiment.print_help() or 0)
@@ -170,14 +170,16 @@ def _add_run_options(run: Parser, name: str, found: Sequence[Preset | Sweep]) ->
 
 
 def _preset_values(found: Sequence[Preset | Sweep]) -> dict[str, Any]:
-    """Field -> what `--help` shows as its value."""
-    members = [
-        preset.values
+    """Field -> what `--help` shows as its value: of the fields that some preset sets."""
+    presets = [
+        preset
         for entry in found
         for preset in ([entry] if isinstance(entry, Preset) else entry.members.values())
     ]
-    varied = {name for values in members for name in values if values[name] != members[0][name]}
-    return {name: "varied" if name in varied else members[0][name] for name in members[0]}
+    configs = [preset.config() for preset in presets]
+    names = dict.fromkeys(name for preset in presets for name in preset.values)
+    values = {name: {getattr(config, name) for config in configs} for name in names}
+    return {name: "varied" if len(own) > 1 else own.pop() for name, own in values.items()}
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -188,8 +190,10 @@ def _list(arguments: argparse.Namespace) -> int:
         if pattern in f"{entry.name} {entry.summary} {entry.source}".lower()
     ]
     if not shown:
+        close = closest_names(arguments.pattern)
+        hint = f" (closest: {', '.join(close)})" if close else ""
         raise UserError(
-            "argument PATTERN: expected text in a name, a summary or a source, got "
+            f"argument PATTERN: expected text in a name, a summary or a source{hint}, got "
             f"'{arguments.pattern}'"
         )
     for heading, kind in (("PRESET", Preset), ("SWEEP", Sweep)):
@@ -334,6 +338,8 @@ def _print_figures(preset: Preset, result: RunResult) -> None:
         if isinstance(value, float):
             paper = f" (paper {preset.expected[key]})" if key in preset.expected else ""
             print(f"{key.replace('_', ' ')}: {value:.5g}{paper}")
+        elif key in EXPERIMENTS[preset.experiment].task.none_if_infinite:
+            print(f"{key.replace('_', ' ')}: infinite")
 
 
 def _averaging(arguments: argparse.Namespace) -> int:

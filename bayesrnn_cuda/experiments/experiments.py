@@ -156,6 +156,11 @@ def find(name: str) -> Preset | Sweep:
         raise UserError(
             f"argument NAME: expected one of {', '.join(members)} in '{sweep}', got '{label}'"
         )
-    close = difflib.get_close_matches(name, [*PRESETS, *SWEEPS], n=3, cutoff=0.5)
+    close = closest_names(name)
     hint = f"closest: {', '.join(close)}" if close else "'bayesrnn experiment list' shows them"
     raise UserError(f"argument NAME: expected a preset or a sweep ({hint}), got '{name}'")
+
+
+def closest_names(text: str) -> list[str]:
+    """Names of presets and sweeps that may have been meant, the closest first."""
+    return difflib.get_close_matches(text, [*PRESETS, *SWEEPS], n=3, cutoff=0.5)

@@ -7,8 +7,12 @@ from torch import Tensor
 
 import bayesrnn_cuda as brnn
 
+from .training.configuration import Range
+
+COVERAGE = Range("a probability in [0.01, 0.99]", 0.01, 0.99)
 # Of the held-out series the first fifth tells the noise of each step, the rest the scale.
 _NOISE_SHARE = 5
+FEWEST = 5  # held-out series
 CONFIDENCE = 0.95  # of "max, sure"
 
 
@@ -29,7 +33,7 @@ def rules(
     Args:
         held_out: forecasts of series that trained nothing; without a total_std of its own its noise
             is fitted.
-        held_targets: what came, [n, steps].
+        held_targets: what came, [n, steps], n at least FEWEST.
         test: of new series.
         coverage: with which all steps of a series shall lie inside.
     """
@@ -41,6 +45,8 @@ def rules(
     if not bool((held_out.total_std - held_out.std).any()):  # no scale of its own
         first = _rows(held_out, slice(count))
         noise = brnn.fit_noise(first, held_targets[:count], separate=1)
+        # Few series may show none; a forecast without doubt would then have no scale at all.
+        noise = noise.clamp_min(torch.finfo(noise.dtype).eps)
         held_out, test = held_out.with_noise(noise), test.with_noise(noise)
         found["normal"] = _normal(test.mean, test.total_std, each)
     scores = (held_targets - held_out.mean).abs() / held_out.total_std

@@ -105,6 +105,7 @@ def test_command_prints_a_table_and_refuses_by_name(tiny, corpus, tmp_path, caps
     for given, words in (
         ([str(tmp_path / "naive")], "argument RUN: expected Bayesian dropout"),
         ([str(tmp_path / "nothing")], "argument RUN: expected a checkpoint"),
+        ([str(tmp_path)], "argument RUN: expected the folder of a run, got"),
         ([str(tmp_path / "run"), "--samples", "0"], "argument --samples: expected whole numbers"),
         ([str(tmp_path / "run"), "--items", "0"], "argument --items: expected whole numbers"),
     ):

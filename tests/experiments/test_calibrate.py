@@ -1,15 +1,21 @@
 """`experiment calibrate`: coverage of ratings, calibration error of the next word, mistakes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from review_files import write_review_folder
 
 from bayesrnn_cuda.__main__ import main
+from bayesrnn_cuda.cli import UserError
 from bayesrnn_cuda.experiments.calibrate import (
     Scores,
+    Settings,
     _fitted_temperature,
     calibration_error,
+    ratings,
     table,
+    words,
 )
 
 SIZES = ["--embedding", "5", "--hidden", "6", "--device", "cpu", "--mc-samples", "2"]
@@ -79,7 +85,16 @@ def test_words_of_runs(tmp_path, text, capsys):
     for name in ("bayesian", "standard"):
         run(f"ptb-small-{name}", tmp_path / name, *options, "--epochs", 2)
     capsys.readouterr()
-    arguments = ["experiment", "calibrate", "--data", str(text), "--mc-samples", "3"]
+    arguments = [
+        "experiment",
+        "calibrate",
+        "--data",
+        str(text),
+        "--mc-samples",
+        "3",
+        "--tokens",
+        "40",
+    ]
     names = [str(tmp_path / name) for name in ("bayesian", "standard")]
     assert main([*arguments, *names]) == 0
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -90,19 +105,49 @@ def test_words_of_runs(tmp_path, text, capsys):
 
 
 def test_mistakes(tmp_path, text, capsys):
-    forecasts = tmp_path / "forecasts"
+    forecasts, text_run, damaged = (tmp_path / name for name in ("forecasts", "text", "damaged"))
     run_options = ["--series", "20", "--test-series", "9", "--epochs", "1", "--passes", "1"]
     name = "forecasting-static-1/cf-rnn"
     assert main(["experiment", "run", name, "--out", str(forecasts), *run_options]) == 0
-    capsys.readouterr()
+    options = ("--data", text, "--batch-size", 4, "--seq-len", 5, "--epochs", 1)
+    run("ptb-small-bayesian", text_run, *options)
+    (text_run / "best.pt").unlink()
+    damaged.mkdir()
+    for content in ("{", "[]"):
+        (damaged / "config.json").write_text(content)
+        for action in ("calibrate", "averaging"):
+            word = "JSON" if content == "{" else "a JSON object"
+            _refused(capsys, [action, damaged], f"argument RUN: expected {word} in '{damaged}")
+    for action in ("calibrate", "averaging"):
+        message = f"expected a run of language_model or sentiment, got '{forecasts}' of forecasting"
+        _refused(capsys, [action, forecasts], message)
+        message = (
+            f"argument RUN: expected a checkpoint at '{text_run / 'best.pt'}', got no such file"
+        )
+        _refused(capsys, [action, text_run], message)
+        message = "argument RUN: expected the checkpoint of a "
+        _refused(capsys, [action, forecasts / "last.pt"], message)
     for arguments, message in (
-        ([str(forecasts)], "argument RUN: expected runs of sentiment or language_model, got"),
-        (
-            [str(forecasts), "--coverage", "90"],
-            "argument --coverage: expected a probability in [0.01",
-        ),
-        ([str(forecasts), "--tokens", "0"], "argument --tokens: expected a whole number from 1"),
-        ([str(tmp_path / "none")], "argument RUN: expected the folder of a run, got"),
+        ([text_run, "--coverage", "90"], "argument --coverage: expected a probability in [0.01"),
+        ([text_run, "--tokens", "39"], "argument --tokens: expected a whole number from 40"),
+        ([tmp_path / "none"], "argument RUN: expected a checkpoint at"),
+        ([tmp_path], "argument RUN: expected the folder of a run, got"),
     ):
-        assert main(["experiment", "calibrate", "--data", str(text), *arguments]) == 2
-        assert message in capsys.readouterr().err
+        _refused(capsys, ["calibrate", *arguments], message)
+
+
+def _refused(capsys, arguments, message: str) -> None:
+    capsys.readouterr()
+    assert main(["experiment", *map(str, arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_data_that_are_too_few():
+    settings = Settings(samples=0, coverage=0.9, tokens=100)
+    texts = SimpleNamespace(valid=torch.zeros(40), test=torch.zeros(39))
+    with pytest.raises(UserError, match="--data: expected at least 40 tokens of test text, got 39"):
+        words(SimpleNamespace(data=texts), settings)
+    pieces = SimpleNamespace(tokens=torch.zeros(8, 3), ratings=torch.zeros(8))
+    task = SimpleNamespace(data=SimpleNamespace(test=pieces), config=SimpleNamespace(seed=1))
+    with pytest.raises(UserError, match=r"--data: expected test pieces .* 5 or more, got 8 pieces"):
+        ratings(task, settings)

@@ -71,7 +71,12 @@ def test_list_of_a_pattern(capsys):
     assert experiment("list", "FIG. 5") == 0
     out = capsys.readouterr().out
     assert "sentiment-lstm-lengths" in out and "ptb" not in out and "PRESET" not in out
-    assert mistake(capsys, "list", "xyzzy").startswith("argument PATTERN: expected text in a name")
+    words = "argument PATTERN: expected text in a name, a summary or a source"
+    assert mistake(capsys, "list", "xyzzy") == f"{words}, got 'xyzzy'"
+    line = mistake(capsys, "list", "forcasting")
+    assert line.startswith(f"{words} (closest: forecasting-") and line.endswith(
+        ", got 'forcasting'"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"], ["report", "--help"]])
@@ -101,6 +106,48 @@ def test_help_of_a_preset_has_its_values(capsys):
         experiment("run", "sentiment-gru-lengths", "--help")
     out = " ".join(capsys.readouterr().out.split())
     assert "--pieces" in out and "(preset: varied)" in out and "(preset: gru)" in out
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *SWEEPS])
+def test_help_of_every_name(capsys, name):
+    """Members of a sweep of forecasts set different fields."""
+    names = [f"{name}/{label}" for label in SWEEPS[name].members] if name in SWEEPS else []
+    for one in (name, *names):
+        with pytest.raises(SystemExit) as stop:
+            experiment("run", one, "--help")
+        assert stop.value.code == 0
+        assert f"experiment run {one} [OPTION ...]" in " ".join(capsys.readouterr().out.split())
+
+
+TINY_FORECASTS = ["--series", "20", "--test-series", "9", "--hidden", "2", "--epochs", "1"]
+TINY_FORECASTS += ["--passes", "1", "--mc-samples", "2", "--mc-samples-epoch", "0"]
+
+
+def test_mistyped_words_are_answered_with_the_closest(capsys):
+    assert mistake(capsys, "lst").endswith(" (closest: list)")
+    assert "closest" not in mistake(capsys, "xyzzy")
+    with pytest.raises(SystemExit):
+        main(["trian"])
+    assert capsys.readouterr().err.endswith(" (closest: train)\n")
+
+
+def test_run_of_forecasts(capsys, tmp_path):
+    sweep = "forecasting-static-1"
+    with pytest.raises(SystemExit):
+        experiment("run", f"{sweep}/cf-rnn", f"{sweep}/mq-rnn", "--help")  # a queue of two
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(preset: varied)" in out
+    with pytest.raises(SystemExit):
+        experiment("run", sweep, "--help")
+    out = " ".join(capsys.readouterr().out.split())
+    for words in ("training series, of one epoch (default: 50)", "(preset: static)"):
+        assert words in out
+    assert out.count("(preset: varied)") == 4  # method, dropout, epochs, drawn_batches
+    assert experiment("run", sweep, *TINY_FORECASTS, "--out", tmp_path / "sweep") == 0
+    assert "\nwidth: infinite\n" in capsys.readouterr().out  # of so few held-out series
+    members = SWEEPS[sweep].members
+    for label in members:
+        assert metrics(tmp_path / "sweep" / label)[-1]["final"]
 
 
 def test_run_of_a_preset(capsys, monkeypatch, ptb, text, tmp_path):
@@ -197,7 +244,7 @@ def test_sweep_goes_on_with_what_is_not_finished(
 def test_finished_sweep_is_trained_on_for_more_epochs(capsys, sentiment, tmp_path):
     command = ["run", "sentiment-gru-p-e-50", "--out", tmp_path / "sweep"]
     assert experiment(*command, *sentiment, "--epochs", "1", "--mc-samples", "0") == 0
-    capsys.readouterr()
+    assert "infinite" not in capsys.readouterr().out  # no figure of MC dropout is another thing
     assert experiment(*command, "--resume", "--max-minutes", "90") == 0
     assert capsys.readouterr().out.count("finished before") == 3
     assert experiment(*command, "--resume", "--epochs", "2") == 0
@@ -270,6 +317,21 @@ def test_report_of_real_runs(capsys, ptb, whole_sweep, tmp_path):
         (
             ["run", "sentiment-gru-dropout", "--data", "x", "--embedding-dropout", "0.1"],
             "argument --embedding-dropout: expected none",
+        ),
+        *(
+            (
+                ["run", *names, option, value],
+                f"argument {option}: expected none, '{names[0]}' {verb}",
+            )
+            for names, option, value, verb in (
+                (["forecasting-static-1"], "--method", "naive", "varies it"),
+                (["forecasting-static-1", "--jobs", "1"], "--method", "naive", "varies it"),
+                (["forecasting-static-1"], "--dropout", "0.1", "varies it"),
+                (["forecasting-static-1"], "--noise", "time", "fixes it"),
+                (["forecasting-time-2"], "--level", "1", "fixes it"),
+                (["forecasting-n-100"], "--series", "20", "fixes it"),
+                (["ptb-small", "--data", "x"], "--dropout-kind", "naive", "varies it"),
+            )
         ),
         (["run", "sentiment-gru", "--data", "x", "--hidden", "0"], "argument --hidden: expected a"),
         (["report", "x"], "the following arguments are required: --out"),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import bayesrnn_cuda as brnn
 
+from ..intervals import COVERAGE, FEWEST
 from ..training.checkpoint import expecting, read_config
 from ..training.configuration import (
     COUNT,
@@ -23,11 +24,10 @@ from .series import HORIZON, NOISES, Series
 
 _data, _model = options("data"), options("model")
 _training, _evaluation = options(TRAINING), options("evaluation")
-_SERIES = Range("a whole number from 4 to 2147483647", 4, 2**31 - 1)
+_SERIES = Range(f"a whole number from {2 * FEWEST} to 2147483647", 2 * FEWEST, 2**31 - 1)
 _LEVELS = Range("a whole number from 0 to 100", 0, 100)
 
 METHODS = ("variational", "naive", "cf-rnn", "adaptive", "mq-rnn", "dp-rnn")
-QUANTILES = (0.05, 0.95)  # of mq-rnn
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,16 @@ class ForecastingConfig(RunConfig):
     mc_samples: int = _evaluation(100, "mask sets of the test", COUNT, resumable=True)
     mc_samples_epoch: int = _evaluation(10, "mask sets after each epoch, 0: none", NATURAL)
     coverage: float = _evaluation(
-        0.9, "with which all targets of a series shall lie inside", PROBABILITY
+        0.9, "with which all targets of a series shall lie inside", COVERAGE
     )
 
     def calibrates(self) -> bool:
         """Whether half of the known series are held out."""
         return self.method not in ("mq-rnn", "dp-rnn")
+
+    def quantiles(self) -> tuple[float, float]:
+        """Those of mq-rnn: each step at the coverage, as published."""
+        return (1 - self.coverage) / 2, (1 + self.coverage) / 2
 
     def samples_masks(self) -> bool:
         """Whether MC dropout makes its forecasts."""

@@ -93,6 +93,10 @@ def _sweep(name: str, values: dict[str, Any], published: dict[str, Published]) -
         f"forecasts of {series}",
         _SOURCE,
         members,
+        # `--series` makes another row of the sweeps over it, and smaller runs of the others.
+        fixed=("noise", "level", "series")
+        if name.startswith("forecasting-n-")
+        else ("noise", "level"),
         outcome="cf-rnn covers, mq-rnn and dp-rnn do not",
         note="Seeds are runs of their own: --seed.",
     )

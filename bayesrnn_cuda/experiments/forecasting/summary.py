@@ -6,6 +6,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..training.plots import save_figure
+from .model import ForecastingConfig
 from .presets import SWEEPS
 
 if TYPE_CHECKING:
@@ -50,11 +51,17 @@ _MARKERS = "oos^^Dv"
 
 def sections(runs: Sequence["Run"], out: Path) -> list[str]:
     """Markdown of the finished runs; draws OUT/forecasting.png and OUT/forecasting-curves.png."""
+    runs = [
+        run
+        for run in runs
+        if run.final and run.preset and run.experiment == ForecastingConfig.experiment
+    ]
     found = {sweep.name: _by_method(sweep, runs) for sweep in SWEEPS}
     found = {name: methods for name, methods in found.items() if any(methods.values())}
     if not found:
         return []
-    lines = ["## Forecasts of synthetic series", "", _words(runs), ""]
+    chosen = [run for methods in found.values() for runs in methods.values() for run in runs]
+    lines = ["## Forecasts of synthetic series", "", _words(runs, chosen), ""]
     for heading, key in (("Joint coverage, %", "joint"), ("Mean width", "width")):
         lines += [f"### {heading}", "", *_table(found, key), ""]
     figures = [("forecasting.png", "Joint coverage and width", coverage_figure)]
@@ -66,26 +73,55 @@ def sections(runs: Sequence["Run"], out: Path) -> list[str]:
     return lines
 
 
-def _words(runs: Sequence["Run"]) -> str:
-    reduced = sorted({run.status() for run in runs if run.final and run.status()})
+def _words(runs: Sequence["Run"], chosen: Sequence["Run"]) -> str:
+    reduced = sorted({run.status() for run in chosen if run.status()})
+    left_out = [run.name for run in runs if run not in chosen]
     return (
         "Mean over seeds (standard deviation; number of seeds). In brackets CF-RNN, adaptive, "
         "MQ-RNN and DP-RNN as stored by Stankeviciute et al. (2021). A dash: too few held-out "
         "series for a finite interval."
         + (f" Not as the preset: {'; '.join(reduced)}." * bool(reduced))
+        + (
+            " Left out, since another run has the seed or more runs have other options: "
+            f"{', '.join(left_out)}." * bool(left_out)
+        )
     )
 
 
 def _by_method(sweep: Any, runs: Sequence["Run"]) -> dict[str, list["Run"]]:
-    """Label -> its finished runs, of whatever seeds."""
+    """Label -> those of its runs that have the same options, one a seed."""
     return {
-        label: [run for run in runs if run.final and run.preset and run.preset.name == preset.name]
+        label: _comparable([run for run in runs if run.preset.name == preset.name])
         for label, preset in sweep.members.items()
     }
 
 
+def _comparable(runs: Sequence["Run"]) -> list["Run"]:
+    """Those as the preset, or if there are none the most that have the same options; of a seed the
+    first.
+    """
+    by_options: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        options = str(run.preset.differences(run.config))
+        by_options.setdefault(options, {}).setdefault(run.config["seed"], run)
+    if not by_options:
+        return []
+    own = by_options.get(str({}))
+    return list((own or max(by_options.values(), key=len)).values())
+
+
+def _with_rule(runs: Sequence["Run"], rule: str) -> list["Run"]:
+    """Those with intervals of that rule: without dropout there are none by the masks."""
+    return [run for run in runs if rule in run.final["intervals"]]
+
+
 def _values(runs: Sequence["Run"], rule: str, key: str) -> list[float | None]:
-    return [run.final["intervals"][rule][key] for run in runs if rule in run.final["intervals"]]
+    return [run.final["intervals"][rule][key] for run in _with_rule(runs, rule)]
+
+
+def _of_seeds(methods: dict[str, list["Run"]]) -> list["Run"]:
+    """One run a seed, of whichever method: the oracle's figures are of the series alone."""
+    return list({run.config["seed"]: run for runs in methods.values() for run in runs}.values())
 
 
 def _table(found: dict[str, dict[str, list["Run"]]], key: str) -> list[str]:
@@ -95,12 +131,7 @@ def _table(found: dict[str, dict[str, list["Run"]]], key: str) -> list[str]:
         ["---"] * (1 + len(names)),
     ]
     form = ".1f" if key == "joint" else ".2f"
-    oracle = [
-        _cell(
-            _values([run for runs in found[name].values() for run in runs][:1], "oracle", key), form
-        )
-        for name in names
-    ]
+    oracle = [_cell(_values(_of_seeds(found[name]), "oracle", key), form) for name in names]
     rows.append(["oracle (Kalman filter)", *oracle])
     for words, label, rule in SHOWN:
         cells = [_cell(_values(found[name][label], rule, key), form) for name in names]
@@ -151,10 +182,8 @@ def coverage_figure(found: dict[str, dict[str, list["Run"]]]) -> "Figure":
             points = [
                 (at + shift, value if key == "joint" else value / run.final["oracle_width"])
                 for at, name in enumerate(names)
-                for run, value in zip(
-                    found[name][label], _values(found[name][label], rule, key), strict=True
-                )
-                if value is not None
+                for run in _with_rule(found[name][label], rule)
+                if (value := run.final["intervals"][rule][key]) is not None
             ]
             if points:
                 axes.plot(
@@ -183,9 +212,9 @@ def _published_points(
     points = []
     for at, (name, methods) in enumerate(found.items()):
         published = _expected(name, "cf-rnn", key)
-        run = next(run for runs in methods.values() for run in runs)
         if published is not None:
-            points.append((at, published / (run.final["oracle_width"] if key == "width" else 1)))
+            width = mean(run.final["oracle_width"] for run in _of_seeds(methods))
+            points.append((at, published / (width if key == "width" else 1)))
     return points
 
 

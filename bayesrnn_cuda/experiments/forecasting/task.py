@@ -14,7 +14,7 @@ from ..intervals import certain, doubt_alone, measured, rules
 from ..training.distributed import ALONE, Workers
 from ..training.evaluating import evaluating
 from ..training.task import Check, Task
-from .model import QUANTILES, Forecaster, ForecastingConfig, restore_model
+from .model import Forecaster, ForecastingConfig, restore_model
 from .series import HORIZON, Forecasts, load_series, oracle_forecast, oracle_interval
 
 _EPOCH_TEST = 1000  # series of the test after an epoch
@@ -43,6 +43,7 @@ class ForecastingTask(Task):
     metric = "test_rmse"
     tests_best = False  # nothing is stopped early unless --epochs says so
     axis = "error (RMSE)"
+    none_if_infinite = ("width",)
     curves: ClassVar[dict[str, str]] = {"test_rmse": "test", "train_rmse": "training"}
 
     def __init__(
@@ -111,7 +112,7 @@ class ForecastingTask(Task):
         else:
             errors = model(given) - (targets.repeat(1, 2) if self._quantiles() else targets)
         if self._quantiles():
-            levels = errors.new_tensor(QUANTILES).repeat_interleave(targets.shape[1])
+            levels = errors.new_tensor(self.config.quantiles()).repeat_interleave(targets.shape[1])
             losses = torch.maximum((levels - 1) * -errors, levels * -errors)
         else:
             losses = errors.square()

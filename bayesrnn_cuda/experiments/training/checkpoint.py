@@ -65,8 +65,8 @@ def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(document, file))
 
 
-def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """Content of the checkpoint at `path`, its tensors on the CPU.
+def load_checkpoint(path: Path, *kinds: str) -> dict[str, Any]:
+    """Content of the checkpoint at `path`, which is of one of the kinds, its tensors on the CPU.
 
     Raises:
         CheckpointError: no such file, damaged, not a checkpoint of this package, of another version
@@ -83,9 +83,10 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(
             f"expected checkpoint version {VERSION} in '{path}', got {document.get('version')}"
         )
-    if document.get("kind") != kind:
+    if document.get("kind") not in kinds:
         raise CheckpointError(
-            f"expected the checkpoint of a {kind} in '{path}', got that of a {document.get('kind')}"
+            f"expected the checkpoint of a {' or '.join(kinds)} in '{path}', got that of a "
+            f"{document.get('kind')}"
         )
     return document
 

@@ -60,6 +60,7 @@ class Sweep:
     members: Mapping[str, Preset]  # by label, which is the name of the run's folder too
     field: str | None = None  # of the configuration, that the members vary; None if they are models
     series: str | None = None  # a second one: one curve for each of its values
+    fixed: tuple[str, ...] = ()  # fields that its name tells
     outcome: str = ""
     note: str = ""
 
@@ -74,10 +75,23 @@ class Sweep:
         return self.config_class.experiment
 
     def check_free(self, given: Mapping[str, Any]) -> None:
-        """Raises UserError if an option is given that the members vary."""
-        for name in (self.field, self.series):
-            if name in given:
-                raise UserError(f"argument {flag(name)}: expected none, '{self.name}' varies it")
+        """Raises UserError if an option is given that the members vary or that is in the sweep's
+        name.
+
+        How long a run is may be given all the same, as it may to a resumed one.
+        """
+        configs = [vars(preset.config()) for preset in self.members.values()]
+        for each in dataclasses.fields(self.config_class):
+            name = each.name
+            if name not in given or each.metadata["resumable"]:
+                continue
+            if name in self.fixed:
+                verb = "fixes"
+            elif any(config[name] != configs[0][name] for config in configs):
+                verb = "varies"
+            else:
+                continue
+            raise UserError(f"argument {flag(name)}: expected none, '{self.name}' {verb} it")
 
 
 def differences_line(differences: Mapping[str, tuple[Any, Any]]) -> str:

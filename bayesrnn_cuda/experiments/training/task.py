@@ -32,6 +32,7 @@ class Task(abc.ABC):
     tests_best: bool  # whether `test` is of the best epoch; if not, of the last
     axis: str  # quantity of the learning curves, with its unit if it has one
     curves: ClassVar[Mapping[str, str]]  # key of the record -> legend; those of training are dashed
+    none_if_infinite: ClassVar[tuple[str, ...]] = ()  # keys of figures that JSON has no number for
     config: RunConfig  # everything that determines the run
     data: Any  # from `load_data`
     workers: Workers  # which share of a batch is this process's

@@ -11,10 +11,13 @@ import torch
 
 import bayesrnn_cuda as brnn
 from bayesrnn_cuda.cli import UserError
+from bayesrnn_cuda.experiments.experiments import PRESETS
 from bayesrnn_cuda.experiments.forecasting.model import METHODS, ForecastingConfig
 from bayesrnn_cuda.experiments.forecasting.presets import SWEEPS
+from bayesrnn_cuda.experiments.forecasting.summary import sections
 from bayesrnn_cuda.experiments.forecasting.task import RULE, ForecastingTask
 from bayesrnn_cuda.experiments.intervals import certain, measured, rules
+from bayesrnn_cuda.experiments.report.records import Run, read_runs
 from bayesrnn_cuda.experiments.report.report import write_report
 from bayesrnn_cuda.experiments.training.distributed import Workers
 from bayesrnn_cuda.experiments.training.runs import Interrupted
@@ -112,6 +115,7 @@ def test_the_loss_of_quantiles_by_hand():
         for error in (task.targets[batch] - forecast).flatten().tolist():
             loss += (q if error > 0 else q - 1) * error
     assert task.loss(task.model, 0).item() == pytest.approx(loss / (2 * lower.numel()), rel=1e-5)
+    assert ForecastingConfig(coverage=0.5).quantiles() == (0.25, 0.75)
 
 
 def test_variational_standardizes_and_the_published_do_not():
@@ -167,6 +171,28 @@ def test_too_few_held_out_series_have_no_finite_interval():
     assert measured(found["max"], targets)["width"] is not None
 
 
+@pytest.mark.parametrize("method", ["variational", "cf-rnn", "adaptive", "mq-rnn"])
+@pytest.mark.parametrize("changes", [{"series": 10}, {"coverage": 0.01}, {"coverage": 0.99}])
+def test_the_ends_of_the_ranges_can_be_tested(method, changes):
+    make(method=method, passes=1, **changes).test(nothing)
+
+
+@pytest.mark.parametrize(("name", "value"), [("series", 9), ("coverage", 0), ("coverage", 1)])
+def test_what_no_test_can_take_is_refused_before_training(name, value):
+    with pytest.raises(UserError, match=f"argument --{name}: expected .*, got {value}"):
+        ForecastingConfig(**{**TINY, name: value})
+
+
+def test_held_out_series_that_show_no_noise():
+    """Their errors are below the doubt, and some forecasts are without doubt."""
+    held_out, targets = example(10)
+    std = torch.full_like(targets, 100)
+    std[5:] = 0
+    held_out = held_out._replace(std=std, total_std=std)
+    for lower, upper in rules(held_out, targets, held_out, 0.5).values():
+        assert (upper >= lower).all()
+
+
 def test_a_scale_of_its_own_is_used():
     held_out, targets = example(500)
     scaled = certain(held_out.mean, torch.tensor([1.0, 2.0, 3.0]).expand(500, 3).double())
@@ -207,22 +233,51 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, losses, method, stop
         assert torch.equal(mine, other)
 
 
-def test_report_averages_the_seeds(tmp_path):
+def finished(folder, label: str, **given) -> dict:
+    """The last record of a tiny run of forecasting-static-3 in a folder."""
     sweep = next(sweep for sweep in SWEEPS if sweep.name == "forecasting-static-3")
-    joint = []
-    for seed in (1, 2):
-        for label in ("variational", "cf-rnn"):
-            preset = sweep.members[label]
-            given = {name: TINY[name] for name in TINY if name != "epochs"} | {"seed": seed}
-            config = replace(preset.config(given), epochs=1)
-            result = Trainer.start(
-                ForecastingTask.load(config), tmp_path / "runs" / str(seed) / label
-            ).run()
-            if label == "cf-rnn":
-                joint.append(result.final["joint"])
+    own = {name: TINY[name] for name in TINY if name != "epochs"}
+    config = replace(sweep.members[label].config(own | given), epochs=1)
+    return Trainer.start(ForecastingTask.load(config), folder).run().final
+
+
+def mean_and_spread(values: list[float]) -> str:
+    mean, spread = sum(values) / 2, abs(values[0] - values[1]) / math.sqrt(2)
+    return f"{mean:.1f} ({spread:.1f}; 2)"
+
+
+def test_report_averages_the_seeds(tmp_path):
+    runs = {
+        label: [
+            finished(tmp_path / "runs" / f"{seed}" / label, label, seed=seed) for seed in (1, 2)
+        ]
+        for label in ("variational", "cf-rnn")
+    }
     text = write_report([tmp_path / "runs"], tmp_path / "report").read_text()
-    mean, spread = sum(joint) / 2, abs(joint[0] - joint[1]) / math.sqrt(2)
-    assert f"| CF-RNN | {mean:.1f} ({spread:.1f}; 2) [94.6] |" in text
-    assert "DP-RNN |" not in text and "epochs 1 (preset 20)" in text
+    joint = mean_and_spread([final["joint"] for final in runs["cf-rnn"]])
+    assert f"| CF-RNN | {joint} [94.6] |" in text
+    oracle = mean_and_spread([final["intervals"]["oracle"]["joint"] for final in runs["cf-rnn"]])
+    assert f"| oracle (Kalman filter) | {oracle} |" in text
+    assert "DP-RNN |" not in text and "epochs 1 (preset 20)" in text and "Left out" not in text
     for name in ("forecasting.png", "forecasting-curves.png"):
         assert (tmp_path / "report" / name).stat().st_size > 1000
+
+
+def test_report_pools_what_is_comparable(tmp_path):
+    """Neither the same seed twice nor other options; a run without masks loses no figure."""
+    joint = [
+        finished(tmp_path / "runs" / f"{seed}", "cf-rnn", seed=seed)["joint"] for seed in (1, 2)
+    ]
+    finished(tmp_path / "runs" / "again", "cf-rnn", seed=2)
+    finished(tmp_path / "runs" / "wide", "cf-rnn", seed=3, hidden=7)
+    finished(tmp_path / "runs" / "certain", "variational", dropout=0.0)
+    text = write_report([tmp_path / "runs"], tmp_path / "report").read_text()
+    assert f"| CF-RNN | {mean_and_spread(joint)} [94.6] |" in text
+    assert "other options: again, wide." in text and "hidden 7" not in text
+    assert "variational, max score |" in text and "variational, masks alone" not in text
+    assert (tmp_path / "report" / "forecasting.png").stat().st_size > 1000
+    preset = PRESETS["sentiment-lstm-bayesian"]
+    config = {**vars(preset.config()), "experiment": "sentiment", "epochs": 77}
+    other = Run("other", config, [], {"final": True}, preset)
+    words = "\n".join(sections([*read_runs([tmp_path / "runs"]), other], tmp_path))
+    assert words in text and "epochs 77" not in words

@@ -3,6 +3,7 @@
 # make test-all runs every test in full
 # make tools   runs the recipes of docs/tools.md beside the packages that they are for (2 GB)
 # make fuzz    puts 12,000 random cases to the engines and wrong calls to everything public
+# make test-arm compiles the CPU engine for 64-bit ARM and runs its tests under qemu, in ten minutes
 # make kernels prints the registers of every CUDA kernel and fails if one spills
 # make bench   times the layers against torch's own and the eager loop
 # make wheel   builds sdist and wheel, installs the wheel beside another torch and tests it there
@@ -28,7 +29,7 @@ SOURCES := setup.py pyproject.toml $(shell find building csrc -type f -not -name
 HALF := tests/ptx tests/experiments
 FAST := -m 'not slow'
 
-.PHONY: help train test test-all test-half test-rest tools fuzz kernels bench gpu wheel \
+.PHONY: help train test test-all test-half test-rest test-arm tools fuzz kernels bench gpu wheel \
         distributions lint docs format clean FORCE
 
 help:
@@ -55,6 +56,14 @@ test-half: $(VENV)/ready
 	$(BIN)/python -m pytest $(FAST) $(HALF)
 test-rest: $(VENV)/ready
 	$(BIN)/python -m pytest $(FAST) $(HALF:%=--ignore=%)
+
+# CI leaves it out: its compiler and emulator are no part of what a build needs.
+test-arm: $(VENV)/ready
+	@test "$$(uname -m)" = aarch64 || \
+	  { command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null || \
+	  { echo 'make: no aarch64-linux-gnu-g++ or no qemu-aarch64;' \
+	      'apt-get install g++-aarch64-linux-gnu qemu-user' >&2; exit 1; }
+	$(BIN)/python -m pytest tests/arm $(ARGS)
 
 tools: $(VENV)/tools
 	$(BIN)/python -m pytest tests/tools/recipes $(ARGS)

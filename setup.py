@@ -147,14 +147,20 @@ def source_flags(source: Path, cuda: Path | None) -> list[str]:
 
 def cxx_sources(cuda: bool) -> list[Path]:
     """Every .cpp under csrc that is meant for this machine's processor, and for CUDA or not."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
+    isas = instruction_sets(platform.machine())
     without = set() if cuda else {"torch_host"}  # the others of csrc/cuda make no CUDA call
     return [
         source
         for source in sorted(CSRC.rglob("*.cpp"))
-        if source.stem not in without
-        and (source.parent.name != "isa" or x86 or source.stem == "portable")
+        if source.stem not in without and (source.parent.name != "isa" or source.stem in isas)
     ]
+
+
+def instruction_sets(machine: str) -> set[str]:
+    """Which files of csrc/cpu/isa a processor can use, by the name of platform.machine()."""
+    if machine in ("x86_64", "AMD64"):
+        return ISA_FLAGS.keys() - {"neon"}
+    return {"portable", "neon"} if machine in ("aarch64", "arm64") else {"portable"}
 
 
 setup(

@@ -11,6 +11,8 @@ namespace {
 
 #if defined(__x86_64__)
 const Isa* const kIsas[] = {&kAmx, &kAvx512Bf16, &kAvx512, &kAvx2, &kPortable};  // best first
+#elif defined(__aarch64__)
+const Isa* const kIsas[] = {&kNeon, &kPortable};
 #else
 const Isa* const kIsas[] = {&kPortable};
 #endif

@@ -59,7 +59,7 @@ struct Isa {
   }
 };
 
-extern const Isa kAmx, kAvx512Bf16, kAvx512, kAvx2, kPortable;
+extern const Isa kAmx, kAvx512Bf16, kAvx512, kAvx2, kNeon, kPortable;
 extern const Engine<float> kAvx512Float;
 extern const Engine<double> kAvx512Double;
 

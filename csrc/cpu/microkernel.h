@@ -44,6 +44,12 @@ BRNN_INLINE void add_product(Vec<C>& sum, const C* a, Vec<C> b) {
     else
       asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(sum.v) : "v"(b.v), "m"(*a));
   }
+#elif defined(BRNN_NEON)
+  // So here; a is loaded as one number, which all products of its row take by element.
+  if constexpr (sizeof(C) == 4)
+    asm("fmla %0.4s, %1.4s, %2.s[0]" : "+w"(sum.v) : "w"(b.v), "w"(*a));
+  else
+    asm("fmla %0.2d, %1.2d, %2.d[0]" : "+w"(sum.v) : "w"(b.v), "w"(*a));
 #else
   sum = sum + broadcast(*a) * b;
 #endif

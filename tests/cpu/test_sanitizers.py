@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ISA_FLAGS = json.loads((ROOT / "csrc/cpu/isa/flags.json").read_text())
 # The constants of csrc/cpu/engine.h, the one that every machine has first.
 CONSTANTS = {
-    "portable": "kPortable", "avx2": "kAvx2", "avx512": "kAvx512",
+    "portable": "kPortable", "neon": "kNeon", "avx2": "kAvx2", "avx512": "kAvx512",
     "avx512_bf16": "kAvx512Bf16", "amx": "kAmx",
 }  # fmt: skip
 ALL = list(CONSTANTS) if "avx2" in AVAILABLE else ["portable"]  # linked, run where supported

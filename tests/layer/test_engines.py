@@ -13,7 +13,7 @@ CELLS = ["lstm", "gru", "rnn"]
 FUSED = [torch.float32, torch.float64, torch.bfloat16]
 SIZES = (35, 20, 200, 100)  # T, B, I, H
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+INSTRUCTION_SETS = ("portable", "neon", "avx2", "avx512", "avx512_bf16", "amx")
 every_cell = pytest.mark.parametrize("cell", CELLS)
 
 

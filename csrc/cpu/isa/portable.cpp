@@ -1,4 +1,4 @@
-// portable.cpp compiles the CPU engine for any machine: SSE2 on x86-64, NEON on arm64.
+// portable.cpp compiles the CPU engine for any machine, in GCC's vectors of 16 bytes alone.
 #define BRNN_ISA portable
 #include "instance.h"
 

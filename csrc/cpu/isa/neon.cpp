@@ -1,0 +1,19 @@
+// neon.cpp compiles the CPU engine for 64-bit ARM, all of which has NEON. There GCC orders
+// instructions before it assigns registers, unless flags.json forbids it, and 24 sums would not
+// stay in theirs.
+#define BRNN_ISA neon
+#define BRNN_NEON
+#include "instance.h"
+
+namespace brnn::cpu {
+
+extern const Isa kNeon = {
+    "neon",
+    [] { return true; },
+    &BRNN_ISA::kEngine<float>,
+    &BRNN_ISA::kEngine<double>,
+    &BRNN_ISA::kEngine<bfloat16>,
+    &BRNN_ISA::sample_keep,
+};
+
+}  // namespace brnn::cpu

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils import benchmark
 
 import bayesrnn_cuda as brnn
 
+from .ceiling import Ceiling
 from .layers import LAYERS
 from .options import options
 from .report import Row, draw, table
@@ -65,6 +67,11 @@ class Case:
         if self.loss == "last":
             dy[:-1] = 0
         return dy
+
+    def flop(self, backward: bool) -> float:
+        """Of the products of forward, or of forward and backward."""
+        gates = LAYERS[self.cell].cell.gates
+        return 2.0 * self.T * self.B * gates * self.H * (self.I + self.H) * (3 if backward else 1)
 
     def __str__(self) -> str:
         last = " loss on the last step" if self.loss == "last" else ""
@@ -133,10 +140,11 @@ def measure(
     device: torch.device,
     runs: int,
     backward: bool = True,
+    ceiling: Ceiling | None = None,
 ) -> list[Row]:
     """Checks, then times all variants in turn, `runs` rounds; ratios are to the first variant.
 
-    Without `backward` forward alone.
+    Without `backward` forward alone. A `ceiling` has its turn among them.
     """
     rows, variants, every = checked(variants)
     dtypes = {variant.dtype for variant in variants}
@@ -155,14 +163,20 @@ def measure(
 
     functions = {"forward": forward, **({"forward_backward": forward_backward} if backward else {})}
     for what, function in functions.items():
-        samples = _interleaved(function, variants, runs)
+        calls: list[Callable] = [partial(function, variant) for variant in variants]
+        samples = _interleaved(calls + ([ceiling.run] if ceiling else []), runs)
         first = statistics.median(samples[0])
+        best = ceiling.run() / statistics.median(samples.pop()) if ceiling else None
         for row, times in zip(rows, samples, strict=True):
             setattr(row, f"{what}_ms", statistics.median(times) * 1e3)
             if runs > 1:
                 quartiles = statistics.quantiles(times, n=4)
                 setattr(row, f"{what}_spread", (quartiles[2] - quartiles[0]) * 1e3)
             row.ratio[what] = statistics.median(times) / first
+        for row, variant, times in zip(rows, variants, samples, strict=True):
+            if best and variant.dtype is None:
+                rate = case.flop(what == "forward_backward") / statistics.median(times)
+                row.gflops[what], row.of_peak[what] = rate / 1e9, rate / best
     if device.type == "cuda" and backward:
         _peaks(case, rows, variants, device, 1)
     return every
@@ -187,21 +201,15 @@ def checked(variants: Sequence[Variant]) -> tuple[list[Row], list[Variant], list
     return [row for row in every if row.skipped is None], run, every
 
 
-def _interleaved(
-    function: Callable[[Variant], None], variants: Sequence[Variant], runs: int
-) -> list[list[float]]:
-    """Seconds a call: one list per variant, `runs` long."""
+def _interleaved(functions: Sequence[Callable[[], Any]], runs: int) -> list[list[float]]:
+    """Seconds a call: one list per function, `runs` long."""
     timers = [
-        benchmark.Timer(
-            "function(variant)",
-            globals={"function": function, "variant": variant},
-            num_threads=torch.get_num_threads(),
-        )
-        for variant in variants
+        benchmark.Timer("call()", globals={"call": function}, num_threads=torch.get_num_threads())
+        for function in functions
     ]
     # Enough calls for 50 ms, so that a short case is not the clock's noise.
     calls = [max(1, int(0.05 / max(1e-6, timer.timeit(1).mean))) for timer in timers]
-    times: list[list[float]] = [[] for _ in variants]
+    times: list[list[float]] = [[] for _ in timers]
     for _ in range(runs):
         for timer, number, into in zip(timers, calls, times, strict=True):
             into.append(timer.timeit(number).mean)

@@ -19,7 +19,8 @@ class Row:
     """Milliseconds of one variant in one case: medians, and the quartile range beside them.
 
     What was not measured is None. `ratio` is to the case's first variant, and has a key for
-    whatever has been compared: forward, forward_backward, peak.
+    whatever has been compared: forward, forward_backward, peak. `of_peak` is the part of the rate
+    that the processor had at most in the same run: bench/ceiling.py.
     """
 
     variant: str
@@ -28,6 +29,8 @@ class Row:
     forward_spread: float | None = None
     forward_backward_spread: float | None = None
     ratio: dict[str, float] = field(default_factory=dict)
+    gflops: dict[str, float] = field(default_factory=dict)
+    of_peak: dict[str, float] = field(default_factory=dict)
     peak_bytes: int | None = None  # of forward and backward
     skipped: str | None = None
 
@@ -46,19 +49,31 @@ def table(results: Sequence[tuple[Any, Sequence[Row]]], head: bool = True) -> st
     steps = [what for what in columns if what != "peak" and "peak" in columns]
     lines = []
     if head:
-        titles = [f"{what.replace('_', '+'):>21}" for what in columns]
+        above = {what for row in rows for what in row.of_peak}
+        titles = [
+            f"{what.replace('_', '+'):>21}" + ("   of peak" if what in above else "")
+            for what in columns
+        ]
         lines.append(f"{'':30}{''.join(titles)}" + (f"{'us a step':>18}" if steps else ""))
     for case, rows in results:
-        lines.append(str(case))
+        lines.append(str(case) + _peaks(rows))
         for row in rows:
             text = f"  {row.variant:28}" + (f"    {row.skipped}" if row.skipped else "")
             for what in row.ratio:
                 value, unit = _COLUMNS[what](row)
                 text += f"{row.ratio[what]:8.2f} {value:8.2f} {unit:3}"
+                text += f"{row.of_peak[what]:10.2f}" if what in row.of_peak else ""
+                text += " " * 10 if rows[0].of_peak and not row.of_peak else ""
             for what in steps if row.ratio else ():
                 text += f"{_COLUMNS[what](row)[0] * 1e3 / case.T:9.2f}"
             lines.append(text.rstrip())
     return "\n".join(lines)
+
+
+def _peaks(rows: Sequence[Row]) -> str:
+    """The rates that parts of a peak are of; the clock of a processor has no fixed one."""
+    rates = [rows[0].gflops[what] / part for what, part in rows[0].of_peak.items()] if rows else []
+    return f"    peak {' and '.join(f'{rate:.0f}' for rate in rates)} GFLOP/s" if rates else ""
 
 
 def draw(path: Path) -> None:
@@ -70,43 +85,54 @@ def draw(path: Path) -> None:
     if not records:
         raise ValueError("no measured case")
     rows = [row for record in records for row in record["rows"]]
-    compared = [what for what in TITLES if any(what in row["ratio"] for row in rows)]
+    panels = [
+        (figure_of, what)
+        for figure_of in ("ratio", "of_peak")
+        for what in TITLES
+        if any(what in row.get(figure_of, {}) for row in rows)
+    ]
     first = dict.fromkeys(record["rows"][0]["variant"] for record in records)
     others = dict.fromkeys(row["variant"] for record in records for row in record["rows"][1:])
 
     figure = Figure(
-        figsize=(max(7, 2 + 0.6 * len(records)), 1.5 + 2.8 * len(compared)), layout="constrained"
+        figsize=(max(7, 2 + 0.6 * len(records)), 1.5 + 2.8 * len(panels)), layout="constrained"
     )
-    all_axes = figure.subplots(len(compared), sharex=True, squeeze=False)[:, 0]
-    for axes, what in zip(all_axes, compared, strict=True):
-        for i, name in enumerate(others):
-            offset, width = (i - (len(others) - 1) / 2) * 0.8 / len(others), 0.8 / len(others)
-            bars = _bars(records, name, what)
-            axes.bar([at + offset for at in bars], list(bars.values()), width, label=name)
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (figure_of, what) in zip(all_axes, panels, strict=True):
+        colors = {name: f"C{i}" for i, name in enumerate(others)}
+        if figure_of == "of_peak":  # the first variant has a part of it as well
+            colors |= dict.fromkeys(first.keys() - others.keys(), "0.6")
+        for i, (name, color) in enumerate(colors.items()):
+            offset, width = (i - (len(colors) - 1) / 2) * 0.8 / len(colors), 0.8 / len(colors)
+            bars = _bars(records, name, figure_of, what)
+            axes.bar(
+                [at + offset for at in bars], list(bars.values()), width, label=name, color=color
+            )
         axes.axhline(1, color="black", linewidth=1)
         axes.set_title(TITLES[what], fontsize=10)
-        axes.set_ylabel(
-            f"{'bytes' if what == 'peak' else 'time'} / {' or '.join(first)}", fontsize=9
-        )
-        axes.set_ylim(0, max(2, 1.05 * max(row["ratio"].get(what, 0) for row in rows)))
+        unit = "bytes" if what == "peak" else "time"
+        label = f"{unit} / {' or '.join(first)}" if figure_of == "ratio" else "part of the peak"
+        axes.set_ylabel(label, fontsize=9)
+        highest = 1.05 * max(row.get(figure_of, {}).get(what, 0) for row in rows)
+        axes.set_ylim(0, max(2 if figure_of == "ratio" else 1.1, highest))
     all_axes[-1].set_xticks(
         range(len(records)), _labels(records), rotation=40, ha="right", rotation_mode="anchor"
     )
     all_axes[-1].tick_params(axis="x", labelsize=8)
-    handles = all_axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", frameon=False, ncols=len(others))
+    handles = all_axes[-1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", frameon=False, ncols=len(handles[1]))
     figure.suptitle(_title(document["machine"], records))
     figure.savefig(path.with_suffix(".png"), dpi=150)
     print(f"figure: {path.with_suffix('.png')}")
 
 
-def _bars(records: list[dict[str, Any]], name: str, what: str) -> dict[int, float]:
-    """Ratio of a variant by the case's place; a case may lack it."""
+def _bars(records: list[dict[str, Any]], name: str, figure_of: str, what: str) -> dict[int, float]:
+    """Figure of a variant by the case's place; a case may lack it, as older files do."""
     return {
-        at: row["ratio"][what]
+        at: row[figure_of][what]
         for at, record in enumerate(records)
         for row in record["rows"]
-        if row["variant"] == name and what in row["ratio"]
+        if row["variant"] == name and what in row.get(figure_of, {})
     }
 
 

@@ -3,9 +3,12 @@
 python -m bench.vs_cudnn [--device cuda] [--dtype bfloat16] [--shape 35,20,650,650]
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from . import harness
+from .ceiling import ceiling
 
 
 def variants(case: harness.Case, device: torch.device) -> list[harness.Variant]:
@@ -18,8 +21,16 @@ def variants(case: harness.Case, device: torch.device) -> list[harness.Variant]:
     ]
 
 
+def measure(
+    case: harness.Case, compared: Sequence[harness.Variant], device: torch.device, runs: int
+) -> list[harness.Row]:
+    """Beside what the processor can do at most."""
+    best = ceiling(case.torch_dtype, device)
+    return harness.measure(case, compared, device, runs, ceiling=best)
+
+
 def main() -> None:
-    harness.compare(__doc__, variants)
+    harness.compare(__doc__, variants, measure=measure)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <numeric>
 #include <sstream>
 #include <tuple>
+#include <vector>
 
 #include "cpu/torch_host.h"
 #include "cuda/plan/devices.h"
@@ -289,6 +291,21 @@ std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t
   return out.str();
 }
 
+// Makes float products on all threads, as many as the processor can, and returns their number: who
+// takes the time has the peak that layers are measured by.
+double cpu_products() {
+  const cpu::Host host = cpu::host(1e12);
+  std::vector<double> made(static_cast<size_t>(host.threads));
+  host.parallel_for(
+      host.threads,
+      [](void* made, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          static_cast<double*>(made)[i] = cpu::isa().count_products();
+      },
+      made.data());
+  return std::accumulate(made.begin(), made.end(), 0.0);
+}
+
 // Returns the GPU of that name; "" is the one of this machine that is current.
 const cuda::Device& device_of(const std::string& gpu) {
   if (gpu.empty()) {
@@ -347,6 +364,7 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
   m.def(
       "sample_layer_keep(Tensor seeds, SymInt sets, SymInt B, SymInt I, SymInt H, float p_x, "
       "float p_h) -> (Tensor keep_x, Tensor keep_h)");
+  m.def("cpu_products() -> float");
   m.def("cpu_plan(str cell, int T, int B, int I, int H, str dtype) -> str");
   m.def(
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
@@ -369,6 +387,7 @@ STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) { brnn::implement_layer_ops<brnn::c
 
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CompositeExplicitAutograd, m) {
   m.impl("check_layer", TORCH_BOX(&brnn::check_layer_op));
+  m.impl("cpu_products", TORCH_BOX(&brnn::cpu_products));
   m.impl("cpu_plan", TORCH_BOX(&brnn::cpu_plan));
   m.impl("cuda_plan", TORCH_BOX(&brnn::cuda_plan));
   m.impl("cuda_engines", TORCH_BOX(&brnn::cuda::engine_names));

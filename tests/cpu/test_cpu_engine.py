@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -171,6 +172,8 @@ print(bayesrnn_cuda.info()["cpu_instruction_set"])
 
 def available() -> list[str]:
     """What this machine has, best first: as its kernel says, not as the engine does."""
+    if platform.machine() == "aarch64":
+        return ["neon", "portable"]
     flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     has = set(flags[1].split()) if flags else set()
     needs = {

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ BENCHMARKS = {
     "memory": (["torch.nn.GRU", "bayesrnn untied", "bayesrnn none"], {"peak"}, ("--runs", "1")),
     "mc_predict": (["4 calls", "mc_predict"], {"forward"}, ("--runs", "2", "--samples", "4")),
 }
+PEAK = "vs_cudnn"  # tells the part of what the processor can do at most
 
 
 @pytest.fixture
@@ -76,6 +78,7 @@ def test_results(bench, tmp_path, module):
     assert [row["variant"] for row in record["rows"]] == variants
     for row in record["rows"]:
         assert set(row["ratio"]) == compared
+        assert set(row["of_peak"]) == set(row["gflops"]) == (compared if module == PEAK else set())
         for what in compared - {"peak"}:
             assert row[f"{what}_ms"] > 0
             assert (row[f"{what}_spread"] is None) == ("1" in options)
@@ -86,6 +89,22 @@ def test_results(bench, tmp_path, module):
     assert list(path.parent.iterdir()) == [path]
     assert bench("report", path)[0] == 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_part_of_the_peak(bench, tmp_path):
+    """The peak that is printed, times the part of it, is the flop of the products over time."""
+    path = tmp_path / "results.json"
+    status, printed, _ = bench("vs_cudnn", *SMALL, "--runs", "3", "--out", path)
+    assert status == 0
+    record = json.loads(path.read_text())["results"][0]
+    flop = {"forward": 2 * 3 * 2 * 3 * 5 * (4 + 5), "forward_backward": 6 * 3 * 2 * 3 * 5 * (4 + 5)}
+    peaks = re.search(r"peak (\d+) and (\d+) GFLOP/s", printed)
+    for row in record["rows"]:
+        for (what, products), peak in zip(flop.items(), peaks.groups(), strict=True):
+            rate = products / row[f"{what}_ms"] * 1e-6
+            assert row["gflops"][what] == pytest.approx(rate)
+            assert row["of_peak"][what] == pytest.approx(rate / float(peak), rel=0.1)
+    assert path.with_suffix(".png").stat().st_size
 
 
 def test_loss_on_the_last_step(bench, tmp_path):

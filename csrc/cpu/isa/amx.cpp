@@ -37,6 +37,7 @@ extern const Isa kAmx = {
     &kAvx512Double,
     &BRNN_ISA::kEngine<bfloat16>,
     &BRNN_ISA::sample_keep,
+    &BRNN_ISA::count_products,
 };
 
 }  // namespace brnn::cpu

@@ -11,6 +11,7 @@ extern const Isa kAvx2 = {
     &BRNN_ISA::kEngine<double>,
     &BRNN_ISA::kEngine<bfloat16>,
     &BRNN_ISA::sample_keep,
+    &BRNN_ISA::count_products,
 };
 
 }  // namespace brnn::cpu

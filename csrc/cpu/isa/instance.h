@@ -5,6 +5,7 @@
 #include "../backward.h"
 #include "../forward.h"
 #include "../masks.h"
+#include "../peak.h"
 
 namespace brnn::BRNN_ISA {
 

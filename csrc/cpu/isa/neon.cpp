@@ -14,6 +14,7 @@ extern const Isa kNeon = {
     &BRNN_ISA::kEngine<double>,
     &BRNN_ISA::kEngine<bfloat16>,
     &BRNN_ISA::sample_keep,
+    &BRNN_ISA::count_products,
 };
 
 }  // namespace brnn::cpu

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/phases.h"
 #include "cpu/torch_host.h"
 #include "cuda/plan/devices.h"
 #include "cuda/plan/plan.h"
@@ -306,6 +307,17 @@ double cpu_products() {
   return std::accumulate(made.begin(), made.end(), 0.0);
 }
 
+// Turns the clocks of the CPU engine's phases on or off. Writes JSON: the seconds of all threads in
+// each phase since the last call.
+std::string cpu_phases(bool on) {
+  cpu::times_phases = on;
+  std::ostringstream out;
+  for (int i = 0; i < static_cast<int>(cpu::Phase::count); ++i)
+    out << (i ? ", \"" : "{\"") << cpu::kPhaseNames[i]
+        << "\": " << 1e-9 * double(cpu::take_phase(static_cast<cpu::Phase>(i)));
+  return out.str() + "}";
+}
+
 // Returns the GPU of that name; "" is the one of this machine that is current.
 const cuda::Device& device_of(const std::string& gpu) {
   if (gpu.empty()) {
@@ -365,6 +377,7 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
       "sample_layer_keep(Tensor seeds, SymInt sets, SymInt B, SymInt I, SymInt H, float p_x, "
       "float p_h) -> (Tensor keep_x, Tensor keep_h)");
   m.def("cpu_products() -> float");
+  m.def("cpu_phases(bool on) -> str");
   m.def("cpu_plan(str cell, int T, int B, int I, int H, str dtype) -> str");
   m.def(
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
@@ -388,6 +401,7 @@ STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) { brnn::implement_layer_ops<brnn::c
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CompositeExplicitAutograd, m) {
   m.impl("check_layer", TORCH_BOX(&brnn::check_layer_op));
   m.impl("cpu_products", TORCH_BOX(&brnn::cpu_products));
+  m.impl("cpu_phases", TORCH_BOX(&brnn::cpu_phases));
   m.impl("cpu_plan", TORCH_BOX(&brnn::cpu_plan));
   m.impl("cuda_plan", TORCH_BOX(&brnn::cuda_plan));
   m.impl("cuda_engines", TORCH_BOX(&brnn::cuda::engine_names));

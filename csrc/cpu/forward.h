@@ -7,8 +7,12 @@
 
 #include "operands.h"
 #include "parallel.h"
+#include "phases.h"
 
 namespace brnn::BRNN_ISA {
+
+using cpu::Laps;
+using cpu::Phase;
 
 // So many rows of the input part are made before the recurrence consumes them: enough to use a
 // panel of weights many times, few enough to stay in cache.
@@ -53,12 +57,14 @@ class ForwardPass {
 
   void run(const Host& host) {
     parallel_ranges(host, panels(), [&](int64_t begin, int64_t end) {
+      Laps laps;
       for (int64_t panel = begin; panel < end; ++panel) {
         pack_transposed(p_.weight_ih, panels_ih_, panel);
         pack_transposed(p_.weight_hh, panels_hh_, panel);
         keep_x_.pack(share_of(p_.B, panel, panels()));
         keep_h_.pack(share_of(p_.B, panel, panels()));
       }
+      laps.end(Phase::pack_weights);
     });
     if (p_.resets) std::memset(static_cast<void*>(zeros_), 0, size_t(p_.H) * sizeof(S));
     pack_bias(p_.bias_ih, bias_ih_);
@@ -150,10 +156,12 @@ class ForwardPass {
 
   // Packs m x for `steps` steps from s0.
   void pack_input(const Part& part, const Piece& piece, int64_t s0, int64_t steps) const {
+    Laps laps;
     piece.each(steps * part.rows, [&](int64_t row) {
       const int64_t b = part.b0 + row % part.rows, t = p_.time(s0 + row / part.rows);
       pack_row(p_.x + (t * p_.B + b) * p_.I, p_.I, keep_x_, b, part.x, row);
     });
+    laps.end(Phase::pack_input);
   }
 
   Rows<E> own_hidden(const Part& part, const Piece& piece) const {
@@ -163,6 +171,7 @@ class ForwardPass {
   // Packs m h_{t-1} for step s. Each piece makes a copy of its own: what another core has just
   // written comes slowly, and masked for each gate it would be several times as much.
   Rows<E> pack_hidden(const Part& part, const Piece& piece, int64_t s) const {
+    Laps laps;
     const Rows<E> own = own_hidden(part, piece);
     const int64_t t = p_.time(s);
     for (int64_t row = 0; row < part.rows; ++row) {
@@ -172,6 +181,7 @@ class ForwardPass {
       const S* last = first ? p_.h0 + b * p_.H : p_.y + (p_.time(s - 1) * p_.B + b) * p_.H;
       pack_row(p_.resets_at(b, t) ? zeros_ : last, p_.H, keep_h_, b, own, row);
     }
+    laps.end(Phase::pack_hidden);
     return own;
   }
 
@@ -179,6 +189,7 @@ class ForwardPass {
   // cache.
   void input_part(const Part& part, const Piece& piece, int64_t steps) const {
     const Product<E> product;
+    Laps laps;
     piece.each(G * panels(), [&](int64_t item) {
       const int gate = int(item / panels());
       const int64_t panel = item % panels();
@@ -186,6 +197,7 @@ class ForwardPass {
                     panels_ih_.at(gate, panel),
                     {input_of(part, panel, gate, 0), width(panel), false});
     });
+    laps.end(Phase::input_product);
   }
 
   // Visits panels by all rows. It goes back and forth, so that a step starts with the panels that
@@ -204,8 +216,10 @@ class ForwardPass {
     const Rows<E> h = pack_hidden(part, piece, s);
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[kTile];
+      Laps laps;
       multiply_rows(product, count, width(panel), p_.H, h, keep_h_.set_of(0), row,
                     panels_hh_.at(0, panel), {q, width(panel), false});
+      laps.end(Phase::recurrent_product);
       const C* input = input_of(part, panel, 0, step * part.rows + row);
       for (int v = 0; v < width(panel); v += V::size) {
         const int64_t u = panels_hh_.begin(panel) + v;
@@ -221,6 +235,7 @@ class ForwardPass {
           store(part.reset.at(0, row + i, u), to_lanes<E>(first_lanes(lanes(u), r * masked_h)));
         }
       }
+      laps.end(Phase::gates);
     });
   }
 
@@ -230,12 +245,14 @@ class ForwardPass {
     const Rows<E> h = Cell::reset_before ? own_hidden(part, piece) : pack_hidden(part, piece, s);
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[G][kTile];
+      Laps laps;
       for (int gate = Cell::reset_before ? 1 : 0; gate < G; ++gate) {
         const bool by_reset = Cell::reset_before && gate == Cell::candidate;
         const Rows<E>& from = by_reset ? part.reset : h;
         multiply_rows(product, count, width(panel), p_.H, from, by_reset ? 0 : keep_h_.set_of(gate),
                       row, panels_hh_.at(gate, panel), {q[gate], width(panel), false});
       }
+      laps.end(Phase::recurrent_product);
       const C* input[G];
       for (int k = 0; k < G; ++k) input[k] = input_of(part, panel, k, step * part.rows + row);
       for (int v = 0; v < width(panel); v += V::size) {
@@ -245,6 +262,7 @@ class ForwardPass {
         output(part, tile, q[G - 1] + v);
         for (int k = 0; k < G; ++k) input[k] += V::size;
       }
+      laps.end(Phase::gates);
     });
   }
 

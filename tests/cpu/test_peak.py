@@ -1,4 +1,4 @@
-"""The peak that benchmarks measure layers by."""
+"""The peak that benchmarks measure layers by, and the clocks of the engine's phases."""
 
 import json
 import re
@@ -7,7 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from test_cpu_engine import AVAILABLE, in_process
+
+import bayesrnn_cuda as brnn
 
 ROOT = Path(__file__).resolve().parents[2]
 ISA_FLAGS = json.loads((ROOT / "csrc/cpu/isa/flags.json").read_text())
@@ -45,3 +48,30 @@ def test_products_are_counted(isa):
     assert process.returncode == 0, process.stderr
     chains, lanes = CHAINS[isa]
     assert float(process.stdout) == 2 * ROUNDS * chains * lanes
+
+
+def phases_of(layer: torch.nn.Module, x: torch.Tensor, *, on: bool) -> tuple[dict, dict]:
+    """Seconds of forward and of backward."""
+    torch.ops.bayesrnn.cpu_phases(on)
+    y = layer(x)[0]
+    forward = json.loads(torch.ops.bayesrnn.cpu_phases(on))
+    y.sum().backward()
+    return forward, json.loads(torch.ops.bayesrnn.cpu_phases(False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("flags", [("lstm", {}), ("gru", {"reset_after": False})], ids=str)
+def test_phases_are_timed_when_asked_for(two_threads, flags, dtype):
+    cell, options = flags
+    kind = {"lstm": brnn.BayesianLSTM, "gru": brnn.BayesianGRU}[cell]
+    layer = kind(40, 60, input_dropout=0.25, recurrent_dropout=0.25, dtype=dtype, **options)
+    x = torch.randn(9, 13, 40, dtype=dtype, requires_grad=True)
+    forward, backward = phases_of(layer, x, on=True)
+    in_both = {"pack weights", "input product", "recurrent product", "gates"}
+    in_forward = in_both | {"pack input", "pack hidden"}
+    in_backward = in_both | {"pack operands", "turn dz", "weight products"}
+    if dtype == torch.bfloat16:
+        in_backward |= {"convert"}
+    assert {name for name, seconds in forward.items() if seconds > 0} == in_forward
+    assert {name for name, seconds in backward.items() if seconds > 0} == in_backward
+    assert phases_of(layer, x, on=False) == (dict.fromkeys(forward, 0), dict.fromkeys(forward, 0))

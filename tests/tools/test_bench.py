@@ -107,6 +107,19 @@ def test_part_of_the_peak(bench, tmp_path):
     assert path.with_suffix(".png").stat().st_size
 
 
+def test_phases(bench):
+    """They and the rest are all of the time that the threads had."""
+    arguments = ("--cell", "lstm", "--shape", "20,16,64,64", "--threads", "1", "--runs", "3")
+    status, printed, errors = bench("phases", *arguments)
+    assert (status, errors) == (0, "")
+    line = r"^    {} +(-?[\d.]+) ms +(-?[\d.]+)%"
+    for phase in ("gates", "recurrent product", "the rest"):
+        assert len(re.findall(line.format(phase), printed, re.M)) == 2
+    assert len(re.findall(line.format("weight products"), printed, re.M)) == 1
+    shares = [float(share) for _, share in re.findall(line.format(r"[a-z ]+?"), printed, re.M)]
+    assert sum(shares) == pytest.approx(200, abs=2)  # they are rounded
+
+
 def test_loss_on_the_last_step(bench, tmp_path):
     path = tmp_path / "results.json"
     options = ("--loss", "last", "--runs", "1", "--no-figure", "--out", path)

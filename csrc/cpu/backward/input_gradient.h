@@ -27,10 +27,12 @@ class InputGradient {
   void rows(const Piece& piece, int64_t begin, int64_t count) const {
     const Product<E> product;
     const Blocks blocks(count, panels_.tile_rows(), Product<E>::even);
+    Laps laps;
     piece.each(blocks.count, [&](int64_t i) {
       for (int64_t panel = 0; panel < panels_.panels(); ++panel)
         tile(product, begin, blocks.begin(i), blocks.size(i), panel);
     });
+    laps.end(Phase::input_product);
   }
 
  private:

@@ -107,13 +107,16 @@ class Recurrence {
     const int64_t next_row = at_edge ? 0 : (s + 1 - begin) * p_.B;
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b, int count) {
       alignas(64) C dh[kTile];
+      Laps laps;
       if (last)
         std::memset(dh, 0, sizeof dh);
       else
         through_recurrence(product, next, next_row + b, panel, b, count, dh);
+      laps.end(Phase::recurrent_product);
       for (int v = 0; v < panels_.width(panel); v += V::size)
         gate_gradients(part, s, (s - begin) * p_.B + b, b, count, panels_.begin(panel) + v, dh + v,
                        panels_.width(panel));
+      laps.end(Phase::gates);
     });
   }
 
@@ -180,10 +183,12 @@ class Recurrence {
     const int64_t t = p_.time(s);
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b0, int count) {
       alignas(64) C dq[kTile];
+      Laps laps;
       const int64_t dz_row = (s - begin) * p_.B + b0;
       const int width = panels_.width(panel);
       multiply_rows(product, count, width, p_.H, dz_, n_slot, dz_row, panels_.at(n_gate, panel),
                     {dq, width, false});
+      laps.end(Phase::recurrent_product);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size) {
           const int64_t b = b0 + i, u = panels_.begin(panel) + v;
@@ -201,6 +206,7 @@ class Recurrence {
           store(dh_masked_ + b * pitch_ + u, dmasked);
           add_to(dbias(part, 0) + u, dr);
         }
+      laps.end(Phase::gates);
     });
   }
 

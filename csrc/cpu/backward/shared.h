@@ -8,8 +8,12 @@
 
 #include "../operands.h"
 #include "../parallel.h"
+#include "../phases.h"
 
 namespace brnn::BRNN_ISA {
+
+using cpu::Laps;
+using cpu::Phase;
 
 // Chooses the steps of a chunk: the weight gradients gain by many rows (step, sequence), but memory
 // grows with them. It takes all of them if they are no more than the units, since the masked
@@ -59,6 +63,7 @@ struct BackwardShared {
   void pack(const Host& host) const {
     const int64_t hh = panels_hh.panels(), ih = layer.dx ? panels_ih.panels() : 0;
     parallel_ranges(host, hh + ih, [&](int64_t begin, int64_t end) {
+      Laps laps;
       for (int64_t i = begin; i < end; ++i) {
         if (i < hh)
           pack_plain(layer.weight_hh, panels_hh, i);
@@ -67,6 +72,7 @@ struct BackwardShared {
         keep_x.pack(share_of(layer.B, i, hh + ih));
         keep_h.pack(share_of(layer.B, i, hh + ih));
       }
+      laps.end(Phase::pack_weights);
     });
   }
 };

@@ -64,6 +64,7 @@ class WeightGradients {
 
   // Packs m_k x_t and m_k h_{t-1} of one chunk, some rows at a time.
   void pack(const Piece& piece, int64_t begin, int64_t rows) const {
+    Laps laps;
     piece.each(divide_up(Panels<E>::padded(rows), kSomeRows), [&](int64_t item) {
       pack_operand<false>(x_, false, begin, rows, item * kSomeRows);
       if (cell_.reset_before)
@@ -71,6 +72,7 @@ class WeightGradients {
       else
         pack_operand<false>(h_, true, begin, rows, item * kSomeRows);
     });
+    laps.end(Phase::pack_operands);
   }
 
   // Adds the products of one chunk, whose operands are packed, to the sums.
@@ -83,10 +85,15 @@ class WeightGradients {
       const int64_t first = steps.begin(item % steps.count);
       const Share own = {first, first + steps.size(item % steps.count)};
       const int slot_a = cell_.slot_of_a[gate], slot_q = cell_.slot_of_q[gate];
+      Laps laps;
       turn(dz_, slot_a, rows, own, units);
+      laps.end(Phase::turn);
       add_products(product, gate, own, units, rows, x_, !first_chunk);
+      laps.end(Phase::weight_products);
       if (slot_q != slot_a) turn(dz_, slot_q, rows, own, units);
+      laps.end(Phase::turn);
       add_products(product, gate, own, units, rows, h_, !first_chunk);
+      laps.end(Phase::weight_products);
     });
   }
 
@@ -94,8 +101,10 @@ class WeightGradients {
   void write(const Host& host) const {
     if (kSame) return;
     parallel_ranges(host, columns(), [&](int64_t begin, int64_t end) {
+      Laps laps;
       convert(x_.sum, p_.mask_x.scale, p_.dweight_ih, begin * p_.I, end * p_.I);
       convert(h_.sum, p_.mask_h.scale, p_.dweight_hh, begin * p_.H, end * p_.H);
+      laps.end(Phase::convert);
     });
   }
 

@@ -304,10 +304,13 @@ class ForwardPass {
         store(carried, state);
       } else {  // past its length a sequence keeps its state and writes zeros
         saved = V{};
+#pragma GCC unroll 4
         for (int k = 0; k < G; ++k) gate[k] = V{};
       }
-      if (gates)
-        for (int k = 0; k < G; ++k) store(gates + i * G * H + k * H, gate[k], n);
+      if (gates) {
+#pragma GCC unroll 4
+        for (int k = 0; k < G; ++k) store(gates + (i * G + k) * H, gate[k], n);
+      }
       if (all_saved) store(all_saved + i * H, saved, n);
     }
   }

@@ -303,6 +303,11 @@ BRNN_INLINE Vec<C> clamp(C low, C high, Vec<C> a) {
     const __m512 lesser = _mm512_min_ps(_mm512_set1_ps(high), (__m512)a.v);  // of NaN the second
     return {(typename Vec<C>::Native)_mm512_max_ps(_mm512_set1_ps(low), lesser)};
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(C) == 4) {
+    const __m256 lesser = _mm256_min_ps(_mm256_set1_ps(high), (__m256)a.v);
+    return {(typename Vec<C>::Native)_mm256_max_ps(_mm256_set1_ps(low), lesser)};
+  }
 #endif
   const auto lesser = a.v > high ? broadcast(high).v : a.v;
   return {lesser < low ? broadcast(low).v : lesser};

@@ -83,6 +83,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m bench.mc_predict --out bench/results/cpu_mc_predict.json $(ARGS)
 	$(BIN)/python -m bench.vs_loop --out bench/results/cpu_vs_loop.json $(ARGS)
 	$(BIN)/python -m bench.vs_resets --out bench/results/cpu_vs_resets.json $(ARGS)
+	$(BIN)/python -m bench.call_cost --out bench/results/cpu_call_cost.json
 	$(BIN)/python -m bench.memory --out bench/results/cpu_memory.json $(ARGS)
 	$(BIN)/python -m bench.vs_alternatives --out bench/results/cpu_vs_alternatives.json
 

@@ -3,9 +3,11 @@
 A direct call of an op, and torch.compile, get what torch.library.register_autograd makes of that.
 torch.func (grad, vjp, jacrev) refuses it and takes an autograd.Function with the same two functions
 inside. Another one serves a layer in plain eager mode: the registered one reads the op's schema at
-every call, 0.1 ms, and the layer of an agent or a short sequence may take no more.
+every call, 0.1 ms, and the layer of an agent or a short sequence may take no more. Where no
+gradient is wanted the op is called below torch's autograd, whose part of it is in Python too.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,18 +25,16 @@ _OPS = torch.ops.bayesrnn
 def call(name: str, *arguments: Any, gradient: bool = False) -> tuple[Tensor, ...]:
     """torch.ops.bayesrnn.<name>, within torch.func.grad and its like too.
 
-    `gradient`: one is required of some argument. (Without it the op alone is right, if slower.)
+    `gradient`: one is wanted of the results, by some argument.
     """
     if in_forward_mode():
         raise RuntimeError(
             "bayesrnn: the fused engines have no forward-mode derivative; use engine='reference'"
         )
-    if in_func_grad():
-        run = _FUNCTIONS[name].apply
-    elif gradient and not _transformed():
-        run = _EAGER[name].apply
+    if _transformed():
+        run = _FUNCTIONS[name].apply if in_func_grad() else getattr(_OPS, name)
     else:
-        run = getattr(_OPS, name)
+        run = (_EAGER if gradient else _WITHOUT_GRADIENT)[name]
     return ops.call(run, *arguments)
 
 
@@ -80,6 +80,7 @@ def _backward(cell: Cell, ctx, *grads):
     dx, *rest = call(
         f"{cell.name}_backward", *grads[: 1 + cell.states], *ctx.saved_tensors,
         scale_x, scale_h, reverse, *flags, ctx.bias, ctx.needs_input_grad[0], allow_tf32, engine,
+        gradient=torch.is_grad_enabled(),  # of the gradient, which is refused
     )  # fmt: skip
     return _gradients(ctx, dx, rest[: cell.states], rest[cell.states :])
 
@@ -123,21 +124,39 @@ def _function(op, setup, gradients, rule) -> type[torch.autograd.Function]:
     return Function
 
 
-def _eager_function(op, setup, gradients) -> type[torch.autograd.Function]:
-    """The same for plain autograd. (With setup_context torch binds the arguments by inspect.)"""
+def _without_gradient(op) -> Callable:
+    """The op below autograd."""
+
+    def run(*arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    return run
+
+
+def _eager(op, tensors: int, setup, gradients) -> Callable:
+    """The op for plain autograd; `tensors` are its first arguments.
+
+    What comes after them is one argument here, because torch looks at each. (With setup_context it
+    binds them by inspect.)
+    """
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *arguments):
+            arguments = (*arguments[:-1], *arguments[-1])
             output = op(*arguments)
             setup(ctx, arguments, output)
             return output
 
         @staticmethod
         def backward(ctx, *grads):
-            return gradients(ctx, *grads)
+            return gradients(ctx, *grads)[: tensors + 1]
 
-    return Function
+    def run(*arguments):
+        return Function.apply(*arguments[:tensors], arguments[tensors:])
+
+    return run
 
 
 def _setup_nothing(ctx, inputs, output) -> None:
@@ -145,7 +164,9 @@ def _setup_nothing(ctx, inputs, output) -> None:
 
 
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
-_EAGER: dict[str, type[torch.autograd.Function]] = {}
+# In plain eager mode, with and without a gradient.
+_EAGER: dict[str, Callable] = {}
+_WITHOUT_GRADIENT: dict[str, Callable] = {}
 
 
 def _register(cell: Cell) -> None:
@@ -160,7 +181,10 @@ def _register(cell: Cell) -> None:
     torch.library.register_vmap(f"bayesrnn::{name_back}", partial(vmap.loop, op_back))
     _FUNCTIONS[name] = _function(op, setup, backward, rule)
     _FUNCTIONS[name_back] = _function(op_back, _setup_nothing, _refuse, vmap.loop)
-    _EAGER[name] = _eager_function(op, setup, backward)
+    for each in (name, name_back):
+        _WITHOUT_GRADIENT[each] = _without_gradient(getattr(_OPS, each).default)
+    _EAGER[name] = _eager(_WITHOUT_GRADIENT[name], 9 + cell.states, setup, backward)
+    _EAGER[name_back] = op_back
 
 
 for _cell in CELLS.values():

@@ -7,7 +7,7 @@ and devices of a layer's tensors are checked in csrc/checks.h.
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,13 @@ def check_tensor(name: str, value: Any, *, optional: bool = False) -> None:
     if value.layout != torch.strided or value.is_nested:
         found = "a nested one" if value.is_nested else f"layout {value.layout}"
         raise ArgumentError(f"{name}: expected a dense tensor, got {found}")
+
+
+def check_tensors(names: Iterable[str], values: Iterable[Any], *, optional: bool = False) -> None:
+    """`check_tensor` of each value, as many as there are; a call of a layer has a dozen."""
+    for name, value in zip(names, values, strict=False):
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
+            check_tensor(name, value, optional=optional)
 
 
 def check_keep(keep: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
@@ -81,6 +88,8 @@ def shown(value: Any) -> str:
 
 def check_number(name: str, value: float, expected: str = "a number") -> None:
     """TypeError unless `value` is a real number, which True and False are not."""
+    if isinstance(value, float):  # first, since abstract types take ten times as long to ask for
+        return
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
 
@@ -120,6 +129,8 @@ def _is_integer(value: Any) -> bool:
 
 def check_flag(name: str, value: bool) -> bool:
     """`value` itself; TypeError unless it is a bool."""
+    if isinstance(value, bool):
+        return value
     value = from_numpy(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {shown(value)}")

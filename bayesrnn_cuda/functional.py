@@ -7,12 +7,14 @@ from torch import Tensor
 
 from . import autograd, engines, reference
 from .cells import GRU, LSTM, RNN, Cell
-from .checks import check_flag, check_number, check_tensor
+from .checks import check_flag, check_number, check_tensors
 from .masks import LayerMasks
 from .reference import LayerWeights
 
 __all__ = ["LayerMasks", "LayerWeights", "gru", "lstm", "rnn"]
 
+_NO_MASKS = LayerMasks()
+_OPTIONAL = ("bias_ih", "bias_hh", "keep_x", "keep_h", "lengths", "resets")  # of the tensors
 # Asked here, because torch.compile of torch 2.10 does not take the question.
 _AUTOCAST_DEVICES = {
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
@@ -61,7 +63,7 @@ def lstm(
         TypeError: an argument of another type.
         torch.OutOfMemoryError: no memory for the results or for what the engine needs meanwhile.
     """
-    return _layer(LSTM, (x, h0, c0), weights, masks, lengths, resets, reverse, engine)
+    return layer(LSTM, (x, h0, c0), weights, masks, lengths, resets, reverse, engine)
 
 
 def gru(
@@ -89,7 +91,7 @@ def gru(
         y [T, B, H], h_n [B, H] in the dtype of x.
     """
     check_flag("reset_after", reset_after)
-    return _layer(GRU, (x, h0), weights, masks, lengths, resets, reverse, engine, reset_after)
+    return layer(GRU, (x, h0), weights, masks, lengths, resets, reverse, engine, reset_after)
 
 
 def rnn(
@@ -112,10 +114,10 @@ def rnn(
     Returns:
         y [T, B, H], h_n [B, H] in the dtype of x.
     """
-    return _layer(RNN, (x, h0), weights, masks, lengths, resets, reverse, engine)
+    return layer(RNN, (x, h0), weights, masks, lengths, resets, reverse, engine)
 
 
-def _layer(
+def layer(
     cell: Cell,
     x_and_states: tuple[Tensor, ...],
     weights: LayerWeights,
@@ -162,21 +164,17 @@ def _check(
     reverse: bool,
 ) -> LayerMasks:
     """The types of the arguments; csrc/checks.h has the rest. Returns the masks, or none."""
-    for name, state in zip(("x", "h0", "c0"), x_and_states, strict=False):
-        check_tensor(name, state)
+    check_tensors(("x", "h0", "c0"), x_and_states)
     if not isinstance(weights, LayerWeights):
         raise TypeError(f"weights: expected LayerWeights, got {type(weights).__name__}")
-    for name, weight in zip(LayerWeights._fields, weights, strict=True):
-        check_tensor(name, weight, optional=name.startswith("bias"))
     if masks is not None and not isinstance(masks, LayerMasks):
         raise TypeError(f"masks: expected LayerMasks or None, got {type(masks).__name__}")
-    masks = masks or LayerMasks()
-    check_tensor("keep_x", masks.keep_x, optional=True)
-    check_tensor("keep_h", masks.keep_h, optional=True)
-    check_number("scale_x", masks.scale_x)
-    check_number("scale_h", masks.scale_h)
-    check_tensor("lengths", lengths, optional=True)
-    check_tensor("resets", resets, optional=True)
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    keep_x, keep_h, scale_x, scale_h = masks = masks or _NO_MASKS
+    check_tensors(("weight_ih", "weight_hh"), (weight_ih, weight_hh))
+    check_tensors(_OPTIONAL, (bias_ih, bias_hh, keep_x, keep_h, lengths, resets), optional=True)
+    check_number("scale_x", scale_x)
+    check_number("scale_h", scale_h)
     check_flag("reverse", reverse)
     return masks
 
@@ -191,7 +189,11 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active():
         # a transform hides from the tensors here what requires a gradient further out
         return torch.is_grad_enabled() or autograd.in_func_grad()
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def autocast_enabled(x: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .reference import LayerWeights
 from .settings import LayerSettings
 from .switch import DropoutModule
 
+_NO_MASKS = LayerMasks()
 _Layer = TypeVar("_Layer", bound="RecurrentLayer")
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -154,12 +155,15 @@ class RecurrentLayer(LayerSettings, DropoutModule):
 
     def layer_weights(self, suffix: str) -> LayerWeights:
         """The parameters of one layer and direction, by their names' suffix ("l0_reverse")."""
-        return LayerWeights(
-            getattr(self, f"weight_ih_{suffix}"),
-            getattr(self, f"weight_hh_{suffix}"),
-            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
-            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
-        )
+        names = [f"{name}_{suffix}" for name in LayerWeights._fields]
+        own = self._parameters
+        # First where nn.Module keeps them, because as attributes they are found last; what stands
+        # in the place of one (parametrized, pruned) is an attribute only.
+        found: list[Any] = [
+            own[name] if name in own else getattr(self, name)
+            for name in (names if self.bias else names[:2])
+        ]
+        return LayerWeights(*found)
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
@@ -277,21 +281,23 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         inputs = layout.time_major(input, resets)
         if inputs.x.shape[0] == 0:
             raise ArgumentError("input: expected a sequence of at least 1 step, got 0")
-        hx = self._initial_state(inputs.x, hx, layout.unbatched)
+        states = self._initial_states(inputs.x, hx, layout.unbatched)
         masks = self._masks_for(inputs.x, masks)
-        y, finals = self._run(inputs, hx, weights, masks)
+        y, finals = self._run(inputs, states, weights, masks)
         return layout.output(y, inputs.lengths, finals)
 
-    def _initial_state(self, x: Tensor, hx: tuple | None, unbatched: bool) -> tuple[Tensor, ...]:
-        """hx as a tuple of [layers*D, B, H]; zeros if None."""
-        shape = (self.num_layers * self.num_directions, x.shape[1], self.hidden_size)
+    def _initial_states(
+        self, x: Tensor, hx: tuple | None, unbatched: bool
+    ) -> list[tuple[Tensor, ...]]:
+        """The states [B, H] of each layer and direction, from hx; zeros if None."""
+        count, B, H = self.num_layers * self.num_directions, x.shape[1], self.hidden_size
         if hx is None:
-            return (x.new_zeros(shape),) * self.cell.states
+            return [(x.new_zeros((B, H)),) * self.cell.states] * count
         if not isinstance(hx, tuple | list) or len(hx) != self.cell.states:
             got = f"{len(hx)} values" if isinstance(hx, tuple | list) else type(hx).__name__
             error = ArgumentError if isinstance(hx, tuple | list) else TypeError
             raise error(f"hx: expected a tuple (h_0, c_0), got {got}")
-        expected = (shape[0], shape[2]) if unbatched else shape
+        expected = (count, H) if unbatched else (count, B, H)
         for name, state in zip(("h_0", "c_0"), hx, strict=False):
             if not isinstance(state, Tensor):
                 raise TypeError(f"hx: expected a tensor {name}, got {type(state).__name__}")
@@ -300,7 +306,8 @@ class RecurrentLayer(LayerSettings, DropoutModule):
                 raise ArgumentError(
                     f"hx: expected {name} of shape {list(expected)}, got {list(state.shape)}"
                 )
-        return tuple(state.unsqueeze(1) for state in hx) if unbatched else tuple(hx)
+        batched = [state.unsqueeze(1) for state in hx] if unbatched else hx
+        return list(zip(*[state.unbind() for state in batched], strict=True))
 
     def _masks_for(self, x: Tensor, masks: Sequence[LayerMasks] | None) -> Sequence[LayerMasks]:
         """The masks given, else new ones for x [T, B, I] while dropout is on, else none."""
@@ -318,41 +325,39 @@ class RecurrentLayer(LayerSettings, DropoutModule):
                     raise TypeError(f"{expected}, got {type(entry).__name__} among them")
             return masks
         if not self.mask_dropout.training:
-            return [LayerMasks()] * count
+            return [_NO_MASKS] * count
         held = self._sample(x.shape[1], 0, x.device)
         if held is None:
-            return self._draw_masks(x.shape[1], x.device)
+            drops = self._largest_dropout() > 0
+            return self._draw_masks(x.shape[1], x.device) if drops else [_NO_MASKS] * count
         return self._as_layer_masks(held)
 
     def _run(
         self,
         inputs: TimeMajor,
-        hx: tuple[Tensor, ...],
+        states: Sequence[tuple[Tensor, ...]],
         weights: Sequence[LayerWeights],
         masks: Sequence[LayerMasks],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers and directions over the inputs."""
-        finals, outputs = [], []
-        for index, (_, suffix) in enumerate(self._directions()):
-            reverse = suffix.endswith("_reverse")
-            initial = tuple(state[index] for state in hx)
-            y, *final = self._run_layer(inputs, initial, weights[index], masks[index], reverse)
+        x, lengths, resets = inputs
+        flags = [getattr(self, name) for name in self.cell.flags]
+        finals: list[list[Tensor]] = []
+        outputs: list[Tensor] = []
+        for initial, own_weights, own_masks in zip(states, weights, masks, strict=True):
+            reverse = self.bidirectional and len(outputs) == 1
+            y, *final = functional.layer(
+                self.cell, (x, *initial), own_weights, own_masks, lengths, resets, reverse,
+                self.engine, *flags,
+            )  # fmt: skip
             finals.append(final)
             outputs.append(y)
             if len(outputs) == self.num_directions:
-                inputs = inputs._replace(x=torch.cat(outputs, dim=-1) if self.bidirectional else y)
+                x = torch.cat(outputs, dim=-1) if self.bidirectional else y
                 outputs = []
         if len(finals) == 1:
-            return inputs.x, tuple(state.unsqueeze(0) for state in finals[0])
-        return inputs.x, tuple(torch.stack(states) for states in zip(*finals, strict=True))
-
-    def _run_layer(self, inputs, initial, weights, masks, reverse) -> tuple[Tensor, ...]:
-        run = getattr(functional, self.cell.name)
-        flags = {name: getattr(self, name) for name in self.cell.flags}
-        return run(
-            inputs.x, *initial, weights, masks, lengths=inputs.lengths, resets=inputs.resets,
-            reverse=reverse, engine=self.engine, **flags,
-        )  # fmt: skip
+            return x, tuple([state.unsqueeze(0) for state in finals[0]])
+        return x, tuple([torch.stack(states) for states in zip(*finals, strict=True)])
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights need no common buffer. Here so that nn.LSTM's users find it."""

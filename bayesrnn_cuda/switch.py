@@ -89,9 +89,10 @@ class DropoutModule(nn.Module):
 
         There torch's own layers are leaves, by the name of the package that they stand in.
         """
-        if not any(isinstance(x, fx.Proxy) for x in arguments):
+        tracers = {x.tracer for x in arguments if isinstance(x, fx.Proxy)}
+        if not tracers:
             return None
-        (tracer,) = {x.tracer for x in arguments if isinstance(x, fx.Proxy)}
+        (tracer,) = tracers
         given = {name: value for name, value in kwargs.items() if value is not None}
         path = tracer.path_of_module(self)  # type: ignore[attr-defined]
         return tracer.create_proxy("call_module", path, arguments, given)

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -20,6 +21,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;  // of a shape that lies elsewhere
 
 template <class Expected, class Actual>
 [[noreturn]] void fail(const char* argument, const Expected& expected, const Actual& actual) {
@@ -42,7 +44,7 @@ inline std::string torch_error(const char* otherwise) {
   fail("memory", "room for " + what, got);
 }
 
-inline std::string text(const Shape& shape) {
+inline std::string text(Sizes shape) {
   std::ostringstream out;
   out << "[";
   for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
@@ -86,9 +88,14 @@ inline void check_memory(const char* argument, const Tensor& t) {
     fail(argument, "a tensor with memory", "one whose memory was freed");
 }
 
-inline void check_shape(const char* argument, const Tensor& t, const Shape& expected,
+inline bool has_shape(const Tensor& t, Sizes expected) {
+  const Sizes sizes = t.sizes();
+  return std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end());
+}
+
+inline void check_shape(const char* argument, const Tensor& t, Sizes expected,
                         const char* letters) {
-  if (shape_of(t) != expected)
+  if (!has_shape(t, expected))
     fail(argument, "shape " + text(expected) + " (" + letters + ")", text(shape_of(t)));
 }
 
@@ -99,13 +106,13 @@ inline void check_dtype(const char* argument, const Tensor& t, ScalarType expect
 }
 
 inline void check_device(const char* argument, const Tensor& t, const Tensor& x) {
-  if (device_name(t) != device_name(x))
-    fail(argument, "device " + device_name(x) + " as x", device_name(t));
+  const bool same = t.is_cpu() ? x.is_cpu() : t.device() == x.device();  // a CPU's index: none, 0
+  if (!same) fail(argument, "device " + device_name(x) + " as x", device_name(t));
 }
 
 // This checks a floating-point tensor of a layer: device, dtype and shape.
-inline void check_tensor(const char* argument, const Tensor& t, const Tensor& x,
-                         const Shape& expected, const char* letters) {
+inline void check_tensor(const char* argument, const Tensor& t, const Tensor& x, Sizes expected,
+                         const char* letters) {
   check_defined(argument, t);
   check_device(argument, t, x);
   check_dtype(argument, t, x.scalar_type(), " as x");
@@ -114,7 +121,7 @@ inline void check_tensor(const char* argument, const Tensor& t, const Tensor& x,
 }
 
 inline void check_tensor(const char* argument, const OptionalTensor& t, const Tensor& x,
-                         const Shape& expected, const char* letters) {
+                         Sizes expected, const char* letters) {
   if (t) check_tensor(argument, *t, x, expected, letters);
 }
 
@@ -123,8 +130,8 @@ inline void check_keep(const char* argument, const OptionalTensor& keep, const T
   if (!keep) return;
   check_device(argument, *keep, x);
   check_dtype(argument, *keep, ScalarType::Bool, "");
-  const Shape untied{G, x.size(1), K}, tied{1, x.size(1), K};
-  if (shape_of(*keep) != untied && shape_of(*keep) != tied) {
+  const int64_t untied[] = {G, x.size(1), K}, tied[] = {1, x.size(1), K};
+  if (!has_shape(*keep, untied) && !has_shape(*keep, tied)) {
     const std::string either = G > 1 ? text(untied) + " or " : "";
     fail(argument, "shape " + either + text(tied) + " (" + letters + ")", text(shape_of(*keep)));
   }

@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -132,8 +133,26 @@ S* write(const OptionalTensor& t) {
   return t ? write<S>(*t) : nullptr;
 }
 
+// Returns a tensor on the device of `like`, of a dtype as torch's C functions number them. It comes
+// from one of them, because torch::stable::new_empty looks for its op by name at every call.
+inline Tensor uninitialized(const Tensor& like, const checks::Shape& shape, int32_t dtype) {
+  checks::Shape strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;)  // unsigned, since what is too large is torch's to say
+    strides[i - 1] = static_cast<int64_t>(static_cast<uint64_t>(strides[i]) *
+                                          static_cast<uint64_t>(std::max<int64_t>(shape[i], 1)));
+  const auto device = like.device();
+  return allocated(shape, [&] {
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
+        static_cast<int32_t>(device.type()), device.index(), &handle));
+    return Tensor(handle);
+  });
+}
 inline Tensor result(const Tensor& like, std::vector<int64_t> shape) {
-  return allocated(shape, [&] { return torch::stable::new_empty(like, shape); });
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return uninitialized(like, shape, dtype);
 }
 inline Tensor zeros(const Tensor& like, std::vector<int64_t> shape) {
   return allocated(shape, [&] { return torch::stable::new_zeros(like, shape); });

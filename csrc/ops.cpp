@@ -222,8 +222,7 @@ int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0
 
 // Draws a mask of that shape, bool, from the random numbers of a seed.
 Tensor sampled(const checks::Shape& shape, const Tensor& like, int64_t seed, double p) {
-  const Tensor keep =
-      allocated(shape, [&] { return torch::stable::new_empty(like, shape, ScalarType::Bool); });
+  const Tensor keep = uninitialized(like, shape, aoti_torch_dtype_bool());
   cpu::isa().sample_keep(static_cast<uint8_t*>(keep.mutable_data_ptr()), keep.numel(),
                          static_cast<uint64_t>(seed), p);
   return keep;

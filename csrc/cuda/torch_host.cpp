@@ -134,8 +134,7 @@ Backend::Backend(Cell cell, const Tensor& x, const Options& options)
       save_(options.save) {}
 
 Tensor Backend::scratch(size_t bytes) const {
-  const checks::Shape shape{static_cast<int64_t>(bytes)};
-  return allocated(shape, [&] { return torch::stable::new_empty(x_, shape, ScalarType::Byte); });
+  return uninitialized(x_, {static_cast<int64_t>(bytes)}, aoti_torch_dtype_uint8());
 }
 
 Host Backend::host() const {

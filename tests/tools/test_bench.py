@@ -130,6 +130,24 @@ def test_loss_on_the_last_step(bench, tmp_path):
     assert dy[:2].count_nonzero() == 0 and dy[2].count_nonzero() == 10
 
 
+def test_cost_of_a_call(bench, tmp_path):
+    """Every way of calling is measured, and compared with torch's layer called that way."""
+    path = tmp_path / "results.json"
+    options = ("--cell", "gru", "--cell", "rnn", "--shape", "2,1,3,4", "--runs", "2", "--out", path)
+    status, printed, errors = bench("call_cost", *options)
+    assert (status, errors) == (0, "")
+    records = json.loads(path.read_text())["results"]
+    assert [(record["cell"], record["H"]) for record in records] == [("gru", 4), ("rnn", 4)]
+    for record, name in zip(records, ("torch.nn.GRU", "torch.nn.RNN"), strict=True):
+        calls = record["calls"]
+        for way in ("no grad", "grad", "grad, backward"):
+            (first, *others) = [call for call in calls if call["way"] == way]
+            assert (first["name"], first["ratio"]) == (name, 1)
+            assert len(others) == 5 + (way == "no grad")
+            assert all(call["microseconds"] > 0 and call["ratio"] > 0 for call in others)
+        assert all(call["name"] in printed for call in calls)
+
+
 def test_command_line_keeps_its_heap(tmp_path):
     """The program starts itself again with malloc's settings, and with the options given."""
     path = tmp_path / "results.json"

@@ -207,6 +207,24 @@ def test_grad(pair):
     assert_close(got, expected)
 
 
+def test_tensors_that_grad_leaves_behind(pair):
+    """A value that escaped from torch.func.grad leads back to what it was made of, as in torch."""
+    layer, reference, masks = pair
+    weight = torch.randn(I, dtype=torch.float64, requires_grad=True)
+    escaped = []
+
+    def keeps(x):
+        escaped.append(x * weight)
+        return escaped[0].sum()
+
+    torch.func.grad(keeps)(sequences())
+    gradients = [
+        torch.autograd.grad(m(escaped[0], masks=masks)[0].sum(), weight, retain_graph=True)[0]
+        for m in (layer, reference)
+    ]
+    assert_close(*gradients)
+
+
 def test_grad_and_no_grad(pair):
     """no_grad around grad changes nothing; within an inner grad, what it does to the reference."""
     layer, reference, masks = pair

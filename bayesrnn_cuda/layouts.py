@@ -18,6 +18,7 @@ class TimeMajor(NamedTuple):
     x: Tensor  # [T, B, I]
     lengths: Tensor | None  # int64 [B]
     resets: Tensor | None  # bool [T, B]
+    packed: Tensor | None = None  # int64 [B] of a PackedSequence, in its order, on the CPU
 
 
 class Layout(NamedTuple):
@@ -44,17 +45,16 @@ class Layout(NamedTuple):
 
     def time_major(self, input: Tensor | PackedSequence, resets: Tensor | None) -> TimeMajor:
         """The input, and where its segments begin. ArgumentError for resets of another shape."""
-        lengths = None
+        lengths = packed = None
         if isinstance(input, PackedSequence):
-            x, lengths = pad_packed_sequence(input)
-            lengths = lengths.to(x.device)
+            x, lengths, packed = _unpack(input)
         elif self.unbatched:
             x = input.unsqueeze(1)
         else:
             x = input.transpose(0, 1) if self.batch_first else input
         check_tensor("resets", resets, optional=True)
         if resets is None:
-            return TimeMajor(x, lengths, None)
+            return TimeMajor(x, lengths, None, packed)
         T, B = x.shape[:2]
         shape = (T,) if self.unbatched else (B, T) if self.batch_first else (T, B)
         if tuple(resets.shape) != shape:
@@ -63,24 +63,45 @@ class Layout(NamedTuple):
                 f"resets: expected shape {list(shape)} ({letters}), got {list(resets.shape)}"
             )
         if self.unbatched:
-            return TimeMajor(x, lengths, resets.unsqueeze(1))
-        return TimeMajor(x, lengths, resets.t() if self.batch_first else resets)
+            return TimeMajor(x, lengths, resets.unsqueeze(1), packed)
+        return TimeMajor(x, lengths, resets.t() if self.batch_first else resets, packed)
 
     def output(
-        self, y: Tensor, lengths: Tensor | None, states: tuple[Tensor, ...]
+        self, y: Tensor, packed: Tensor | None, states: tuple[Tensor, ...]
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """y [T, B, F] and the states [layers*D, B, H] as the input came."""
-        if self.packed is not None and lengths is not None:
-            return _pack(y, lengths, self.packed), states
+        if self.packed is not None and packed is not None:
+            return _pack(y, packed, self.packed), states
         if self.unbatched:
             return y.squeeze(1), tuple(state.squeeze(1) for state in states)
         return (y.transpose(0, 1) if self.batch_first else y), states
 
 
+# A PackedSequence has its batch_sizes on the CPU, and its data perhaps on a GPU. Neither of these
+# waits for that one: in torch's own way to the caller's order and back, the host reads the order.
+
+
+def _unpack(input: PackedSequence) -> tuple[Tensor, Tensor, Tensor]:
+    """x [T, B, I] and its lengths in the caller's order, and the lengths as they are packed."""
+    x, packed = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
+    lengths = packed.to(x.device, non_blocking=not _captures(x))
+    if input.unsorted_indices is None:
+        return x, lengths, packed
+    order = input.unsorted_indices
+    return x.index_select(1, order), lengths.index_select(0, order), packed
+
+
+def _captures(x: Tensor) -> bool:
+    """Whether a CUDA graph may be made of the call. It would read the lengths again where they were
+    on the CPU; a copy that waits is an error there."""
+    if torch.compiler.is_compiling():
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _pack(y: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
-    """y [T, B, F] in the layout of `like`, which holds the same sequences."""
+    """y [T, B, F] in the layout of `like`, which holds the same sequences of these lengths."""
     if like.sorted_indices is not None:
         y = y.index_select(1, like.sorted_indices)
-        lengths = lengths.index_select(0, like.sorted_indices)
-    data = pack_padded_sequence(y, lengths.cpu()).data
+    data = pack_padded_sequence(y, lengths).data
     return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)

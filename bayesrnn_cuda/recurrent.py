@@ -284,7 +284,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         states = self._initial_states(inputs.x, hx, layout.unbatched)
         masks = self._masks_for(inputs.x, masks)
         y, finals = self._run(inputs, states, weights, masks)
-        return layout.output(y, inputs.lengths, finals)
+        return layout.output(y, inputs.packed, finals)
 
     def _initial_states(
         self, x: Tensor, hx: tuple | None, unbatched: bool
@@ -340,7 +340,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
         masks: Sequence[LayerMasks],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers and directions over the inputs."""
-        x, lengths, resets = inputs
+        x, lengths, resets, _ = inputs
         flags = [getattr(self, name) for name in self.cell.flags]
         finals: list[list[Tensor]] = []
         outputs: list[Tensor] = []

@@ -18,6 +18,7 @@ from module_cases import (
 )
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bayesrnn_cuda as brnn
 
@@ -80,6 +81,43 @@ def test_packed_equals_each_sequence_alone(cell):
     packed, _ = module(pack_sequence(sequences, enforce_sorted=False))
     for got, x in zip(nn.utils.rnn.unpack_sequence(packed), sequences, strict=True):
         torch.testing.assert_close(got, module(x)[0], rtol=1e-10, atol=1e-12)
+
+
+class Waits(TorchDispatchMode):
+    """Lists the ops for which the host would wait for a device: meta stands for one."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, op, types, arguments=(), options=None):
+        options = options or {}
+        result = op(*arguments, **options)
+        copied = op is torch.ops.aten._to_copy.default and not options.get("non_blocking")
+        if op is torch.ops.aten._local_scalar_dense.default or (
+            copied and {arguments[0].device.type, result.device.type} == {"cpu", "meta"}
+        ):
+            self.found.append((op, arguments, options))
+        return result
+
+
+@every_cell
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+@pytest.mark.parametrize("with_resets", [False, True])
+def test_packed_sequences_do_not_wait_for_their_device(cell, enforce_sorted, with_resets):
+    lengths = [5, 3, 2] if enforce_sorted else [3, 5, 2]
+    sequences = [torch.randn(length, I, dtype=torch.float64) for length in lengths]
+    packed = pack_sequence(sequences, enforce_sorted=enforce_sorted)
+    module = make_pair(cell, num_layers=2, bidirectional=True)[0].to("meta")
+    data, sizes, *indices = packed
+    there = [None if t is None else t.to("meta") for t in (data, *indices)]
+    x = PackedSequence(there[0], sizes, *there[1:])
+    resets = torch.zeros(5, 3, dtype=torch.bool, device="meta") if with_resets else None
+    with Waits() as waits:
+        y, _ = module(x, resets=resets)
+    assert not waits.found
+    assert y.data.shape == (10, 2 * H)
+    assert y.batch_sizes is sizes
 
 
 @every_cell

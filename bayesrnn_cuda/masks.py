@@ -63,10 +63,18 @@ def sample_keep(
 
 
 def _has_fused_sampling(device: torch.device | str | None) -> bool:
-    """Whether csrc/cpu/masks.h draws. Not in vmap, which asks whether samples share a mask."""
+    """Whether an op of csrc draws. Not in vmap, which asks whether samples share a mask."""
     if torch._C._are_functorch_transforms_active():
         return False
-    return torch.device(device or torch.get_default_device()).type == "cpu"
+    device = torch.device(device or torch.get_default_device())
+    return device.type == "cpu" or (device.type == "cuda" and _has_kernel(device))
+
+
+def _has_kernel(device: torch.device) -> bool:
+    """Whether the library was compiled for that GPU. (A graph is only made where it was.)"""
+    if torch.compiler.is_compiling():
+        return bool(ops.CUDA_ARCHITECTURES)
+    return ops.compiled_for(torch.cuda.get_device_capability(device))
 
 
 def apply_mask(x: Tensor, keep: Tensor, p: float) -> Tensor:

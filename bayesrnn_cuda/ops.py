@@ -4,6 +4,7 @@ The schemas stand in csrc/ops.cpp and nowhere else. The ops are functional: tens
 lengths, resets, direction and engine go in, new tensors come out, nothing is mutated.
 """
 
+import functools
 import importlib.util
 import re
 from collections.abc import Callable
@@ -27,6 +28,24 @@ torch.ops.load_library(LIBRARY_PATH)
 
 # What the library was compiled for, as ["8.0", "9.0a", "12.0+PTX"]; empty: without CUDA.
 CUDA_ARCHITECTURES = [a for a in torch.ops.bayesrnn.cuda_architectures().split(";") if a]
+
+
+@functools.cache
+def compiled_for(capability: tuple[int, int]) -> bool:
+    """Whether a GPU of that compute capability can run the library's kernels."""
+    for architecture in CUDA_ARCHITECTURES:
+        number = re.match(r"(\d+)\.(\d+)", architecture)
+        assert number is not None
+        compiled = int(number[1]), int(number[2])
+        if architecture.endswith("+PTX"):  # for a later one it is compiled when it is loaded
+            runs = capability >= compiled
+        elif number.end() < len(architecture):  # "9.0a" runs there and nowhere else
+            runs = capability == compiled
+        else:
+            runs = capability[0] == compiled[0] and capability >= compiled
+        if runs:
+            return True
+    return False
 
 
 def call(op: Callable[..., Any], *arguments: Any) -> Any:

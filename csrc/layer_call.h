@@ -8,6 +8,7 @@
 //   static void check(const Tensor& x, const Options&);    whether it can run this
 //   Backend(Cell, const Tensor& x, const Options&);        for the time of one call: device guard
 //   template <class S> void run(const Forward<S>&) const;  and the same for Backward<S>
+//   static void draw(const Tensor& seeds, const Draw&, const Draw&);  both masks of a layer
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -19,6 +20,7 @@
 
 #include "checks.h"
 #include "layer.h"
+#include "masks.h"
 
 namespace brnn {
 

@@ -220,24 +220,32 @@ int64_t check_layer_op(StringHandle cell, Tensor x, Tensor h0, OptionalTensor c0
   return traits(which).gates;
 }
 
-// Draws a mask of that shape, bool, from the random numbers of a seed.
-Tensor sampled(const checks::Shape& shape, const Tensor& like, int64_t seed, double p) {
-  const Tensor keep = uninitialized(like, shape, aoti_torch_dtype_bool());
-  cpu::isa().sample_keep(static_cast<uint8_t*>(keep.mutable_data_ptr()), keep.numel(),
-                         static_cast<uint64_t>(seed), p);
-  return keep;
+Tensor new_mask(const checks::Shape& shape, const Tensor& like) {
+  return uninitialized(like, shape, aoti_torch_dtype_bool());
+}
+
+// Draws `keep` from the seed of that number.
+Draw draw_of(const Tensor& keep, const Tensor& seeds, int64_t number, double p) {
+  return {.keep = write<uint8_t>(keep),
+          .count = keep.numel(),
+          .seed = read<int64_t>(seeds) + number * seeds.stride(0),
+          .p = p};
 }
 
 // Draws a mask of `count` places, bool [count].
+template <class Backend>
 Tensor sample_keep(Tensor seed, int64_t count, double p) {
   checks::check_seeds("seed", seed, 1);
   checks::check_count("count", count);
   checks::check_probability("p", p);
-  return sampled({count}, seed, *read<int64_t>(seed), p);
+  const Tensor keep = new_mask({count}, seed);
+  Backend::draw(seed, draw_of(keep, seed, 0, p), {});
+  return keep;
 }
 
 // Draws both masks of a layer, bool [sets, B, I] and [sets, B, H], each as sample_keep draws it;
 // what is not dropped from (p = 0) has no mask: empty.
+template <class Backend>
 std::tuple<Tensor, Tensor> sample_layer_keep(Tensor seeds, int64_t sets, int64_t B, int64_t I,
                                              int64_t H, double p_x, double p_h) {
   checks::check_seeds("seeds", seeds, 2);
@@ -247,11 +255,20 @@ std::tuple<Tensor, Tensor> sample_layer_keep(Tensor seeds, int64_t sets, int64_t
   checks::check_count("H", H);
   checks::check_probability("p_x", p_x);
   checks::check_probability("p_h", p_h);
-  const auto draw = [&](int64_t index, int64_t size, double p) {
-    const int64_t seed = read<int64_t>(seeds)[index * seeds.stride(0)];
-    return sampled(p == 0 ? checks::Shape{0} : checks::Shape{sets, B, size}, seeds, seed, p);
+  const auto mask = [&](int64_t size, double p) {
+    return new_mask(p == 0 ? checks::Shape{0} : checks::Shape{sets, B, size}, seeds);
   };
-  return {draw(0, I, p_x), draw(1, H, p_h)};
+  const Tensor keep_x = mask(I, p_x), keep_h = mask(H, p_h);
+  Backend::draw(seeds, draw_of(keep_x, seeds, 0, p_x), draw_of(keep_h, seeds, 1, p_h));
+  return {keep_x, keep_h};
+}
+
+// Gives a backend's kernels to the ops that have one.
+template <class Backend>
+void implement(auto& library) {
+  library.impl("sample_keep", TORCH_BOX(&sample_keep<Backend>));
+  library.impl("sample_layer_keep", TORCH_BOX(&sample_layer_keep<Backend>));
+  implement_layer_ops<Backend>(library);
 }
 
 // Writes JSON for bayesrnn_cuda.plan: what the CPU engine would do.
@@ -387,14 +404,10 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
   m.def("cuda_architectures() -> str");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CPU, m) {
-  m.impl("sample_keep", TORCH_BOX(&brnn::sample_keep));
-  m.impl("sample_layer_keep", TORCH_BOX(&brnn::sample_layer_keep));
-  brnn::implement_layer_ops<brnn::cpu::Backend>(m);
-}
+STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CPU, m) { brnn::implement<brnn::cpu::Backend>(m); }
 
 #ifdef BRNN_CUDA
-STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) { brnn::implement_layer_ops<brnn::cuda::Backend>(m); }
+STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) { brnn::implement<brnn::cuda::Backend>(m); }
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CompositeExplicitAutograd, m) {

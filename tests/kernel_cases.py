@@ -1,5 +1,6 @@
-"""Layers that together launch every kernel that is compiled for a GPU: what a short time on one can
-prove of all of them. tests/ptx/test_coverage.py proves that they do, tests/gpu runs them.
+"""Layers and masks that together launch every kernel that is compiled for a GPU: what a short time
+on one can prove of all of them. tests/ptx/test_coverage.py proves that they do, and tests/gpu runs
+them.
 """
 
 import itertools
@@ -68,3 +69,25 @@ def stepwise() -> list[KernelCase]:
 
 
 CASES = persistent() + stepwise()
+
+
+@dataclass(frozen=True)
+class MaskCase:
+    """The masks of one layer."""
+
+    sets: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    p_x: float
+    p_h: float
+
+
+MASKS = (
+    MaskCase(4, 3, 10, 70, 0.25, 0.5),  # blocks of 64 that are not full
+    MaskCase(1, 1, 1, 3, 0.5, 0.5),
+    MaskCase(3, 20, 200, 130, 0.1, 0.0),  # one mask
+    MaskCase(1, 7, 64, 128, 0.0, 0.9),
+    MaskCase(1, 2, 33, 40, 1.0, 2.0**-40),  # all dropped, none dropped
+    MaskCase(4, 0, 8, 8, 0.5, 0.5),  # no sequence
+)

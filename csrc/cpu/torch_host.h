@@ -74,6 +74,12 @@ class Backend {
 
   Backend(Cell cell, const Tensor&, const Options&) : cell_(cell) {}
 
+  static void draw(const Tensor&, const Draw& first, const Draw& second) {
+    for (const Draw& mask : {first, second})
+      if (mask.count)
+        isa().sample_keep(mask.keep, mask.count, static_cast<uint64_t>(*mask.seed), mask.p);
+  }
+
   template <class S>
   void run(const Forward<S>& layer) const {
     const Host threads = host(flop(layer));

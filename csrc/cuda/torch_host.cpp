@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "driver.h"
+#include "masks/masks.h"
 
 namespace brnn::cuda {
 namespace {
@@ -132,6 +133,11 @@ Backend::Backend(Cell cell, const Tensor& x, const Options& options)
       engine_(options.engine),
       precision_(checks::precision_of(checks::dtype_name(x.scalar_type()), options.allow_tf32)),
       save_(options.save) {}
+
+void Backend::draw(const Tensor& seeds, const Draw& first, const Draw& second) {
+  const Stream stream(seeds);
+  masks::sample({first, second}, stream.get());
+}
 
 Tensor Backend::scratch(size_t bytes) const {
   return uninitialized(x_, {static_cast<int64_t>(bytes)}, aoti_torch_dtype_uint8());

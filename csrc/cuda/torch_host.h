@@ -46,6 +46,8 @@ class Backend {
 
   Backend(Cell cell, const Tensor& x, const Options& options);
 
+  static void draw(const Tensor& seeds, const Draw& first, const Draw& second);
+
   template <class S>
   void run(const Forward<S>& layer) const {
     const Plan plan = plan_of(layer);

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from test_cpu_engine import AVAILABLE, in_process
+from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bayesrnn_cuda import masks, ops
 from bayesrnn_cuda.masks import sample_keep
 
 ROTATIONS = ((10, 26), (11, 21), (13, 27), (23, 5), (6, 20), (17, 11), (25, 10), (18, 20))
@@ -27,6 +30,18 @@ def threefry(counter: list[np.ndarray], key: tuple[int, ...]) -> list[np.ndarray
             s = r // 4 + 1
             x = [(x[i] + keys[(s + i) % 5] + (s if i == 3 else 0)) & MASK32 for i in range(4)]
     return x
+
+
+class Recorder(TorchDispatchMode):
+    """Notes which ops are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, op, types, arguments=(), options=None):
+        self.ops.append(op)
+        return op(*arguments, **(options or {}))
 
 
 def array(*values: int) -> np.ndarray:
@@ -107,6 +122,47 @@ def test_neighbours_and_calls_are_independent(p):
     deviation = (agree * (1 - agree) / n) ** 0.5
     for a, b in [(keep, other)] + [(keep[by:], keep[:-by]) for by in (1, 2, 16, 64, 4096)]:
         assert abs((a == b).double().mean().item() - agree) < 5 * deviation
+
+
+@pytest.mark.parametrize(
+    ("compiled", "capability", "runs"),
+    [
+        (["8.0", "9.0a"], (8, 0), True),
+        (["8.0", "9.0a"], (8, 9), True),
+        (["8.0", "9.0a"], (9, 0), True),
+        (["8.0", "9.0a"], (9, 1), False),
+        (["8.0", "9.0a"], (7, 5), False),
+        (["8.0", "9.0a"], (12, 0), False),
+        (["12.0+PTX"], (12, 1), True),
+        (["12.0+PTX"], (13, 0), True),
+        (["12.0+PTX"], (9, 0), False),
+        ([], (9, 0), False),
+    ],
+)
+def test_a_gpu_draws_by_a_kernel_where_it_has_one(monkeypatch, compiled, capability, runs):
+    """Elsewhere torch.rand does, so that the reference engine runs there."""
+    monkeypatch.setattr(ops, "CUDA_ARCHITECTURES", compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    ops.compiled_for.cache_clear()
+    try:
+        assert masks._has_fused_sampling("cuda") == runs
+        assert masks._has_fused_sampling(torch.device("cuda", 1)) == runs
+    finally:
+        ops.compiled_for.cache_clear()
+
+
+def test_a_layer_on_a_gpu_draws_by_two_ops(monkeypatch):
+    """On a fake GPU: the seeds by torch, on the device, and both masks by one op."""
+    monkeypatch.setattr(masks, "_has_kernel", lambda device: True)
+    with FakeTensorMode(), Recorder() as recorder:
+        drawn = masks.sample_layer_masks(
+            4, 3, 10, 70, input_dropout=0.5, recurrent_dropout=0.5, device="cuda"
+        )
+    assert [op.name().split(".")[0] for op in recorder.ops] == [
+        "aten::randint", "bayesrnn::sample_layer_keep"
+    ]  # fmt: skip
+    for keep, shape in ((drawn.keep_x, (4, 3, 10)), (drawn.keep_h, (4, 3, 70))):
+        assert (keep.device.type, keep.dtype, keep.shape) == ("cuda", torch.bool, shape)
 
 
 def test_meta_device():

@@ -7,6 +7,7 @@ import itertools
 import cases
 import kernel_cases
 import layer
+import mask_kernel
 import pytest
 from cases import Case
 from layer import How
@@ -48,6 +49,7 @@ def launches(machine: Machine) -> frozenset[str]:
                 except RuntimeError as error:
                     if not str(error).startswith(REFUSED):
                         raise AssertionError(f"{case} {precision} {engine}: {error}") from None
+        found |= mask_kernel.kernels(machine)
     finally:
         machine.device()
     return frozenset(found)
@@ -135,7 +137,9 @@ def run_all(machine: Machine) -> set[str]:
         made: list[layer.Run] = []
         assert not layer.differences(machine, case, precision, how, made), (case, precision, how)
         ran |= {kernel for run in made for kernel in run.kernels}
-    return ran
+    for case in kernel_cases.MASKS:
+        assert mask_kernel.agrees(machine, case), case
+    return ran | set(machine.launched())
 
 
 def test_every_compiled_kernel_can_be_chosen(engines):
@@ -151,6 +155,7 @@ def test_what_runs_on_a_gpu_launches_every_kernel(engines):
         for backward in (False, True)
         for kernel in layer.dry(engines, c.case, c.precision, How(c.engine), backward=backward)
     }
+    ran |= mask_kernel.kernels(engines)  # of kernel_cases.MASKS
     engines.device()
     assert not sorted(launches(engines) - ran)
 

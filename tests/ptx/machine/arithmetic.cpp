@@ -20,6 +20,10 @@ T shr(T a, uint32_t n) {
   return T(a >> n);
 }
 
+uint32_t shf_left(uint32_t a, uint32_t b, uint32_t n) {  // 9.7.8.8: of b:a the upper half
+  return uint32_t((uint64_t(b) << 32 | a) << (n & 31) >> 32);
+}
+
 uint32_t prmt(uint32_t a, uint32_t b, uint32_t selectors) {  // 9.7.9.7, default mode
   const uint64_t bytes = uint64_t(b) << 32 | a;
   uint32_t d = 0;
@@ -175,6 +179,7 @@ std::vector<Entry> arithmetic_operations() {
       BINARY("mul.hi.s32", int32_t, int64_t(a) * b >> 32),
       BINARY("mul.hi.u32", uint32_t, uint64_t(a) * b >> 32),
       TERNARY("prmt.b32", uint32_t, prmt(a, b, c)),
+      TERNARY("shf.l.wrap.b32", uint32_t, shf_left(a, b, c)),
       {"bfi.b32",
        apply<[](uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return bfi(a, b, c, d); },
              uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>},

@@ -295,6 +295,9 @@ int run_layer(const Call* c, const How* how, int backward) {
 int run_products(const Call* c, int gradients, const void* dz) {
   return guarded([&] { run_products_of(*c, gradients, dz); });
 }
+int run_masks(const Draw* first, const Draw* second) {
+  return guarded([&] { masks::sample({*first, *second}, nullptr); });
+}
 int run_kernel(const char* name, const void* params, const ptx::GridSize* grid) {
   return guarded([&] {
     std::string why;

@@ -112,11 +112,12 @@ def peak_rate(case: harness.Case, device: torch.device) -> float | None:
 
 
 def main() -> None:
-    harness.with_retained_heap()
     parser = options(__doc__.split("\n")[0])
     arguments = parser.parse_args()
     if arguments.device.type != "cpu":
         parser.error(f"argument --device: expected cpu, got '{arguments.device}'")
+    if not arguments.default_heap:
+        harness.with_retained_heap()
     torch.set_num_threads(arguments.threads)
     for case in harness.cases(arguments):
         splits = measure(case, arguments.device, arguments.runs)

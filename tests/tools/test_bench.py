@@ -110,7 +110,7 @@ def test_part_of_the_peak(bench, tmp_path):
 def test_phases(bench):
     """They and the rest are all of the time that the threads had."""
     arguments = ("--cell", "lstm", "--shape", "20,16,64,64", "--threads", "1", "--runs", "3")
-    status, printed, errors = bench("phases", *arguments)
+    status, printed, errors = bench("phases", *arguments, "--default-heap")
     assert (status, errors) == (0, "")
     line = r"^    {} +(-?[\d.]+) ms +(-?[\d.]+)%"
     for phase in ("gates", "recurrent product", "the rest"):

@@ -9,8 +9,8 @@ of the toolkit, or of pip's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm (CUDA
 A row is a part of the loop over time steps of a persistent recurrence, on the longest way of a
 thread that updates cells, resets and all:
 
-before      until it asks for the words of other blocks; hidden while they are under way
-products    from there to the last mma: wait for words, multiply
+before      until it looks at the words of other blocks; hidden while they are under way
+products    from there to the last mma
 path        from there until h or dz is published: sums, cells
 after       what comes behind: results to memory, loads for the next step
 again       loops inside that ask again for words that were missing: once each, not in the sums
@@ -239,14 +239,20 @@ class Graph:
 # ---- a step
 
 
+def polled(code: Block) -> set[int]:
+    """Registers that words of other blocks arrive in."""
+    firsts = [int(re.findall(r"\bR(\d+)\b", i.operands)[0]) for i in code if i.kind == "poll"]
+    return {r for first in firsts for r in range(first, first + 4)}
+
+
 def parts(way: Block, again: Block) -> dict[str, Block]:
     kinds = [i.kind for i in way]
-    ask = kinds.index("poll") if "poll" in kinds else 0
+    look = next((n for n, i in enumerate(way) if i.registers()[1] & polled(way[:n])), 0)
     multiplied = len(kinds) - kinds[::-1].index("mma")
     published = [n for n, i in enumerate(way) if i.kind == "publish" and n >= multiplied]
     if not published:  # through shared memory: what is stored before the last barrier
         published = [n for n, i in enumerate(way) if i.opcode.startswith("BAR") and n >= multiplied]
-    ends = [0, ask, multiplied, max(published, default=len(way) - 1) + 1, len(way)]
+    ends = [0, look, multiplied, max(published, default=len(way) - 1) + 1, len(way)]
     pieces = [way[a:b] for a, b in itertools.pairwise(ends)]
     return dict(zip(PARTS, [*pieces, again], strict=True))
 

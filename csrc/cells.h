@@ -12,6 +12,9 @@
 // `candidate` is the gate whose recurrent part goes through the reset gate: n of a GRU; -1 where a
 // cell has no reset gate.
 //
+// Backward is in two parts: `weigh` makes factors of what forward left, and `backward` multiplies
+// dh by them. So an engine that waits for dh has the factors ready.
+//
 // Gradients per gate stand in slots: da is what flows into a, dq what flows into q. They are equal
 // but for n of the GRU that resets after U, which therefore has a slot more than it has gates.
 #pragma once
@@ -56,18 +59,26 @@ struct Lstm {
   }
   BRNN_INLINE static V output(V o, V c) { return o * Math::tanh(c); }
 
-  // carry is dc_t on entry and dc_{t-1} on return.
-  BRNN_INLINE static void backward(const V (&gate)[4], V saved, V prev, V dh, V& carry,
-                                   V (&dslot)[4]) {
+  static constexpr int factors = 6;  // of dh for dc, of dc for i, f, g and carry, of dh for o
+  BRNN_INLINE static void weigh(const V (&gate)[4], V saved, V prev, V (&factor)[6]) {
     const V one = Math::value(1);
     const V i = gate[0], f = gate[1], g = gate[2], o = gate[3];
     const V tanh_c = Math::tanh(saved);
-    const V dc = carry + dh * o * (one - tanh_c * tanh_c);
-    dslot[0] = dc * g * i * (one - i);
-    dslot[1] = dc * prev * f * (one - f);
-    dslot[2] = dc * i * (one - g * g);
-    dslot[3] = dh * tanh_c * o * (one - o);
-    carry = dc * f;
+    factor[0] = o * (one - tanh_c * tanh_c);
+    factor[1] = g * i * (one - i);
+    factor[2] = prev * f * (one - f);
+    factor[3] = i * (one - g * g);
+    factor[4] = f;
+    factor[5] = tanh_c * o * (one - o);
+  }
+  // carry is dc_t on entry and dc_{t-1} on return.
+  BRNN_INLINE static void backward(const V (&factor)[6], V dh, V& carry, V (&dslot)[4]) {
+    const V dc = carry + dh * factor[0];
+    dslot[0] = dc * factor[1];
+    dslot[1] = dc * factor[2];
+    dslot[2] = dc * factor[3];
+    dslot[3] = dh * factor[5];
+    carry = dc * factor[4];
   }
 };
 
@@ -99,18 +110,25 @@ struct Gru {
   }
   BRNN_INLINE static V output(V, V state) { return state; }
 
-  // carry is the part of dh_t that skipped the gates of step t+1 on entry, of step t on return.
-  BRNN_INLINE static void backward(const V (&gate)[3], V saved, V prev, V dh, V& carry,
-                                   V (&dslot)[4]) {
+  static constexpr int factors = 5;  // of d for n, of dn for r, of d for z, of dn, of d for carry
+  BRNN_INLINE static void weigh(const V (&gate)[3], V saved, V prev, V (&factor)[5]) {
     const V one = Math::value(1);
     const V r = gate[0], z = gate[1], n = gate[2];
+    factor[0] = (one - z) * (one - n * n);
+    factor[1] = saved * r * (one - r);
+    factor[2] = (prev - n) * z * (one - z);
+    factor[3] = r;
+    factor[4] = z;
+  }
+  // carry is the part of dh_t that skipped the gates of step t+1 on entry, of step t on return.
+  BRNN_INLINE static void backward(const V (&factor)[5], V dh, V& carry, V (&dslot)[4]) {
     const V d = dh + carry;
-    const V dn = d * (one - z) * (one - n * n);
+    const V dn = d * factor[0];
     dslot[0] = dn;
-    dslot[1] = dn * saved * r * (one - r);
-    dslot[2] = d * (prev - n) * z * (one - z);
-    dslot[3] = dn * r;
-    carry = d * z;
+    dslot[1] = dn * factor[1];
+    dslot[2] = d * factor[2];
+    dslot[3] = dn * factor[3];
+    carry = d * factor[4];
   }
 };
 
@@ -143,14 +161,20 @@ struct GruResetBefore {
   }
   BRNN_INLINE static V output(V, V state) { return state; }
 
-  // This leaves dslot[0] to backward_reset, since it needs U_n^T dslot[2] first.
-  BRNN_INLINE static void backward(const V (&gate)[3], V, V prev, V dh, V& carry, V (&dslot)[3]) {
+  static constexpr int factors = 3;  // of d for z, n and carry
+  BRNN_INLINE static void weigh(const V (&gate)[3], V, V prev, V (&factor)[3]) {
     const V one = Math::value(1);
     const V z = gate[1], n = gate[2];
+    factor[0] = (prev - n) * z * (one - z);
+    factor[1] = (one - z) * (one - n * n);
+    factor[2] = z;
+  }
+  // This leaves dslot[0] to backward_reset, since it needs U_n^T dslot[2] first.
+  BRNN_INLINE static void backward(const V (&factor)[3], V dh, V& carry, V (&dslot)[3]) {
     const V d = dh + carry;
-    dslot[1] = d * (prev - n) * z * (one - z);
-    dslot[2] = d * (one - z) * (one - n * n);
-    carry = d * z;
+    dslot[1] = d * factor[0];
+    dslot[2] = d * factor[1];
+    carry = d * factor[2];
   }
   // masked is m h_{t-1}, dmasked what flows into r * masked. Returns the part for masked.
   BRNN_INLINE static V backward_reset(V r, V masked, V dmasked, V& dslot_r) {
@@ -181,9 +205,13 @@ struct Rnn {
   }
   BRNN_INLINE static V output(V, V state) { return state; }
 
+  static constexpr int factors = 1;
+  BRNN_INLINE static void weigh(const V (&gate)[1], V, V, V (&factor)[1]) {
+    factor[0] = Math::value(1) - gate[0] * gate[0];
+  }
   // carry stays zero, because nothing of h skips the gate.
-  BRNN_INLINE static void backward(const V (&gate)[1], V, V, V dh, V&, V (&dslot)[1]) {
-    dslot[0] = dh * (Math::value(1) - gate[0] * gate[0]);
+  BRNN_INLINE static void backward(const V (&factor)[1], V dh, V&, V (&dslot)[1]) {
+    dslot[0] = dh * factor[0];
   }
 };
 

@@ -116,7 +116,11 @@ BUGS = {
         FORWARD, change(r"(and|xor)\.b32 (%r\d+), (%r\d+), .*", r"mov.u32 \2, 0", SUMS), LSTM,
         "grid"),
     "data not awaited": Bug(
-        FORWARD, never("eq", at(EXCHANGE, "return (xy > zw ? xy : zw) == ~0u;")), LSTM, "grid"),
+        FORWARD, never("eq", at(EXCHANGE, "while (highest_word<Count>(words) == ~0u)")), LSTM,
+        "grid"),
+    "half of the words not awaited": Bug(
+        FORWARD, change(r"max\.u32 (%r\d+), .*", r"mov.b32 \1, 0",
+                        at(EXCHANGE, "zw = higher(zw, higher(v[i].z, v[i].w));")), LSTM, "grid"),
     "data in one slot, not refilled": Bug(
         FORWARD, change(r"add\.s64 (%rd\d+), (%rd\d+), .*", r"mov.b64 \1, \2",
                         at(EXCHANGE, "void next_output() { out_ += Planes * plane_; }")
@@ -171,6 +175,18 @@ BUGS = {
     "operand of dU not reset": Bug(
         "gate_gemm", change(r"selp\.b32 (%r\d+), (%r\d+), -1, .*", r"mov.b32 \1, \2",
                             at(f"{GEMM}/loaders.cuh", "!from_.resets[row]")), RESETS, "grid"),
+    "state before a reset": Bug(
+        BACKWARD, change(r"selp\.(\w+) (%\w+), (%\w+), .*", r"mov.\1 \2, \3",
+                         at(f"{PERSISTENT}/backward.cuh", "sees ? to_float(previous_[i]) : 0.f")),
+        RESETS, "grid"),
+    "halves of a word to the wrong plane": Bug(
+        BACKWARD, change(r"selp\.f32 (%f\d+), (%f\d+), (%f\d+), ", r"selp.f32 \1, \3, \2, ",
+                         at(f"{PERSISTENT}/operand_stream.cuh", "const float other =")),
+        LSTM, "grid"),
+    "packed masks of the other word": Bug(
+        FORWARD, change(r"prmt\.b32 (%r\d+), ?(%r\d+), ?0, ?(\d+)",
+                        lambda m: f"prmt.b32 {m[1]}, {m[2]}, 0, {int(m[3]) ^ 0x2222}"),
+        Case("lstm", T=4, B=7, I=3, H=115, masks="untied"), "block"),
     # ---- the products
     "no barrier between tiles": Bug(
         "gate_gemm", drop(r"bar\.sync", at(TILES, "__syncthreads();  // this tile is complete")),

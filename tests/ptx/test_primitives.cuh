@@ -70,17 +70,18 @@ KERNEL(32, numbers, NumbersParams) {
 }
 
 struct WarpParams {
-  int* out;  // [64, 6]
+  int* out;  // [64, 7]
 };
 KERNEL(64, warps, WarpParams) {
   const int t = threadIdx.x;
-  int* const out = p.out + t * 6;
+  int* const out = p.out + t * 7;
   out[0] = __shfl_sync(~0u, t, 5);
   out[1] = __shfl_xor_sync(~0u, t, 3);
   out[2] = __shfl_sync(0xFFu << (t & 24), t, 2, 8);  // groups of 8 lanes, each on its own
   out[3] = __any_sync(~0u, t == 40);
   out[4] = int(__shfl_xor_sync(~0u, t * 0x100000001ll, 16) >> 32);
   out[5] = int(permute_bytes(uint32_t(t) * 0x01020304u, 0x0123));
+  out[6] = int(spread_signs<0x3320>(uint32_t(t) * 0x01020304u << 2));
 }
 
 struct CopyParams {

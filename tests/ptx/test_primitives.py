@@ -80,7 +80,7 @@ def test_numbers(kernels):
 
 
 def test_shuffles_and_votes(kernels):
-    out = np.zeros((64, 6), np.int32)
+    out = np.zeros((64, 7), np.int32)
     kernels.run_kernel("warps", params(kernels, out=out), threads=64)
     t = np.arange(64)
     np.testing.assert_array_equal(out[:, 0], t // 32 * 32 + 5)
@@ -90,6 +90,9 @@ def test_shuffles_and_votes(kernels):
     np.testing.assert_array_equal(out[:, 4], t ^ 16)
     words = (t.astype(np.uint64) * 0x01020304).astype(np.uint32)
     np.testing.assert_array_equal(out[:, 5].view(np.uint32), words.byteswap())
+    signs = (words << 2).view(np.int8).reshape(64, 4)[:, [0, 2, 3, 3]] < 0
+    assert signs.any(0).all()
+    np.testing.assert_array_equal(out[:, 6].copy().view(np.int8).reshape(64, 4), -1 * signs)
 
 
 # ---- asynchronous copies

@@ -161,7 +161,9 @@ class Recurrence {
         for (int k = 0; k < G; ++k) gate[k] = load(gates + (i * G + k) * H, n);
         const V saved = Cell::has_saved ? load(all_saved + i * H, n) : V{};
         V carry = load(carried + i * pitch);
-        Cell::backward(gate, saved, state_before(s, b, u, n), dh_b, carry, dslot);
+        V factor[Cell::factors];
+        Cell::weigh(gate, saved, state_before(s, b, u, n), factor);
+        Cell::backward(factor, dh_b, carry, dslot);
         store(carried + i * pitch, resets && resets[i] ? V{} : carry);
       } else if (began_later(b) && t == p_.length(b)) {
         write_dh0(b, u, n, dh_b);

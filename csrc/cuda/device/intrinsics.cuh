@@ -97,6 +97,15 @@ BRNN_DEVICE uint32_t permute_bytes(uint32_t bytes, uint32_t digits) {
   return __byte_perm(bytes, 0, digits);
 }
 
+// Bits of byte i of the result are the highest bit of the byte that digit i counts. (The intrinsic
+// of permute_bytes does not say that it can.)
+template <uint32_t Digits>
+BRNN_DEVICE uint32_t spread_signs(uint32_t bytes) {
+  uint32_t word;
+  asm("prmt.b32 %0,%1,0,%2;" : "=r"(word) : "r"(bytes), "n"(Digits | 0x8888));
+  return word;
+}
+
 BRNN_DEVICE float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
@@ -111,6 +120,8 @@ BRNN_DEVICE float reciprocal_approx(float x) {
 // What is computed from the word stays where it is written: the compiler hoists it out of no loop.
 BRNN_DEVICE void opaque(uint32_t& word) { asm volatile("" : "+r"(word)); }
 BRNN_DEVICE void opaque(int& word) { asm volatile("" : "+r"(word)); }
+// The value is computed where this is written, not where it is used.
+BRNN_DEVICE void opaque(float& value) { asm volatile("" : "+f"(value)); }
 
 // ---- memory between blocks
 

@@ -25,15 +25,16 @@ struct BackwardParams {
   const uint8_t* resets;   // [batch tiles, T] packed_resets.cuh; or nullptr: none
 
   const uint4* weights;  // packed transpose of weight_hh [G*H, H] (packed_weights.cuh)
-  Mask mask_h;
-  const S* h0;     // [B, H]
-  const S* c0;     // [B, H]; where the cell has a c
-  const S* y;      // [T, B, H]
-  const S* gates;  // [T, B, G*H]
-  const S* saved;  // [T, B, H]; where the cell has something to save
-  const S* dy;     // [T, B, H] or nullptr: zero
-  const S* dh_n;   // [B, H] or nullptr
-  const S* dc_n;   // [B, H] or nullptr
+  Mask mask_h;           // but for its scale
+  float scale_h;         // see ForwardParams
+  const S* h0;           // [B, H]
+  const S* c0;           // [B, H]; where the cell has a c
+  const S* y;            // [T, B, H]
+  const S* gates;        // [T, B, G*H]
+  const S* saved;        // [T, B, H]; where the cell has something to save
+  const S* dy;           // [T, B, H] or nullptr: zero
+  const S* dh_n;         // [B, H] or nullptr
+  const S* dc_n;         // [B, H] or nullptr
 
   S* dz;   // [T, B, slots*H]
   S* dh0;  // [B, H]
@@ -52,8 +53,13 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
   using Base::C, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
-  using Base::kResetsEarly, Base::load_resets, Base::resets;
+  using Base::load_resets, Base::resets;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
+  static constexpr bool kEarly = Exchange::kTravels && Tile::chunks <= 4;  // see prepare
+  static constexpr bool kResetsEarly = kEarly || Base::kResetsEarly;
+  static constexpr int kResident = blocks_per_multiprocessor(Pass::backward, Tile::tiling, G, true);
+  // Two lanes that have the halves of a word publish a gate each.
+  static constexpr bool kSharesWords = kEarly && C == 1 && Number<S>::per_word == 2;
 
  public:
   BRNN_DEVICE explicit BackwardPass(const BackwardParams<S>& p)
@@ -126,23 +132,27 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   // ---- a round
 
   BRNN_DEVICE void round(int i, int n) {
-    float dh[C] = {};
-    if (Tile::looped && at_.maker) load_lengths(n);  // before the wait, off the path of dz
-    if (kResetsEarly || i == 0) load_resets_of(i, n);
-    if (i > 0) through_recurrence(dh, i, n);
-    const int s = p_.T - 1 - i;
+    float masked[4];
+    int s = p_.T - 1 - i;
+    if (kEarly) opaque(s);
+    if (i > 0)
+      multiply(masked, i, s, n);
+    else if (at_.maker)
+      prepare(i, s, n);
     if (at_.maker) {
-      fetch_state(n);
+      float dh[C] = {};
+      if (i > 0) collect(dh, masked, buffer_of(i, n));
+      if (!kEarly) fetch_state(n);
       if (cuts_) cut(dh);
       if (s < 0) {
         write_initial(n, dh);
         return;
       }
       float dslot[C][kSlots];
-      gate_gradients(dslot, dh, s, n);
-      store_state(n);
+      gate_gradients(dslot, dh, s);
       publish(dslot, n);
       exchange_.commit(i, n, true);
+      store_state(n);
       write(dslot, s, n);
       const int next = n + 1 < tiles() ? n + 1 : 0;
       if (next > 0 || s > 0) prefetch(next > 0 ? s : s - 1, next);
@@ -151,25 +161,61 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     }
   }
 
-  BRNN_DEVICE void load_resets_of(int i, int n) {
-    const int s = p_.T - 1 - i;
+  // What a maker needs beside dz. It is done while dz is under way, as much of it as registers are
+  // left for.
+  BRNN_DEVICE void prepare(int i, int s, int n) {
+    if (Tile::looped && tiles() > 1) load_lengths(n);
+    if (kResetsEarly || i == 0) load_resets_of(i, s, n);
+    if constexpr (kEarly) {
+      fetch_state(n);
+      if (s < 0) return;
+#pragma unroll
+      for (int c = 0; c < C; ++c) weigh(c, s);
+    }
+    if constexpr (kSharesWords) {
+      place_ = exchange_.place_of_pair(at_.unit(0) % 2, n, word_place<S>(unit(0), at_.row(0)));
+      if (kResident < 2) opaque(place_);
+    }
+  }
+
+  BRNN_DEVICE void load_resets_of(int i, int s, int n) {
     if (i > 0) cuts_ = load_resets(s + 1, n);
     if (s >= 0) resets_ = load_resets(s, n);
   }
 
-  // Makes dh of this thread's cells from dz of the round before.
-  BRNN_DEVICE void through_recurrence(float (&dh)[C], int i, int n) {
+  // Makes factors of dh from what step s left in a cell. Past its length a sequence has finite
+  // ones.
+  BRNN_DEVICE void weigh(int i, int s) {
+    float gate[G];
+#pragma unroll
+    for (int k = 0; k < G; ++k) gate[k] = to_float(gates_[i][k]);
+    inside_[i] = time(s) < length_[i];
+    const bool sees = inside_[i] && !resets(resets_, i);
+    Cell::weigh(gate, to_float(saved_[i]), sees ? to_float(previous_[i]) : 0.f, factors_[i]);
+    wide_dy_[i] = to_float(dy_[i]);
+    if (!kEarly) return;
+    opaque(inside_[i]);
+#pragma unroll
+    for (float& factor : factors_[i]) opaque(factor);
+  }
+
+  // Makes what dz of the round before gives to the cells of this lane's accumulators, and leaves it
+  // for their makers.
+  BRNN_DEVICE void multiply(float (&masked)[4], int i, int s, int n) {
     float sums[G][4] = {};
     exchange_.wait(i - 1, n);
-    multiply_stream<G * Tile::chunks, Tile::chunks>(exchange_, n, [&](int at, const uint4& words) {
+    const auto meanwhile = [&] {
+      if (at_.maker) prepare(i, s, n);
+    };
+    const auto use = [&](int at, const uint4& words) {
       const int gate = at / Tile::chunks, chunk = at % Tile::chunks;
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk], words.x, words.y);
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk + 1], words.z, words.w);
-    });
-    if (!kResetsEarly) load_resets_of(i, n);
+    };
+    multiply_stream<G * Tile::chunks, Tile::chunks>(exchange_, n, meanwhile, use);
+    if (!kResetsEarly && at_.maker) load_resets_of(i, s, n);
     uint32_t masks = Tile::looped ? *stored_masks(n) : masks_;
     opaque(masks);
-    float masked[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       masked[j] = 0.f;
@@ -177,27 +223,26 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       for (int gate = 0; gate < G; ++gate)
         masked[j] += masks >> (4 * gate + j) & 1 ? sums[gate][j] : 0.f;
     }
-    sum_over_warps(dh, masked, buffer_of(i, n));
-    const float scale = float(p_.mask_h.scale);
-#pragma unroll
-    for (int c = 0; c < C; ++c) dh[c] *= scale;
-  }
-
-  BRNN_DEVICE void sum_over_warps(float (&dh)[C], const float (&masked)[4], int buffer) {
-    if constexpr (Tile::whole_sums) {
-#pragma unroll
-      for (int c = 0; c < C; ++c) dh[c] = masked[c];
-    } else {
+    if constexpr (!Tile::whole_sums) {
+      const int buffer = buffer_of(i, n);
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums_[buffer + partial_slot_after(write_at_, j)] = masked[j];
       group_barrier<Tile>(at_.local);
-      if (!at_.maker) return;
+    }
+  }
+
+  // Makes dh of this thread's cells.
+  BRNN_DEVICE void collect(float (&dh)[C], const float (&masked)[4], int buffer) const {
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
+    for (int c = 0; c < C; ++c) {
+      if constexpr (Tile::whole_sums) {
+        dh[c] = masked[c];
+      } else {
         const int at = c ? sum_of(c) : read_at_;
 #pragma unroll
         for (int w = 0; w < Tile::k_warps; ++w) dh[c] += sums_[buffer + at + w * kTileCells];
       }
+      dh[c] *= p_.scale_h;
     }
   }
 
@@ -209,31 +254,37 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   }
 
   // Makes dslot of step s; past its length a sequence passes dh on as it is.
-  BRNN_DEVICE void gate_gradients(float (&dslot)[C][kSlots], const float (&dh)[C], int s, int n) {
-    if (resets_) {
-#pragma unroll
-      for (int i = 0; i < C; ++i)
-        if (resets(resets_, i)) previous_[i] = S{};
-    }
+  BRNN_DEVICE void gate_gradients(float (&dslot)[C][kSlots], const float (&dh)[C], int s) {
 #pragma unroll
     for (int i = 0; i < C; ++i) {
-#pragma unroll
-      for (int k = 0; k < kSlots; ++k) dslot[i][k] = 0.f;
       const float total = dh[i] + held_[i];
-      held_[i] = total;
-      if (time(s) >= length_[i]) continue;
-      float gate[G];
+      if constexpr (kEarly) {  // no branch on the path
+        float carry = inside_[i] ? carry_[i] : 0.f;
+        Cell::backward(factors_[i], inside_[i] ? total + wide_dy_[i] : 0.f, carry, dslot[i]);
+        if (inside_[i]) carry_[i] = carry;
+        held_[i] = inside_[i] ? 0.f : total;
+      } else {
 #pragma unroll
-      for (int k = 0; k < G; ++k) gate[k] = to_float(gates_[i][k]);
-      Cell::backward(gate, to_float(saved_[i]), to_float(previous_[i]), total + to_float(dy_[i]),
-                     carry_[i], dslot[i]);
-      held_[i] = 0.f;
+        for (int k = 0; k < kSlots; ++k) dslot[i][k] = 0.f;
+        held_[i] = total;
+        if (time(s) >= length_[i]) continue;
+        weigh(i, s);
+        Cell::backward(factors_[i], total + wide_dy_[i], carry_[i], dslot[i]);
+        held_[i] = 0.f;
+      }
     }
   }
 
   BRNN_DEVICE void publish(const float (&dslot)[C][kSlots], int n) {
+    constexpr int kPaired = kSharesWords ? G / 2 * 2 : 0;
+    if constexpr (kPaired > 0) {
 #pragma unroll
-    for (int gate = 0; gate < G; ++gate) {
+      for (int gate = 0; gate < kPaired; gate += 2)
+        publish_pair<S>(exchange_, gate, place_, at_.unit(0) % 2, dslot[0][Cell::slot_of_q(gate)],
+                        dslot[0][Cell::slot_of_q(gate + 1)]);
+    }
+#pragma unroll
+    for (int gate = kPaired; gate < G; ++gate) {
       float values[C];
 #pragma unroll
       for (int i = 0; i < C; ++i) values[i] = dslot[i][Cell::slot_of_q(gate)];
@@ -294,6 +345,9 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   uint32_t cuts_ = 0;    // those at the step after it
   float held_[C] = {}, carry_[C] = {};  // carry: see Cell::backward
   S gates_[C][G] = {}, saved_[C] = {}, previous_[C] = {}, dy_[C] = {};
+  float factors_[C][Cell::factors] = {}, wide_dy_[C] = {};  // of the step at work: Cell::weigh
+  int inside_[C] = {};
+  int place_ = 0;  // where this lane's first word of a pair of planes goes
 };
 
 template <template <class> class CellOf, class S, class Exchange, class Tile>

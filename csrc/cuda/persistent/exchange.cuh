@@ -35,6 +35,10 @@ BRNN_DEVICE int word_place(int unit, int row) {
 // assumed. Slots are used once, because a refill would not be ordered with a later publication.
 template <class S, class Tile, int Planes>
 class GridExchange {
+ public:
+  static constexpr bool kTravels = true;  // words are under way long enough to do something else
+
+ private:
   // Polls share L2 with what they wait for, so only missing words are asked for again, where that
   // does not spill registers.
   static constexpr bool kPollAll = Tile::chunks > 3;
@@ -56,20 +60,20 @@ class GridExchange {
   }
   template <int From, int Count, int Size>
   BRNN_DEVICE void ready(uint4 (&words)[Size], int n) const {
-    for (;;) {
-      bool missing = false;
-#pragma unroll
-      for (int i = 0; i < Count; ++i) missing |= has_empty_word(words[i]);
-      if (!missing) break;
+    while (highest_word<Count>(words) == ~0u) {
 #pragma unroll
       for (int i = 0; i < Count; ++i)
-        if (kPollAll || has_empty_word(words[i]))
+        if (kPollAll || highest_word<1>({words[i]}) == ~0u)
           words[i] = load((From + i) / Tile::chunks, (From + i) % Tile::chunks, n);
     }
     __syncwarp();
   }
   BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
     store_relaxed(out_ + (plane * plane_ + n * tile_ + place), word);
+  }
+  // Where a word goes if put() is told batch tile 0 and, where it is `odd`, the plane before.
+  BRNN_DEVICE int place_of_pair(int odd, int n, int place) const {
+    return odd * plane_ + n * tile_ + place;
   }
   // It is called after all puts of a batch tile.
   BRNN_DEVICE void commit(int, int, bool) {}
@@ -80,9 +84,18 @@ class GridExchange {
   BRNN_DEVICE const uint32_t* address(int plane, int chunk, int n) const {
     return in_ + (plane * plane_ + n * tile_ + chunk * kChunkWords);
   }
-  BRNN_DEVICE static bool has_empty_word(const uint4& v) {
-    const uint32_t xy = v.x > v.y ? v.x : v.y, zw = v.z > v.w ? v.z : v.w;
-    return (xy > zw ? xy : zw) == ~0u;
+  // An empty word is the highest of all. Two maxima of three at a time, an instruction each where
+  // there is one for three, take half as long as a look at every 16 bytes by themselves.
+  template <int Count, int Size>
+  BRNN_DEVICE static uint32_t highest_word(const uint4 (&v)[Size]) {
+    const auto higher = [](uint32_t a, uint32_t b) { return a > b ? a : b; };
+    uint32_t xy = 0, zw = 0;
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      xy = higher(xy, higher(v[i].x, v[i].y));
+      zw = higher(zw, higher(v[i].z, v[i].w));
+    }
+    return higher(xy, zw);
   }
 
   const int plane_, tile_;
@@ -99,6 +112,8 @@ class FlagExchange {
       Tile::chunks * Number<S>::chunk_units / kTileUnits;  // of a warp's slice
 
  public:
+  static constexpr bool kTravels = true;
+
   BRNN_DEVICE FlagExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
       : plane_(plane_words(m)),
         tile_(m.chunks * kChunkWords),
@@ -128,6 +143,9 @@ class FlagExchange {
   BRNN_DEVICE void ready(uint4 (&)[Size], int) const {}
   BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
     out_[(slot_ * Planes + plane) * plane_ + n * tile_ + place] = word;
+  }
+  BRNN_DEVICE int place_of_pair(int odd, int n, int place) const {
+    return odd * plane_ + n * tile_ + place;
   }
   // `s` is the step that reads the slot.
   BRNN_DEVICE void commit(int s, int n, bool maker) {
@@ -159,6 +177,8 @@ BRNN_DEVICE int rotated(int row, int c) {
 template <class S, class Tile, int Planes, bool Cluster>
 class SharedExchange {
  public:
+  static constexpr bool kTravels = false;
+
   BRNN_DEVICE SharedExchange(const ExchangeMemory& m, uint32_t* shared, const Place<Tile>& at)
       : plane_(m.chunks * kChunkWords),
         blocks_(m.cluster_size),

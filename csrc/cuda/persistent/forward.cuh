@@ -29,9 +29,10 @@ struct ForwardParams {
 
   const uint4* weights;  // packed weight_hh [G*H, H] (packed_weights.cuh)
   const S* bias_hh;      // [G*H] or nullptr; the input part has it, but for what is recurrent in it
-  Mask mask_h;
-  const S* h0;  // [B, H]
-  const S* c0;  // [B, H]; where the cell has a c
+  Mask mask_h;           // but for its scale
+  float scale_h;  // a float: a conversion from double goes through the slow pipe in every step
+  const S* h0;    // [B, H]
+  const S* c0;    // [B, H]; where the cell has a c
 
   S* gates;  // [T, B, G*H] the input part unless it is fused; activated gates after it if `save`
   bool save;
@@ -192,7 +193,7 @@ class ForwardPass
     float sums[G][4] = {};
     exchange_.wait(s, n);
     multiply_stream<Tile::chunks, Tile::chunks>(
-        exchange_, n, [&](int chunk, const uint4& words) { multiply(sums, chunk, words); });
+        exchange_, n, [] {}, [&](int chunk, const uint4& words) { multiply(sums, chunk, words); });
     if (!kResetsEarly) reset = load_resets(s, n);
     const int buffer = buffer_of(s, n);
     if constexpr (!Tile::whole_sums) {
@@ -271,7 +272,6 @@ class ForwardPass
   BRNN_DEVICE void update(int s, int n, int buffer, uint32_t reset, const float (&sums)[G][4]) {
     fetch_state(n);
     const int t = time(s);
-    const float scale = float(p_.mask_h.scale);
     float q[C][G];
 #pragma unroll
     for (int i = 0; i < C; ++i) sum_over_warps(q[i], i, buffer, sums);
@@ -280,7 +280,7 @@ class ForwardPass
     for (int i = 0; i < C; ++i) {
       float a[G], state;
 #pragma unroll
-      for (int k = 0; k < G; ++k) q[i][k] *= scale;
+      for (int k = 0; k < G; ++k) q[i][k] *= p_.scale_h;
       if constexpr (kHasBias) q[i][kCandidate] += bias_[i];
       input_.get(a, i);
       Cell::forward(a, q[i], state_[i], gates_[i], saved_[i], state);

@@ -9,9 +9,10 @@ namespace brnn::cuda {
 
 // Calls use(i, words) for words i of a warp's slice, i = plane * chunks + chunk, Total of them;
 // at most 2 * Ahead are under way in registers, and the trip of the next hides behind the use.
-template <int Total, int Ahead, int From, class Exchange, class Use>
-BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahead], const Use& use,
-                            int chunks) {
+// `meanwhile` is called before the first are looked at.
+template <int Total, int Ahead, int From, class Exchange, class Meanwhile, class Use>
+BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahead],
+                            const Meanwhile& meanwhile, const Use& use, int chunks) {
   constexpr int kCount = Total - From < Ahead ? Total - From : Ahead;
   constexpr int kRest = Total - From - kCount;
   constexpr int kNext = kRest < Ahead ? kRest : Ahead;
@@ -21,20 +22,23 @@ BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahea
     const int at = From + kCount + i;
     next[i] = exchange.load(at / chunks, at % chunks, n);
   }
+  meanwhile();
   exchange.template ready<From, kCount>(words, n);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) use(From + i, words[i]);
-  if constexpr (kRest > 0) use_stream<Total, Ahead, From + kCount>(exchange, n, next, use, chunks);
+  if constexpr (kRest > 0)
+    use_stream<Total, Ahead, From + kCount>(exchange, n, next, [] {}, use, chunks);
 }
 
 // Total words of the warp's slice, `Chunks` to a plane.
-template <int Total, int Chunks, class Exchange, class Use>
-BRNN_DEVICE void multiply_stream(const Exchange& exchange, int n, const Use& use) {
+template <int Total, int Chunks, class Exchange, class Meanwhile, class Use>
+BRNN_DEVICE void multiply_stream(const Exchange& exchange, int n, const Meanwhile& meanwhile,
+                                 const Use& use) {
   constexpr int kAhead = Total <= 12 ? Total : Chunks <= 4 ? 4 : 2;  // as registers allow
   uint4 words[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) words[i] = exchange.load(i / Chunks, i % Chunks, n);
-  use_stream<Total, kAhead, 0>(exchange, n, words, use, Chunks);
+  use_stream<Total, kAhead, 0>(exchange, n, words, meanwhile, use, Chunks);
 }
 
 // A value of each of this thread's cells into the output slot of a plane.
@@ -58,6 +62,17 @@ BRNN_DEVICE void publish_cells(Exchange& exchange, const Place<Tile>& at, int pl
       if (at.unit(i) % 2 == 0) exchange.put(plane, n, place(i), pack(S{}, values[i], neighbour));
     }
   }
+}
+
+// One cell's values for two planes, `plane` and the next, where lanes that are neighbours have the
+// halves of a word: the even one publishes in the first, the odd one in the second. So half the
+// shuffles are needed, and every lane stores. `place`: see place_of_pair.
+template <class S, class Exchange>
+BRNN_DEVICE void publish_pair(Exchange& exchange, int plane, int place, int odd, float first,
+                              float second) {
+  const float other = __shfl_xor_sync(~0u, odd ? first : second, 1);
+  const float low = odd ? other : first, high = odd ? second : other;
+  exchange.put(plane, 0, place, pack(S{}, low, high));
 }
 
 }  // namespace brnn::cuda

@@ -14,7 +14,7 @@ namespace brnn::cuda {
 enum class MaskForm {
   none,    // no masks here: none at all, or tied and applied before h is published
   ready,   // words to AND in registers for the whole sequence: G * 4 * chunks of them
-  packed,  // 16 words in a register: three instructions more for each AND
+  packed,  // 16 words in a register: an instruction and a half more for each AND
 };
 
 constexpr MaskForm untied_form(const Tiling& t, bool fused_input) {
@@ -81,7 +81,8 @@ class WordMasks<MaskForm::ready, S, G, Chunks> {
   uint32_t words_[G][4 * Chunks];
 };
 
-// Bit j and bit 16 + j of a register are the first and the second unit of word j.
+// A word's units are the highest bits of bytes once the register is shifted to the left: words 2 s
+// and 2 s + 1 by s, the one from its first bytes, the other from those behind.
 template <class S, int G, int Chunks>
 class WordMasks<MaskForm::packed, S, G, Chunks> {
   static constexpr int kRegisters = packed_words(Chunks);
@@ -99,8 +100,9 @@ class WordMasks<MaskForm::packed, S, G, Chunks> {
         for (int j = 0; j < 16 && r * 16 + j < 4 * Chunks; ++j) {
           if (chunk0 + (r * 16 + j) / 4 < own0) continue;
           const int k = Number<S>::unit_of_word(chunk0, r * 16 + j, q);
-          bits |= keep(gate, b, k) << j;
-          if (Number<S>::per_word == 2) bits |= keep(gate, b, k + 1) << (16 + j);
+          const int at = j % 2 * 8 * Number<S>::per_word + 7 - j / 2;
+          bits |= keep(gate, b, k) << at;
+          if (Number<S>::per_word == 2) bits |= keep(gate, b, k + 1) << (at + 8);
         }
         bits_[gate][r] = bits;
       }
@@ -121,9 +123,10 @@ class WordMasks<MaskForm::packed, S, G, Chunks> {
     for (int i = 0; i < words; ++i) opaque(bits_[i / kRegisters][i % kRegisters]);
   }
   BRNN_DEVICE uint32_t apply(uint32_t word, int gate, int i) const {
-    const uint32_t bits = bits_[gate][i / 16] >> (i % 16);
-    if (Number<S>::per_word == 1) return word & (0u - (bits & 1u));
-    return word & ((bits & 0x00010001u) * 0xFFFFu);
+    const uint32_t bits = bits_[gate][i / 16] << (i % 16 / 2);
+    if (Number<S>::per_word == 1)
+      return word & (i % 2 ? spread_signs<0x1111>(bits) : spread_signs<0x0000>(bits));
+    return word & (i % 2 ? spread_signs<0x3322>(bits) : spread_signs<0x1100>(bits));
   }
 
  private:

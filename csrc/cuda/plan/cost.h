@@ -61,7 +61,7 @@ inline constexpr double kSharedBytes = 128;  // a cycle
 // Each gate, warp and chunk of k takes, beside two mma, the load and AND of h, and where masks are
 // packed their unpacking.
 inline constexpr double kOperand = 0.55;
-inline constexpr double kUnpackMasks = 4.9;
+inline constexpr double kUnpackMasks = 2.9;
 // One multiprocessor gets from L2 at most so many bytes a cycle.
 inline constexpr double kL2Bytes = 64;
 // Clusters lie within a GPC, some multiprocessors of which are left over.

@@ -130,7 +130,9 @@ constexpr int registers(Pass pass, const Tiling& t, int gates, bool untied, int 
   const int weights = 8 * gates * t.chunks, sums = 16;
   const int ahead = t.chunks < 2 ? t.chunks : 2;  // chunks asked for before they are needed
   const int more_cells = t.k_warps < 4 ? 4 / t.k_warps - 1 : 0;  // a thread's, beside the first
-  if (pass == Pass::backward) return weights + sums + 4 * gates * ahead + 16 * more_cells + 38;
+  const int prepared = t.chunks < 3 ? 0 : 7 * gates;             // see BackwardPass::prepare
+  if (pass == Pass::backward)
+    return weights + sums + 4 * gates * ahead + prepared + 16 * more_cells + 38;
   const bool packed = packs_masks(t, input_chunks > 0);
   const int masks = !untied ? 0 : gates * (packed ? packed_words(t.chunks) : 4 * t.chunks);
   const int h = 4 * (t.looped ? ahead : t.chunks);

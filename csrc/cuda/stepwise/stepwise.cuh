@@ -251,7 +251,9 @@ __global__ void __launch_bounds__(kThreads)
   if (now.inside) {
     const C prev = wide(Cell::has_c ? state_before(l, l.c0, l.saved, b, u, p.t)
                                     : state_before(l, l.h0, l.y, b, u, p.t));
-    Cell::backward(gate, saved, prev, dh + dy, carry, dslot);
+    C factor[Cell::factors];
+    Cell::weigh(gate, saved, prev, factor);
+    Cell::backward(factor, dh + dy, carry, dslot);
   }
   S* dz = p.dz + (p.t * l.B + b) * Cell::slots * l.H + u;  // slot k at k * H
   for (int k = 0; k < Cell::slots; ++k) dz[k * l.H] = narrow<S>(dslot[k]);

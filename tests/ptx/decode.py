@@ -262,7 +262,11 @@ class Decoder:
         if full == "cp.async.wait_group":
             return self.add(full, line, number=int(operands[0]))
         size = int(operands[2])
-        if full != f"cp.async.{'cg' if size == 16 else 'ca'}.shared.global" or size not in (4, 16):
+        if full != f"cp.async.{'cg' if size == 16 else 'ca'}.shared.global" or size not in (
+            4,
+            8,
+            16,
+        ):
             raise UnknownError(full)
         to, to_offset, narrow = self.address(operands[0], "shared")
         start, offset, _ = self.address(operands[1], "global")

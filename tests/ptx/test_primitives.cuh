@@ -88,12 +88,18 @@ struct CopyParams {
   const uint32_t* from;  // [blocks, 128]
   uint32_t* to;          // [blocks, 128]
 };
-// Two groups of copies by 32 threads: 16 bytes each, then 4 bytes each, the last of them zeros.
+// Two groups of copies by 32 threads: 16 bytes each, half of them in two, then 4 bytes each, the
+// last of them zeros.
 template <bool Waits, bool Meets>
 BRNN_DEVICE void copy(const CopyParams& p) {
   uint32_t* const shared = shared_memory<uint32_t>();  // [128 + 32]
   const int t = threadIdx.x, first = blockIdx.x * 128;
-  copy_async(shared + t * 4, p.from + first + t * 4, true);
+  if (t % 2) {
+    copy_async(shared + t * 4, p.from + first + t * 4, true);
+  } else {
+    copy_async_half(shared + t * 4, p.from + first + t * 4, true);
+    copy_async_half(shared + t * 4 + 2, p.from + first + t * 4 + 2, true);
+  }
   copy_async_commit();
   copy_async_word(shared + 128 + t, p.from + first + t, t < 31);
   copy_async_commit();

@@ -184,11 +184,13 @@ EVERY += [
 ]
 MIXED = (("lstm", "untied", True), ("gru", "tied", True), ("gru_reset_before", "untied", False),
          ("gru", "untied", False))  # fmt: skip
-SIZES = [  # T, B, I, H: 16-byte rows, pairs, odd ones; one row; several tiles of rows, I, H, k
+# T, B, I, H: rows of 16 bytes, of 8, of 4, odd ones; one row; several tiles of rows, I, H, k
+SIZES = [
     replace(SMALL, cell=cell, T=T, B=B, I=I, H=H, masks=masks, bias=bias, lengths=True,
             resets="random" if masks == "untied" else "none")
     for T, B, I, H in (  # noqa: E741
-        (1, 1, 1, 1), (13, 5, 8, 16), (7, 9, 3, 70), (9, 20, 70, 6), (40, 5, 40, 24)
+        (1, 1, 1, 1), (13, 5, 8, 16), (7, 9, 3, 70), (9, 20, 70, 6), (11, 6, 20, 12),
+        (40, 5, 40, 24)
     )
     for cell, masks, bias in MIXED
 ]  # fmt: skip

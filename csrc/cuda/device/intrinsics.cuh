@@ -196,6 +196,14 @@ BRNN_DEVICE void copy_async(void* to, const void* from, bool inside) {
       "l"(from), "r"(bytes)
       : "memory");
 }
+// Copies 8 bytes likewise.
+BRNN_DEVICE void copy_async_half(void* to, const void* from, bool inside) {
+  const int bytes = inside ? 8 : 0;
+  asm volatile(
+      "cp.async.ca.shared.global [%0],[%1],8,%2;" ::"r"(uint32_t(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(bytes)
+      : "memory");
+}
 // Copies 4 bytes likewise.
 BRNN_DEVICE void copy_async_word(void* to, const void* from, bool inside) {
   const int bytes = inside ? 4 : 0;

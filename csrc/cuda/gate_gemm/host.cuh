@@ -16,10 +16,11 @@ constexpr int64_t kEnoughBlocks = 256, kEnoughRows = 512;
 
 inline int64_t tiles_of(int64_t size, int64_t tile) { return size ? (size + tile - 1) / tile : 1; }
 
-// Gives the widest aligned load where rows have `size` numbers: kLanes, 2 or 1.
+// Gives the widest aligned load where rows have `size` numbers: kLanes, kHalf, 2 or 1.
 template <class S>
 int vector_of(int64_t size) {
   if (size % kLanes<S> == 0) return kLanes<S>;
+  if (size % kHalf<S> == 0) return kHalf<S>;
   return size % kPerWord<S> == 0 ? kPerWord<S> : 1;
 }
 

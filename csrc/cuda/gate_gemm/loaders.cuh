@@ -28,8 +28,9 @@ struct Divider {
 
 // ---- chunks: 16 bytes of an operand, and what its mask says about them
 //
-// Loads are of `vector` numbers, the most that rows are aligned to: kLanes, 2 or 1. None waits for
-// another, and but for single 16-bit numbers none is looked at before the chunk is stored.
+// Loads are of `vector` numbers, the most that rows are aligned to: kLanes, kHalf, 2 or 1. None
+// waits for another, and but for single 16-bit numbers none is looked at before the chunk is
+// stored.
 
 template <class S>
 struct Chunk {
@@ -45,6 +46,12 @@ BRNN_DEVICE Chunk<S> load_chunk(const S* from, int count, int vector) {
     return {{v.x, v.y, v.z, v.w}};
   }
   Chunk<S> chunk;
+  if (vector == kHalf<S>) {
+    uint2 low = {}, high = {};
+    if (count > 0) low = reinterpret_cast<const uint2*>(from)[0];
+    if (count > kHalf<S>) high = reinterpret_cast<const uint2*>(from)[1];
+    return {{low.x, low.y, high.x, high.y}};
+  }
   if (vector == kPerWord<S>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -60,8 +67,8 @@ BRNN_DEVICE Chunk<S> load_chunk(const S* from, int count, int vector) {
   return chunk;
 }
 
-// Keep has a byte for each number of a chunk, 1 where it is kept: all in a row, or those of each
-// word by themselves.
+// Keep has a byte for each number of a chunk, 1 where it is kept: all in a row where loads are of 8
+// or 16 bytes, or those of each word by themselves.
 struct Keep {
   uint32_t word[4] = {};
 };
@@ -69,10 +76,15 @@ struct Keep {
 template <class S>
 BRNN_DEVICE Keep load_keep(const uint8_t* from, int count, int vector) {
   Keep keep;
-  if (vector == kLanes<S>) {
+  if (vector == kLanes<S> || (kPerWord<S> == 2 && vector == kHalf<S>)) {
 #pragma unroll
     for (int i = 0; i < kLanes<S> / 4; ++i)
-      if (count > 0) keep.word[i] = reinterpret_cast<const uint32_t*>(from)[i];
+      if (i * 4 < count) keep.word[i] = reinterpret_cast<const uint32_t*>(from)[i];
+    return keep;
+  }
+  if (vector == kHalf<S>) {
+    if (count > 0) keep.word[0] = reinterpret_cast<const uint16_t*>(from)[0];
+    if (count > 2) keep.word[0] |= uint32_t(reinterpret_cast<const uint16_t*>(from)[1]) << 16;
     return keep;
   }
   if (kPerWord<S> == 2 && vector == kPerWord<S>) {
@@ -96,7 +108,7 @@ template <class S>
 BRNN_DEVICE void mask_chunk(Chunk<S>& chunk, const Keep& keep, int vector) {
   constexpr uint32_t kFirst =
       kPerWord<S> == 2 ? 0x1100 : 0;  // spreads the bytes of a word's numbers
-  if (vector == kLanes<S>) {
+  if (vector >= kHalf<S>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       chunk.word[i] &= permute_bytes(keep.word[i * kPerWord<S> / 4] * 0xFF,
@@ -137,6 +149,10 @@ template <class S>
 BRNN_DEVICE void copy_chunk(unsigned char* to, const S* from, int count, int vector) {
   if (vector == kLanes<S>)
     copy_async(to, from, count > 0);
+  else if (vector == kHalf<S>)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      copy_async_half(to + i * 8, from + i * kHalf<S>, i * kHalf<S> < count);
   else if (vector == kPerWord<S>)
 #pragma unroll
     for (int i = 0; i < 4; ++i)

@@ -12,6 +12,8 @@ constexpr int kPerWord = 4 / int(sizeof(S));
 template <class S>
 constexpr int kLanes = 16 / int(sizeof(S));  // numbers of a chunk of 16 bytes
 template <class S>
+constexpr int kHalf = kLanes<S> / 2;  // numbers of 8 bytes
+template <class S>
 constexpr int kDepth = 64 / int(sizeof(S));  // k of a tile: two tensor-core steps
 constexpr int kShare = 2;                    // chunks of a tile that a thread brings
 
@@ -202,7 +204,7 @@ BRNN_DEVICE void transpose_quad(uint32_t (&word)[4]) {
 }
 
 // A Window is a place in a row-major matrix: `rows` and `columns` are left from there on. Loads and
-// stores of `vector` numbers are aligned: kLanes, 2 or 1.
+// stores of `vector` numbers are aligned: kLanes, kHalf, 2 or 1.
 template <class S>
 struct Window {
   S* corner;
@@ -215,6 +217,11 @@ BRNN_DEVICE void store_chunk(S* to, const uint32_t (&word)[4], int count, int ve
   if (count <= 0) return;
   if (vector == kLanes<S>) {
     *reinterpret_cast<uint4*>(to) = {word[0], word[1], word[2], word[3]};
+    return;
+  }
+  if (vector == kHalf<S>) {
+    reinterpret_cast<uint2*>(to)[0] = {word[0], word[1]};
+    if (count > kHalf<S>) reinterpret_cast<uint2*>(to)[1] = {word[2], word[3]};
     return;
   }
 #pragma unroll

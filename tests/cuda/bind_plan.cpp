@@ -8,6 +8,7 @@
 
 #include "cuda/plan/devices.cpp"  // a binding is one translation unit
 #include "cuda/plan/plan.cpp"
+#include "cuda/plan/splits.h"
 
 namespace brnn::testing {
 namespace {
@@ -82,6 +83,14 @@ PYBIND11_MODULE(bind_plan, m) {
   });
   m.def("plan", &plan_json);
   m.def("table", &table);
+  m.def("worthwhile_splits",
+        [](int64_t tiles, int64_t rows, int64_t steps, int64_t partials, double step_cycles) {
+          return worthwhile_splits({tiles, rows, steps, partials, step_cycles});
+        });
+  m.def("split_cycles", [](int64_t tiles, int64_t rows, int64_t steps, int64_t partials,
+                           double step_cycles, int64_t splits) {
+    return split_cycles({tiles, rows, steps, partials, step_cycles}, splits);
+  });
   m.def("blocks_per_multiprocessor",
         [](bool forward, std::tuple<int, int, int, bool> t, int gates, bool untied) {
           const auto [chunks, k_warps, unit_tiles, looped] = t;

@@ -208,8 +208,9 @@ class Decoder:
         self.add(full, line)
 
     def decode_prefetch(self, line: int, full: str, kinds: list[str], operands: list[str]) -> None:
-        """A hint: the address must be one, and nothing follows from it."""
-        self.address(operands[0], "global")
+        """A hint, of which no value follows. The address must be in memory; see Fetches."""
+        base, offset, narrow = self.address(operands[0], "global")
+        self.add("prefetch", line, base, number=offset, space="global", bytes=1, narrow=narrow)
 
     decode_ret = decode_trap = decode_membar = decode_fence = plain
 

@@ -148,14 +148,14 @@ class Machine:
     def configure(
         self, schedule: str = "round_robin", seed: int = 1, yields: float = 0.02,
         delays: float = 0.0, late_copies: float = 1.0, races: bool = True,
-        most_steps: int = MOST_STEPS,
+        fetches: bool = False, most_steps: int = MOST_STEPS,
     ) -> None:  # fmt: skip
         """What is not named gets its default back. `yields`, `delays`, `late_copies`: probabilities
         of a switch at an access, of a store that waits, of a copy that comes as late as it may."""
         double = ctypes.c_double
         self.library.configure(
             ctypes.c_uint64(seed), SCHEDULES.index(schedule), double(yields), double(delays),
-            double(late_copies), races, ctypes.c_int64(most_steps),
+            double(late_copies), races, fetches, ctypes.c_int64(most_steps),
         )  # fmt: skip
 
     def device(
@@ -170,6 +170,13 @@ class Machine:
         if dry != self.dry:  # of kernels that never run, no instruction is decoded
             self.library.forget_kernels()
         self.dry = dry
+
+    def fetches(self) -> tuple[int, int, int]:
+        """Sectors of 32 bytes that were prefetched since configure(fetches=True), how many of them
+        were loaded afterwards, and how many had been loaded before."""
+        counts = (ctypes.c_int64 * 3)()
+        self.library.fetches(counts)
+        return counts[0], counts[1], counts[2]
 
     # ---- memory and launches
 

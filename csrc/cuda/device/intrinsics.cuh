@@ -154,6 +154,12 @@ BRNN_DEVICE T load_l2(const T* from) {
     return __ldcg(from);
 }
 
+// Asks for the sector of 32 bytes at an address to be brought to L2, and waits for nothing. L2 may
+// bring more.
+BRNN_DEVICE void prefetch_l2(const void* sector) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(sector) : "memory");
+}
+
 // ---- synchronisation
 
 // Waits at barrier `id` (1 to 15) for `threads` threads of the block.

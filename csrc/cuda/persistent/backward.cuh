@@ -158,6 +158,29 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       if (next > 0 || s > 0) prefetch(next > 0 ? s : s - 1, next);
     } else if (s >= 0) {
       exchange_.commit(i, n, false);
+      if constexpr (kFetchesAhead<Tile, kResident>) fetch_ahead(i, s, n);
+    }
+  }
+
+  // Memory to L2, for later rounds: see fetch_ahead.cuh. The output slot is the one that round i +
+  // 1 reads.
+  BRNN_DEVICE void fetch_ahead(int i, int s, int n) const {
+    if (fetches_slots(at_)) {
+      if (i + kSlotsAhead < p_.T) exchange_.fetch(at_, n, kSlotsAhead);
+    } else if (fetches_rows(at_) && s >= kStepsAhead && at_.tile * kTileUnits < p_.H) {
+      constexpr int kSavedRows = Cell::has_saved && !Cell::has_c;  // a saved c is the state before
+      const int t = time(s - kStepsAhead), before = p_.reverse ? t + 1 : t - 1;
+      fetch_rows<S, Tile, G + 2 + kSavedRows>(at_, n, [&](int sequence, int which) -> const S* {
+        const int64_t row = int64_t(t) * p_.B + sequence;
+        const S* from = p_.gates + (row * G + which) * p_.H;
+        if (which == G) from = p_.dy ? p_.dy + row * p_.H : nullptr;
+        if (which == G + 1)
+          from = before < 0 || before >= p_.T
+                     ? nullptr
+                     : (Cell::has_c ? p_.saved : p_.y) + (int64_t(before) * p_.B + sequence) * p_.H;
+        if (kSavedRows && which == G + 2) from = p_.saved + row * p_.H;
+        return sequence < p_.B ? from : nullptr;
+      });
     }
   }
 

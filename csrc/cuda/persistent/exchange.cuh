@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../device/intrinsics.cuh"
+#include "fetch_ahead.cuh"
 #include "tile.cuh"
 
 namespace brnn::cuda {
@@ -74,6 +75,17 @@ class GridExchange {
   // Where a word goes if put() is told batch tile 0 and, where it is `odd`, the plane before.
   BRNN_DEVICE int place_of_pair(int odd, int n, int place) const {
     return odd * plane_ + n * tile_ + place;
+  }
+  // Brings this block's words of a slot to L2, which the output slot becomes `later` steps from
+  // now.
+  BRNN_DEVICE void fetch(const Place<Tile>& at, int n, int later) const {
+    constexpr int kWords = kSectorBytes / 4, kUnits = kWords * Number<S>::per_word;
+    constexpr int kSectors = kTileSequences * kTileUnits / kUnits;  // of a plane
+    share_out<Planes * kSectors>(at.lane, [&](int i) {
+      const int unit = at.tile * kTileUnits + i / kTileSequences % (kTileUnits / kUnits) * kUnits;
+      const int place = i / kSectors * plane_ + n * tile_ + word_place<S>(unit, i % kTileSequences);
+      prefetch_l2(out_ + (int64_t(later) * Planes * plane_ + place));
+    });
   }
   // It is called after all puts of a batch tile.
   BRNN_DEVICE void commit(int, int, bool) {}
@@ -147,6 +159,7 @@ class FlagExchange {
   BRNN_DEVICE int place_of_pair(int odd, int n, int place) const {
     return odd * plane_ + n * tile_ + place;
   }
+  BRNN_DEVICE void fetch(const Place<Tile>&, int, int) const {}  // its slots stay in L2
   // `s` is the step that reads the slot.
   BRNN_DEVICE void commit(int s, int n, bool maker) {
     if (!maker) return;

@@ -280,9 +280,16 @@ int set_device(const char* name, int refuses_cooperation, int nothing_fits, int 
   return 0;
 }
 void configure(uint64_t seed, int schedule, double yields, double delays, double late_copies,
-               int races, int64_t most_steps) {
-  ptx::options = {seed,      ptx::Schedule(schedule), yields, delays, late_copies, races != 0, 0,
-                  most_steps};
+               int races, int fetches, int64_t most_steps) {
+  ptx::options = {
+      seed,      ptx::Schedule(schedule), yields, delays, late_copies, races != 0, fetches != 0, 0,
+      most_steps};
+  ptx::clear_fetches();
+}
+// [3]: see Fetches.
+void fetches(int64_t* to) {
+  const ptx::Fetches f = ptx::fetches();
+  to[0] = f.sectors, to[1] = f.loaded, to[2] = f.late;
 }
 void add_memory(const void* begin, size_t bytes, const char* name) {
   ptx::add_memory(begin, bytes, name);

@@ -36,10 +36,19 @@ struct Options {
   double delays = 0;                 // probability that a weak or relaxed store waits in a buffer
   double late_copies = 1;            // probability that an asynchronous copy waits for its wait
   bool races = true;                 // watch every access
+  bool fetches = false;              // watch what is prefetched
   uint64_t launches = 0;             // since these were set: each has an order of its own
   int64_t most_steps = 100'000'000;  // of a launch: switches between warps
 };
 extern Options options;
+
+// Sectors of 32 bytes that were prefetched since the last call of clear_fetches, how many of them
+// were loaded afterwards, and how many had been loaded before.
+struct Fetches {
+  int64_t sectors = 0, loaded = 0, late = 0;
+};
+Fetches fetches();
+void clear_fetches();
 
 // Thrown by whatever is found. No std::exception, which host code might take for a failed launch.
 struct Report {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <unordered_map>
 
 #include "machine.h"
 
@@ -17,6 +18,11 @@ struct Range {
 };
 std::vector<Range> ranges_;
 Range last_{};
+
+struct Sector {
+  bool fetched = false, loaded_before = false, loaded_after = false;
+};
+std::unordered_map<uint64_t, Sector> halves_;  // by address / 16, as memory is aligned
 
 uint8_t* window_;  // generic addresses of shared memory
 size_t window_slots_;
@@ -43,6 +49,15 @@ void clear_memory() {
   ranges_.clear();
   last_ = {};
 }
+Fetches fetches() {
+  Fetches found;
+  for (const auto& [address, half] : halves_) {
+    if (!half.fetched) continue;
+    ++found.sectors, found.loaded += half.loaded_after, found.late += half.loaded_before;
+  }
+  return {found.sectors / 2, found.loaded / 2, found.late};
+}
+void clear_fetches() { halves_.clear(); }
 void reserve_window(size_t slots) {
   if (slots <= window_slots_) return;
   if (window_) munmap(window_, window_slots_ * kSlot);
@@ -289,6 +304,10 @@ Step load(Warp& w, const Operation& o, uint32_t mask) {
       watch_shared(w, lane, o, place.slot, place.offset, all, Access::read, is_strong(o.order));
       std::memcpy(words, place.memory, size_t(all));
     } else {
+      if (options.fetches) {
+        Sector& half = halves_[address / 16];
+        (half.fetched ? half.loaded_after : half.loaded_before) = true;
+      }
       if (o.order == Order::acquire) acquire(w, lane, address);
       watch_global(w, lane, o, address, all, Access::read, is_strong(o.order));
       view(w, lane, address, words, all);
@@ -346,6 +365,15 @@ Step store(Warp& w, const Operation& o, uint32_t mask) {
   return Step::next;
 }
 
+Step prefetch(Warp& w, const Operation& o, uint32_t mask) {  // 9.7.9.16
+  each(mask, [&](int lane) {
+    const uint64_t address = address_of(w, o, lane);
+    check_global(w, lane, o, address, 1);
+    if (options.fetches) halves_[address / 16].fetched = halves_[address / 16 + 1].fetched = true;
+  });
+  return Step::next;
+}
+
 Step generic_of_shared(Warp& w, const Operation& o, uint32_t mask) {  // 9.7.9.19
   const uint64_t* const from = w.from<uint64_t>(o.at[1]);
   uint64_t* const to = w.to<uint64_t>(o.at[0]);
@@ -381,6 +409,7 @@ std::vector<Entry> memory_operations() {
   return {{"ld", load<false>},
           {"ld.signed", load<true>},
           {"st", store},
+          {"prefetch", prefetch},
           {"cvta.shared.u64", generic_of_shared},
           {"mapa.u64", map_to_rank},
           {"membar.gl", fence_all}};

@@ -65,7 +65,7 @@ class GridExchange {
 #pragma unroll
       for (int i = 0; i < Count; ++i)
         if (kPollAll || highest_word<1>({words[i]}) == ~0u)
-          words[i] = load((From + i) / Tile::chunks, (From + i) % Tile::chunks, n);
+          words[i] = load((From + i) % Planes, (From + i) / Planes, n);
     }
     __syncwarp();
   }

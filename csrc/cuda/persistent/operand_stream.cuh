@@ -7,12 +7,12 @@
 
 namespace brnn::cuda {
 
-// Calls use(i, words) for words i of a warp's slice, i = plane * chunks + chunk, Total of them;
+// Calls use(i, words) for words i of a warp's slice, i = chunk * planes + plane, Total of them;
 // at most 2 * Ahead are under way in registers, and the trip of the next hides behind the use.
 // `meanwhile` is called before the first are looked at.
 template <int Total, int Ahead, int From, class Exchange, class Meanwhile, class Use>
 BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahead],
-                            const Meanwhile& meanwhile, const Use& use, int chunks) {
+                            const Meanwhile& meanwhile, const Use& use, int planes) {
   constexpr int kCount = Total - From < Ahead ? Total - From : Ahead;
   constexpr int kRest = Total - From - kCount;
   constexpr int kNext = kRest < Ahead ? kRest : Ahead;
@@ -20,25 +20,27 @@ BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahea
 #pragma unroll
   for (int i = 0; i < kNext; ++i) {
     const int at = From + kCount + i;
-    next[i] = exchange.load(at / chunks, at % chunks, n);
+    next[i] = exchange.load(at % planes, at / planes, n);
   }
   meanwhile();
   exchange.template ready<From, kCount>(words, n);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) use(From + i, words[i]);
   if constexpr (kRest > 0)
-    use_stream<Total, Ahead, From + kCount>(exchange, n, next, [] {}, use, chunks);
+    use_stream<Total, Ahead, From + kCount>(exchange, n, next, [] {}, use, planes);
 }
 
-// Total words of the warp's slice, `Chunks` to a plane.
-template <int Total, int Chunks, class Exchange, class Meanwhile, class Use>
+// The words of a warp's slice, Chunks of each plane. Planes take turns, so that products which
+// follow each other add to different sums: of one sum each would wait for the one before.
+template <int Planes, int Chunks, class Exchange, class Meanwhile, class Use>
 BRNN_DEVICE void multiply_stream(const Exchange& exchange, int n, const Meanwhile& meanwhile,
                                  const Use& use) {
-  constexpr int kAhead = Total <= 12 ? Total : Chunks <= 4 ? 4 : 2;  // as registers allow
+  constexpr int kTotal = Planes * Chunks;
+  constexpr int kAhead = kTotal <= 12 ? kTotal : Chunks <= 4 ? 4 : 2;  // as registers allow
   uint4 words[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) words[i] = exchange.load(i / Chunks, i % Chunks, n);
-  use_stream<Total, kAhead, 0>(exchange, n, words, meanwhile, use, Chunks);
+  for (int i = 0; i < kAhead; ++i) words[i] = exchange.load(i % Planes, i / Planes, n);
+  use_stream<kTotal, kAhead, 0>(exchange, n, words, meanwhile, use, Planes);
 }
 
 // A value of each of this thread's cells into the output slot of a plane.

@@ -24,6 +24,8 @@ PERSISTENT = (
     ("grid", 40, 24, 900),
     ("grid", 13, 24, 1500),
 )
+AHEAD = ("grid", 13, 40, 710)  # backward with 3 chunks also exists with
+OTHER_AHEAD = 3  # ... BAYESRNN_BACKWARD_AHEAD
 TYPES = ("bfloat16", "float16", "tf32")  # of the kernels on tensor cores
 
 
@@ -34,9 +36,11 @@ class KernelCase:
     case: Case
     precision: str
     engine: str
+    ahead: int = 0  # BAYESRNN_BACKWARD_AHEAD; 0: not set
 
     def __str__(self) -> str:
-        return f"{self.engine}-{self.precision}-{self.case}"
+        ahead = f"-ahead{self.ahead}" if self.ahead else ""
+        return f"{self.engine}-{self.precision}-{self.case}{ahead}"
 
 
 def persistent() -> list[KernelCase]:
@@ -53,6 +57,8 @@ def persistent() -> list[KernelCase]:
             resets = "random" if i % 4 == 1 else "none"
             case = replace(case, lengths=i % 2 == 0, reverse=i % 3 == 0, resets=resets)
             made.append(KernelCase(case, precision, engine))
+            if PERSISTENT[i] == AHEAD and masks == "tied":
+                made.append(KernelCase(case, precision, engine, OTHER_AHEAD))
     return made
 
 

@@ -98,10 +98,10 @@ def short(demangled: str) -> str:
     name = re.sub(r"\((?!anonymous)[^()]*\)$", "", demangled).removeprefix("void ")
     name = re.sub(r"(\w+|\(anonymous namespace\))::", "", name)
     name = re.sub(r"\(MaskForm\)(\d)", lambda m: MASKS[int(m[1])], name)
-    # Tile<Tiling{3, 8, 1, false}> as 3x8x1, +loop
+    # Tile<Tiling{3, 8, 1, true, 6}> as 3x8x1+loop+6
     name = re.sub(
-        r"Tile<Tiling\{(\d+), (\d+), (\d+), (true|false)\} ?>",
-        lambda m: f"{m[1]}x{m[2]}x{m[3]}" + ("+loop" if m[4] == "true" else ""),
+        r"Tile<Tiling\{(\d+), (\d+), (\d+), (true|false), (\d+)\} ?>",
+        lambda m: f"{m[1]}x{m[2]}x{m[3]}" + "+loop" * (m[4] == "true") + f"+{m[5]}" * (m[5] != "0"),
         name,
     )
     # Exchange<bfloat16, 3x8x1, 1> repeats what the kernel's own arguments say.

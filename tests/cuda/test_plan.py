@@ -56,6 +56,22 @@ def plan(planner, problem, device, engine="auto"):
     return json.loads(text)
 
 
+def test_a_measurement_names_the_words_that_backward_waits_for(planner, monkeypatch):
+    table = planner.table("grid", False, 2)
+    assert table.count((3, 8, 1, True)) == 2  # instances that differ in it alone
+    default = planner.backward_ahead()
+    for asked in (3, 6):
+        monkeypatch.setenv("BAYESRNN_BACKWARD_AHEAD", str(asked))
+        assert planner.backward_ahead() == asked
+        backward = plan(planner, Problem(1024, 16, 768, 768), planner.device("H100"))["backward"]
+        assert (backward["engine"], backward["chunks"]) == ("grid", 3)
+    monkeypatch.setenv("BAYESRNN_BACKWARD_AHEAD", "5")
+    with pytest.raises(RuntimeError, match="BAYESRNN_BACKWARD_AHEAD: expected 3 or 6, got '5'"):
+        planner.backward_ahead()
+    monkeypatch.delenv("BAYESRNN_BACKWARD_AHEAD")
+    assert planner.backward_ahead() == default
+
+
 # ---- what runs
 
 CORNELL = (200, 128, 128, 128)

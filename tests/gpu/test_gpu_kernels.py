@@ -10,11 +10,13 @@ import bayesrnn_cuda as brnn
 
 
 @pytest.mark.parametrize("layer", CASES, ids=str)
-def test_kernels(layer: KernelCase, record_property):
+def test_kernels(layer: KernelCase, record_property, monkeypatch):
     capability = torch.cuda.get_device_capability()
     record_property("capability", capability)
     if layer.engine == "cluster" and capability < (9, 0):
         pytest.skip("needs clusters")
+    if layer.ahead:
+        monkeypatch.setenv("BAYESRNN_BACKWARD_AHEAD", str(layer.ahead))
     ran: set[str] = set()
     try:
         with kernels_run(ran):

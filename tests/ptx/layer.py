@@ -5,8 +5,11 @@ layer must write is NaN before, and NaN stands past the lengths, so a missing wr
 length shows in the results; an access outside of what was given is a report of the machine.
 """
 
+import contextlib
 import ctypes
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
@@ -64,11 +67,25 @@ class How:
     backward: tuple[int, int, int, bool] | None = None
     groups: int = 1  # of batch tiles
     fused: bool = False
+    ahead: int = 0  # of backward; 0: as the plan does it
 
     def of(self, backward: bool) -> CutStruct:
         cut = self.backward if backward else self.forward
         numbers = (*cut, self.groups, self.fused and not backward) if cut else (0,) * 6
         return CutStruct(self.engine.encode(), self.multiprocessors, *numbers)
+
+
+@contextlib.contextmanager
+def ahead_of(how: How) -> Iterator[None]:
+    """The environment that a plan looks at."""
+    if not how.ahead:
+        yield
+        return
+    os.environ["BAYESRNN_BACKWARD_AHEAD"] = str(how.ahead)
+    try:
+        yield
+    finally:
+        del os.environ["BAYESRNN_BACKWARD_AHEAD"]
 
 
 @dataclass
@@ -197,7 +214,8 @@ def call(
     c = call_of(case, precision, fields, save=save)
     library = machine.library
     library.set_loader(machine.loader)
-    code = library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), int(backward))
+    with ahead_of(how):
+        code = library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), int(backward))
     made.kernels += machine.launched()
     machine.check(code)
     made.plans.append(json.loads(library.last_plan().decode()))
@@ -223,7 +241,8 @@ def dry(machine: Machine, case: Case, precision: str, how: How, *, backward: boo
         is_reset = name == "resets" and case.resets == "none"
         setattr(c, name, None if name == "lengths" or is_mask or is_reset else 4096)
     machine.library.set_loader(machine.loader)
-    code = machine.library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), backward)
+    with ahead_of(how):
+        code = machine.library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), backward)
     kernels = machine.launched()
     machine.check(code)
     return kernels

@@ -3,6 +3,7 @@ that every one of them runs here with its results compared."""
 
 import functools
 import itertools
+from dataclasses import replace
 
 import cases
 import kernel_cases
@@ -41,11 +42,10 @@ def launches(machine: Machine) -> frozenset[str]:
     machine.device(dry=True)
     try:
         for case, precision, engine in itertools.chain(own, plain):
-            for backward in (False, True):
+            for backward, ahead in ((False, 0), (True, 0), (True, kernel_cases.OTHER_AHEAD)):
+                how = How(engine, ahead=ahead)
                 try:
-                    found |= set(
-                        layer.dry(machine, case, precision, How(engine), backward=backward)
-                    )
+                    found |= set(layer.dry(machine, case, precision, how, backward=backward))
                 except RuntimeError as error:
                     if not str(error).startswith(REFUSED):
                         raise AssertionError(f"{case} {precision} {engine}: {error}") from None
@@ -86,6 +86,8 @@ def tilings():
         backward = (BACKWARD[i % 5], 8, 1, 1)
         how = How("grid", forward=(chunks, 8, 1, looped), backward=backward, groups=1 + i % 2)
         yield case, precision, how
+        if BACKWARD[i % 5] == 3:
+            yield case, precision, replace(how, ahead=kernel_cases.OTHER_AHEAD)
 
 
 def others():
@@ -153,7 +155,9 @@ def test_what_runs_on_a_gpu_launches_every_kernel(engines):
         kernel
         for c in kernel_cases.CASES
         for backward in (False, True)
-        for kernel in layer.dry(engines, c.case, c.precision, How(c.engine), backward=backward)
+        for kernel in layer.dry(
+            engines, c.case, c.precision, How(c.engine, ahead=c.ahead), backward=backward
+        )
     }
     ran |= mask_kernel.kernels(engines)  # of kernel_cases.MASKS
     engines.device()

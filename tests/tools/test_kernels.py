@@ -152,22 +152,26 @@ def test_a_build_without_kernels_is_one_clear_line(tmp_path, monkeypatch, rules,
         ("brnn::cuda::(anonymous namespace)::read(brnn::cuda::Params)", "read"),
         (
             "void brnn::cuda::forward_kernel<brnn::Lstm, brnn::bfloat16, brnn::cuda::GridExchange<"
-            "brnn::bfloat16, brnn::cuda::Tile<brnn::cuda::Tiling{3, 8, 1, false}>, 1>, "
-            "brnn::cuda::Tile<brnn::cuda::Tiling{3, 8, 1, false}>, (brnn::cuda::MaskForm)1>("
+            "brnn::bfloat16, brnn::cuda::Tile<brnn::cuda::Tiling{3, 8, 1, false, 0}>, 1>, "
+            "brnn::cuda::Tile<brnn::cuda::Tiling{3, 8, 1, false, 0}>, (brnn::cuda::MaskForm)1>("
             "brnn::cuda::ForwardParams<brnn::bfloat16>)",
             "forward_kernel<Lstm, bfloat16, grid, 3x8x1, ready masks>",
         ),
         (
             "void brnn::cuda::backward_kernel<brnn::Gru, float, brnn::cuda::SharedExchange<float, "
-            "brnn::cuda::Tile<brnn::cuda::Tiling{4, 1, 8, false}>, 3, false>, "
-            "brnn::cuda::Tile<brnn::cuda::Tiling{4, 1, 8, false}> >("
+            "brnn::cuda::Tile<brnn::cuda::Tiling{4, 1, 8, false, 0}>, 3, false>, "
+            "brnn::cuda::Tile<brnn::cuda::Tiling{4, 1, 8, false, 0}> >("
             "brnn::cuda::BackwardParams<float>)",
             "backward_kernel<Gru, float, block, 4x1x8>",
         ),
         (
             "void brnn::cuda::f<brnn::cuda::SharedExchange<float, brnn::cuda::Tile<"
-            "brnn::cuda::Tiling{1, 4, 2, true}>, 1, true> >(int)",
+            "brnn::cuda::Tiling{1, 4, 2, true, 0}>, 1, true> >(int)",
             "f<cluster>",
+        ),
+        (
+            "brnn::cuda::g<brnn::cuda::Tile<brnn::cuda::Tiling{3, 8, 1, true, 6}> >()",
+            "g<3x8x1+loop+6>",
         ),
     ],
 )

@@ -235,7 +235,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk], words.x, words.y);
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk + 1], words.z, words.w);
     };
-    multiply_stream<G, Tile::chunks>(exchange_, n, meanwhile, use);
+    multiply_stream<G, Tile::chunks, Tile::tiling.ahead>(exchange_, n, meanwhile, use);
     if (!kResetsEarly && at_.maker) load_resets_of(i, s, n);
     uint32_t masks = Tile::looped ? *stored_masks(n) : masks_;
     opaque(masks);

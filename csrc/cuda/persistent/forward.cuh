@@ -194,7 +194,7 @@ class ForwardPass
     if (kResetsEarly) reset = load_resets(s, n);
     float sums[G][4] = {};
     exchange_.wait(s, n);
-    multiply_stream<1, Tile::chunks>(
+    multiply_stream<1, Tile::chunks, Tile::tiling.ahead>(
         exchange_, n, [] {}, [&](int chunk, const uint4& words) { multiply(sums, chunk, words); });
     if (!kResetsEarly) reset = load_resets(s, n);
     const int buffer = buffer_of(s, n);

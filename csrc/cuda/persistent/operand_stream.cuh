@@ -30,13 +30,15 @@ BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahea
     use_stream<Total, Ahead, From + kCount>(exchange, n, next, [] {}, use, planes);
 }
 
-// The words of a warp's slice, Chunks of each plane. Planes take turns, so that products which
-// follow each other add to different sums: of one sum each would wait for the one before.
-template <int Planes, int Chunks, class Exchange, class Meanwhile, class Use>
+// The words of a warp's slice, Chunks of each plane, `Ahead` of them at once (see Tiling). Planes
+// take turns, so that products which follow each other add to different sums: of one sum each would
+// wait for the one before.
+template <int Planes, int Chunks, int Ahead, class Exchange, class Meanwhile, class Use>
 BRNN_DEVICE void multiply_stream(const Exchange& exchange, int n, const Meanwhile& meanwhile,
                                  const Use& use) {
   constexpr int kTotal = Planes * Chunks;
-  constexpr int kAhead = kTotal <= 12 ? kTotal : Chunks <= 4 ? 4 : 2;  // as registers allow
+  constexpr int kFree = kTotal <= 12 ? kTotal : Chunks <= 4 ? 4 : 2;  // as registers allow
+  constexpr int kAhead = Ahead > 0 && Ahead < kTotal ? Ahead : kFree;
   uint4 words[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) words[i] = exchange.load(i % Planes, i / Planes, n);

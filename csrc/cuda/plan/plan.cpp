@@ -3,6 +3,7 @@
 #include "plan.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <sstream>
 #include <stdexcept>
 
@@ -177,7 +178,7 @@ Attempt try_tilings(const Sizes& s, Engine engine) {
   Attempt best = too_wide(s, engine);
   bool obstacle_settled = false;
   for (const Tiling& t : tilings(engine, s.pass, s.bytes)) {
-    if (t.most_chunks() < s.chunks) continue;
+    if (t.most_chunks() < s.chunks || (t.ahead && t.ahead != backward_ahead())) continue;
     const Attempt attempt = try_tiling(s, engine, t);
     if (attempt.recurrence) {
       if (!best.recurrence || attempt.recurrence->microseconds < best.recurrence->microseconds)
@@ -273,6 +274,15 @@ std::string describe(const Recurrence& r) {
 }
 
 }  // namespace
+
+int backward_ahead() {
+  const char* const asked = std::getenv("BAYESRNN_BACKWARD_AHEAD");
+  if (!asked) return kBackwardAhead;
+  for (const Tiling& t : kGridBackward)
+    if (t.ahead && std::to_string(t.ahead) == asked) return t.ahead;
+  throw std::runtime_error("BAYESRNN_BACKWARD_AHEAD: expected 3 or 6, got '" + std::string(asked) +
+                           "'");
+}
 
 std::optional<Engine> engine_of(const std::string& wanted) {
   if (wanted == "auto") return {};

@@ -68,6 +68,10 @@ struct Problem {
 // that will not come (!save), leaves the choice for backward to "auto".
 Plan plan(const Problem& problem, const Device& device, const std::string& wanted = "auto");
 
+// Returns which instances backward takes of those that differ in it: kBackwardAhead, unless a
+// measurement asks for others by BAYESRNN_BACKWARD_AHEAD in the environment.
+int backward_ahead();
+
 // Returns the engine of that name, or none for "auto". Throws std::runtime_error for another name.
 std::optional<Engine> engine_of(const std::string& wanted);
 

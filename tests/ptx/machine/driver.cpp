@@ -93,6 +93,11 @@ Plan plan_of(const Call& c, const How& how, Pass pass) {
   const int bytes = c.precision == int(Precision::tf32) ? 4 : 2;
   Recurrence& r = pass == Pass::forward ? p.forward : p.backward;
   r.tiling = {int(how.chunks), int(how.k_warps), int(how.unit_tiles), how.looped != 0};
+  for (const Tiling& t : tilings(r.engine, pass, bytes)) {
+    Tiling asked = r.tiling;
+    asked.ahead = t.ahead;
+    if (t == asked && t.ahead == backward_ahead()) r.tiling = t;
+  }
   const int tiles = int((c.B + kTileSequences - 1) / kTileSequences);
   r.batch_tiles = r.tiling.looped ? int((tiles + how.groups - 1) / how.groups) : 1;
   r.blocks_x = unit_blocks(r.tiling, c.H, bytes);

@@ -72,8 +72,10 @@ def _has_fused_sampling(device: torch.device | str | None) -> bool:
 
 def _has_kernel(device: torch.device) -> bool:
     """Whether the library was compiled for that GPU. (A graph is only made where it was.)"""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not ops.CUDA_ARCHITECTURES:
         return bool(ops.CUDA_ARCHITECTURES)
+    if not torch.cuda.is_available():  # the tensors are FakeTensorMode's
+        return False
     return ops.compiled_for(torch.cuda.get_device_capability(device))
 
 

@@ -37,9 +37,10 @@ def compiled_for(capability: tuple[int, int]) -> bool:
         number = re.match(r"(\d+)\.(\d+)", architecture)
         assert number is not None
         compiled = int(number[1]), int(number[2])
-        if architecture.endswith("+PTX"):  # for a later one it is compiled when it is loaded
+        rest = architecture[number.end() :]
+        if rest == "+PTX":  # for a later one it is compiled when it is loaded
             runs = capability >= compiled
-        elif number.end() < len(architecture):  # "9.0a" runs there and nowhere else
+        elif rest:  # "9.0a" runs there and nowhere else, "9.0a+PTX" likewise
             runs = capability == compiled
         else:
             runs = capability[0] == compiled[0] and capability >= compiled

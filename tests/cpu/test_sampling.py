@@ -136,6 +136,8 @@ def test_neighbours_and_calls_are_independent(p):
         (["12.0+PTX"], (12, 1), True),
         (["12.0+PTX"], (13, 0), True),
         (["12.0+PTX"], (9, 0), False),
+        (["9.0a+PTX"], (9, 0), True),
+        (["9.0a+PTX"], (10, 0), False),
         ([], (9, 0), False),
     ],
 )
@@ -143,6 +145,7 @@ def test_a_gpu_draws_by_a_kernel_where_it_has_one(monkeypatch, compiled, capabil
     """Elsewhere torch.rand does, so that the reference engine runs there."""
     monkeypatch.setattr(ops, "CUDA_ARCHITECTURES", compiled)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     ops.compiled_for.cache_clear()
     try:
         assert masks._has_fused_sampling("cuda") == runs
@@ -163,6 +166,15 @@ def test_a_layer_on_a_gpu_draws_by_two_ops(monkeypatch):
     ]  # fmt: skip
     for keep, shape in ((drawn.keep_x, (4, 3, 10)), (drawn.keep_h, (4, 3, 70))):
         assert (keep.device.type, keep.dtype, keep.shape) == ("cuda", torch.bool, shape)
+
+
+@pytest.mark.parametrize("compiled", ([], ["8.0", "9.0a"]))
+def test_fake_gpu_without_one(monkeypatch, compiled):
+    """What asks the driver about a GPU that is not there fails."""
+    monkeypatch.setattr(ops, "CUDA_ARCHITECTURES", compiled)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with FakeTensorMode():
+        assert sample_keep((2, 3), 0.5, device="cuda").device.type == "cuda"
 
 
 def test_meta_device():

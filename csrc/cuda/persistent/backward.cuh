@@ -170,17 +170,18 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     } else if (fetches_rows(at_) && s >= kStepsAhead && at_.tile * kTileUnits < p_.H) {
       constexpr int kSavedRows = Cell::has_saved && !Cell::has_c;  // a saved c is the state before
       const int t = time(s - kStepsAhead), before = p_.reverse ? t + 1 : t - 1;
-      fetch_rows<S, Tile, G + 2 + kSavedRows>(at_, n, [&](int sequence, int which) -> const S* {
-        const int64_t row = int64_t(t) * p_.B + sequence;
-        const S* from = p_.gates + (row * G + which) * p_.H;
-        if (which == G) from = p_.dy ? p_.dy + row * p_.H : nullptr;
-        if (which == G + 1)
-          from = before < 0 || before >= p_.T
-                     ? nullptr
-                     : (Cell::has_c ? p_.saved : p_.y) + (int64_t(before) * p_.B + sequence) * p_.H;
-        if (kSavedRows && which == G + 2) from = p_.saved + row * p_.H;
-        return sequence < p_.B ? from : nullptr;
-      });
+      fetch_rows<S, Tile, G + 2 + kSavedRows>(
+          at_, n, p_.H, [&](int sequence, int which) -> const S* {
+            const int64_t row = int64_t(t) * p_.B + sequence;
+            const S* from = p_.gates + (row * G + which) * p_.H;
+            if (which == G) from = p_.dy ? p_.dy + row * p_.H : nullptr;
+            if (which == G + 1)
+              from = before < 0 || before >= p_.T ? nullptr
+                                                  : (Cell::has_c ? p_.saved : p_.y) +
+                                                        (int64_t(before) * p_.B + sequence) * p_.H;
+            if (kSavedRows && which == G + 2) from = p_.saved + row * p_.H;
+            return sequence < p_.B ? from : nullptr;
+          });
     }
   }
 
@@ -231,7 +232,8 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       if (at_.maker) prepare(i, s, n);
     };
     const auto use = [&](int at, const uint4& words) {
-      const int gate = at % G, chunk = at / G;
+      using Order = StreamOrder<G, Tile::chunks>;
+      const int gate = Order::plane(at), chunk = Order::chunk(at);
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk], words.x, words.y);
       mma(S{}, sums[gate], weights_.fragments[gate][2 * chunk + 1], words.z, words.w);
     };

@@ -24,6 +24,20 @@ BRNN_DEVICE int plane_words(const ExchangeMemory& m) {
   return m.batch_tiles * m.chunks * kChunkWords;
 }
 
+// The order in which a warp uses the words of its slice. Planes take turns, so that products which
+// follow each other add to different sums: of one sum each would wait for the one before. Before
+// Hopper ptxas has not the registers for it, and kernels of 4 and 6 chunks would spill.
+template <int Planes, int Chunks>
+struct StreamOrder {
+#if __CUDA_ARCH__ >= 900
+  BRNN_DEVICE static constexpr int plane(int i) { return i % Planes; }
+  BRNN_DEVICE static constexpr int chunk(int i) { return i / Planes; }
+#else
+  BRNN_DEVICE static constexpr int plane(int i) { return i / Chunks; }
+  BRNN_DEVICE static constexpr int chunk(int i) { return i % Chunks; }
+#endif
+};
+
 // Says where a word lies within a batch tile, and where a lane's fragments of a chunk begin.
 template <class S>
 BRNN_DEVICE int word_place(int unit, int row) {
@@ -43,6 +57,7 @@ class GridExchange {
   // Polls share L2 with what they wait for, so only missing words are asked for again, where that
   // does not spill registers.
   static constexpr bool kPollAll = Tile::chunks > 3;
+  using Order = StreamOrder<Planes, Tile::chunks>;
 
  public:
   BRNN_DEVICE GridExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
@@ -65,7 +80,7 @@ class GridExchange {
 #pragma unroll
       for (int i = 0; i < Count; ++i)
         if (kPollAll || highest_word<1>({words[i]}) == ~0u)
-          words[i] = load((From + i) % Planes, (From + i) / Planes, n);
+          words[i] = load(Order::plane(From + i), Order::chunk(From + i), n);
     }
     __syncwarp();
   }

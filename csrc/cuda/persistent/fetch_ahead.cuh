@@ -40,14 +40,15 @@ BRNN_DEVICE void share_out(int lane, const Fetch& fetch) {
 }
 
 // Fetches the block's units of `Count` rows for each sequence of batch tile n: row(sequence, i) is
-// where they lie, or nullptr. (Where H is no multiple of 16 they reach into one more sector.)
+// where they lie, or nullptr.
 template <class S, class Tile, int Count, class Row>
-BRNN_DEVICE void fetch_rows(const Place<Tile>& at, int n, const Row& row) {
+BRNN_DEVICE void fetch_rows(const Place<Tile>& at, int n, int H, const Row& row) {
   constexpr int kUnits = kSectorBytes / int(sizeof(S)), kSectors = kTileUnits / kUnits;
   share_out<Count * kTileSequences * kSectors>(at.lane, [&](int i) {
     const int sequence = (at.batch_tile0 + n) * kTileSequences + i / kSectors % kTileSequences;
     const S* const from = row(sequence, i / kSectors / kTileSequences);
-    if (from) prefetch_l2(from + at.tile * kTileUnits + i % kSectors * kUnits);
+    const int unit = at.tile * kTileUnits + i % kSectors * kUnits;
+    if (from && unit < H) prefetch_l2(from + unit);
   });
 }
 

@@ -72,6 +72,8 @@ class ForwardPass
   using Words = WordMasks<Form, S, G, Tile::chunks>;
   static constexpr int kResident = blocks_per_multiprocessor(Pass::forward, Tile::tiling, G,
                                                              Form != MaskForm::none, InputChunks);
+  // Masks take what registers there are, and a fetch ahead would spill.
+  static constexpr bool kFullOfMasks = Form == MaskForm::ready && Tile::chunks > 3;
   static constexpr bool kPublishMasked = Form == MaskForm::none;  // one mask, or none
   static_assert(!Tile::looped || kPublishMasked || Words::words == kLayout.mask);
   using Sum = typename Base::Sum;  // of all gates, of one warp
@@ -212,7 +214,7 @@ class ForwardPass
       const int next = n + 1 < tiles() ? n + 1 : 0;
       const int soon = (next > 0 ? s : s + 1) + kFused;  // a fused part is a step further already
       if (soon < p_.T) prefetch(soon, next);
-    } else if constexpr (kFetchesAhead<Tile, kResident>) {
+    } else if constexpr (kFetchesAhead<Tile, kResident> && !kFullOfMasks) {
       fetch_ahead(s, n);
     }
   }
@@ -223,7 +225,7 @@ class ForwardPass
       if (s + kSlotsAhead < p_.T) exchange_.fetch(at_, n, kSlotsAhead - 1);
     } else if (fetches_rows(at_) && s + kStepsAhead < p_.T && at_.tile * kTileUnits < p_.H) {
       const int64_t first = int64_t(time(s + kStepsAhead)) * p_.B;
-      fetch_rows<S, Tile, G>(at_, n, [&](int sequence, int gate) -> const S* {
+      fetch_rows<S, Tile, G>(at_, n, p_.H, [&](int sequence, int gate) -> const S* {
         return sequence < p_.B ? p_.gates + ((first + sequence) * G + gate) * p_.H : nullptr;
       });
     }

@@ -7,12 +7,12 @@
 
 namespace brnn::cuda {
 
-// Calls use(i, words) for words i of a warp's slice, i = chunk * planes + plane, Total of them;
-// at most 2 * Ahead are under way in registers, and the trip of the next hides behind the use.
+// Calls use(i, words) for words i of a warp's slice, in the order of `Order`, Total of them; at
+// most 2 * Ahead are under way in registers, and the trip of the next hides behind the use.
 // `meanwhile` is called before the first are looked at.
-template <int Total, int Ahead, int From, class Exchange, class Meanwhile, class Use>
+template <class Order, int Total, int Ahead, int From, class Exchange, class Meanwhile, class Use>
 BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahead],
-                            const Meanwhile& meanwhile, const Use& use, int planes) {
+                            const Meanwhile& meanwhile, const Use& use) {
   constexpr int kCount = Total - From < Ahead ? Total - From : Ahead;
   constexpr int kRest = Total - From - kCount;
   constexpr int kNext = kRest < Ahead ? kRest : Ahead;
@@ -20,29 +20,28 @@ BRNN_DEVICE void use_stream(const Exchange& exchange, int n, uint4 (&words)[Ahea
 #pragma unroll
   for (int i = 0; i < kNext; ++i) {
     const int at = From + kCount + i;
-    next[i] = exchange.load(at % planes, at / planes, n);
+    next[i] = exchange.load(Order::plane(at), Order::chunk(at), n);
   }
   meanwhile();
   exchange.template ready<From, kCount>(words, n);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) use(From + i, words[i]);
   if constexpr (kRest > 0)
-    use_stream<Total, Ahead, From + kCount>(exchange, n, next, [] {}, use, planes);
+    use_stream<Order, Total, Ahead, From + kCount>(exchange, n, next, [] {}, use);
 }
 
-// The words of a warp's slice, Chunks of each plane, `Ahead` of them at once (see Tiling). Planes
-// take turns, so that products which follow each other add to different sums: of one sum each would
-// wait for the one before.
+// The words of a warp's slice, Chunks of each plane, `Ahead` of them at once (see Tiling).
 template <int Planes, int Chunks, int Ahead, class Exchange, class Meanwhile, class Use>
 BRNN_DEVICE void multiply_stream(const Exchange& exchange, int n, const Meanwhile& meanwhile,
                                  const Use& use) {
+  using Order = StreamOrder<Planes, Chunks>;
   constexpr int kTotal = Planes * Chunks;
   constexpr int kFree = kTotal <= 12 ? kTotal : Chunks <= 4 ? 4 : 2;  // as registers allow
   constexpr int kAhead = Ahead > 0 && Ahead < kTotal ? Ahead : kFree;
   uint4 words[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) words[i] = exchange.load(i % Planes, i / Planes, n);
-  use_stream<kTotal, kAhead, 0>(exchange, n, words, meanwhile, use, Planes);
+  for (int i = 0; i < kAhead; ++i) words[i] = exchange.load(Order::plane(i), Order::chunk(i), n);
+  use_stream<Order, kTotal, kAhead, 0>(exchange, n, words, meanwhile, use);
 }
 
 // A value of each of this thread's cells into the output slot of a plane.

@@ -69,7 +69,8 @@ struct Problem {
 Plan plan(const Problem& problem, const Device& device, const std::string& wanted = "auto");
 
 // Returns which instances backward takes of those that differ in it: kBackwardAhead, unless a
-// measurement asks for others by BAYESRNN_BACKWARD_AHEAD in the environment.
+// measurement asks for others by BAYESRNN_BACKWARD_AHEAD in the environment, which is not to change
+// while a layer runs.
 int backward_ahead();
 
 // Returns the engine of that name, or none for "auto". Throws std::runtime_error for another name.

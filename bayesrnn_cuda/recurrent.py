@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -156,13 +156,7 @@ class RecurrentLayer(LayerSettings, DropoutModule):
     def layer_weights(self, suffix: str) -> LayerWeights:
         """The parameters of one layer and direction, by their names' suffix ("l0_reverse")."""
         names = [f"{name}_{suffix}" for name in LayerWeights._fields]
-        own = self._parameters
-        # First where nn.Module keeps them, because as attributes they are found last; what stands
-        # in the place of one (parametrized, pruned) is an attribute only.
-        found: list[Any] = [
-            own[name] if name in own else getattr(self, name)
-            for name in (names if self.bias else names[:2])
-        ]
+        found = [getattr(self, name) for name in (names if self.bias else names[:2])]
         return LayerWeights(*found)
 
     @property

@@ -21,12 +21,12 @@ struct Draw {
   const int64_t* seed;  // where the mask lies
   double p;
 
-  int64_t blocks() const { return (count + kMaskBlock - 1) / kMaskBlock; }
+  BRNN_INLINE int64_t blocks() const { return (count + kMaskBlock - 1) / kMaskBlock; }
 };
 
 // Counts those of the 2^32 words that drop: the words below that number, none or all of them for
 // p = 0 and p = 1.
-inline int64_t dropping_words(double p) { return static_cast<int64_t>(p * 0x1p32 + 0.5); }
+BRNN_INLINE int64_t dropping_words(double p) { return static_cast<int64_t>(p * 0x1p32 + 0.5); }
 
 // ---- Word: uint32_t, or a vector of them
 

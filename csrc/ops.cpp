@@ -326,7 +326,7 @@ double cpu_products() {
 // Turns the clocks of the CPU engine's phases on or off. Writes JSON: the seconds of all threads in
 // each phase since the last call.
 std::string cpu_phases(bool on) {
-  cpu::times_phases = on;
+  __atomic_store_n(&cpu::times_phases, on, __ATOMIC_RELAXED);
   std::ostringstream out;
   for (int i = 0; i < static_cast<int>(cpu::Phase::count); ++i)
     out << (i ? ", \"" : "{\"") << cpu::kPhaseNames[i]

@@ -28,8 +28,9 @@ constexpr const char* kPhaseNames[] = {
     "gates",        "pack operands", "turn dz",       "weight products", "convert"};
 static_assert(sizeof kPhaseNames / sizeof *kPhaseNames == static_cast<int>(Phase::count));
 
-// Tells whether phases are timed; it changes between calls only.
+// Tells whether phases are timed. Layers of other threads may read it while it changes.
 extern bool times_phases;
+BRNN_INLINE bool phases_are_timed() { return __atomic_load_n(&times_phases, __ATOMIC_RELAXED); }
 int64_t nanoseconds();  // of a clock that never goes back
 void add_phase(Phase phase, int64_t nanoseconds);
 // Gives what all threads spent in a phase since the last call for it.
@@ -38,7 +39,7 @@ int64_t take_phase(Phase phase);
 // Laps are consecutive phases of one thread.
 class Laps {
  public:
-  BRNN_INLINE Laps() : on_(times_phases), since_(on_ ? nanoseconds() : 0) {}
+  BRNN_INLINE Laps() : on_(phases_are_timed()), since_(on_ ? nanoseconds() : 0) {}
 
   // Ends a phase that began where the last one ended, or with this object.
   BRNN_INLINE void end(Phase phase) {

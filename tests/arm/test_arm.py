@@ -4,6 +4,7 @@ It takes GCC for aarch64 and qemu's user emulation, and no torch for that proces
 says what to install.
 """
 
+import functools
 import re
 import shutil
 import subprocess
@@ -55,6 +56,11 @@ def emulated(request, program):
 on_arm = pytest.mark.usefixtures("emulated")
 
 
+def again(test):
+    """The same test as another function: a mark stays on the function that it is put on."""
+    return functools.wraps(test)(lambda *args, **kwargs: test(*args, **kwargs))
+
+
 @on_arm
 def test_activations():
     test_cpu_engine.check_activations()
@@ -78,7 +84,7 @@ for _test in (
     test_cpu_engine.test_a_spoilt_sequence_spoils_no_other,
     test_cpu_engine.test_infinite_input_saturates_as_the_reference,
 ):
-    globals()[_test.__name__] = on_arm(_test)
+    globals()[_test.__name__] = on_arm(again(_test))
 
 
 # ---- What is of this processor alone

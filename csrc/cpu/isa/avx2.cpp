@@ -4,14 +4,7 @@
 
 namespace brnn::cpu {
 
-extern const Isa kAvx2 = {
-    "avx2",
-    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-    &BRNN_ISA::kEngine<float>,
-    &BRNN_ISA::kEngine<double>,
-    &BRNN_ISA::kEngine<bfloat16>,
-    &BRNN_ISA::sample_keep,
-    &BRNN_ISA::count_products,
-};
+extern const Isa kAvx2 = BRNN_ISA::own_isa(
+    "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); });
 
 }  // namespace brnn::cpu

@@ -58,4 +58,10 @@ constexpr cpu::Engine<S> kEngine = {microkernel_of<E>(2),
                                     scratch_bytes<BackwardPass, Backward<S>, S>,
                                     run<BackwardPass, Backward<S>, S>};
 
+// An instruction set with engines of its own for every type.
+constexpr cpu::Isa own_isa(const char* name, bool (*supported)()) {
+  return {name,        supported,     &kEngine<float>, &kEngine<double>, &kEngine<bfloat16>,
+          sample_keep, count_products};
+}
+
 }  // namespace brnn::BRNN_ISA

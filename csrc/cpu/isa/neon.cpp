@@ -7,14 +7,6 @@
 
 namespace brnn::cpu {
 
-extern const Isa kNeon = {
-    "neon",
-    [] { return true; },
-    &BRNN_ISA::kEngine<float>,
-    &BRNN_ISA::kEngine<double>,
-    &BRNN_ISA::kEngine<bfloat16>,
-    &BRNN_ISA::sample_keep,
-    &BRNN_ISA::count_products,
-};
+extern const Isa kNeon = BRNN_ISA::own_isa("neon", [] { return true; });
 
 }  // namespace brnn::cpu

@@ -4,14 +4,6 @@
 
 namespace brnn::cpu {
 
-extern const Isa kPortable = {
-    "portable",
-    [] { return true; },
-    &BRNN_ISA::kEngine<float>,
-    &BRNN_ISA::kEngine<double>,
-    &BRNN_ISA::kEngine<bfloat16>,
-    &BRNN_ISA::sample_keep,
-    &BRNN_ISA::count_products,
-};
+extern const Isa kPortable = BRNN_ISA::own_isa("portable", [] { return true; });
 
 }  // namespace brnn::cpu

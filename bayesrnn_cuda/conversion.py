@@ -1,8 +1,10 @@
 """Whole models, from torch's layers to this package's and back, with the parameters they have."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -198,7 +200,7 @@ def _own_behaviour(module: nn.Module, base: type[nn.Module]) -> str | None:
         own = sorted(set(vars(kind)) - ADDS_NOTHING)
         if own:
             return f"{kind.__name__} has {', '.join(own)} of its own"
-    extra = sorted(set(_public(module)) - set(_PLAIN[base]))
+    extra = sorted(set(_public(module)) - _plain(base))
     return f"it has {', '.join(extra)} of its own" if extra else None
 
 
@@ -209,12 +211,9 @@ def _public(module: nn.Module) -> Iterator[str]:
     yield from module._buffers
 
 
-def _plain(kind: type[nn.Module], *arguments: Any) -> list[str]:
-    return list(_public(kind(*arguments, device="meta")))
-
-
-_PLAIN: dict[type[nn.Module], list[str]] = {
-    **{kind: _plain(kind, 1, 1) for kind in (*_OURS, *_LAYERS)},
-    BayesianEmbedding: _plain(BayesianEmbedding, 1, 1),
-    LockedDropout: list(_public(LockedDropout())),
-}
+@cache
+def _plain(kind: type[nn.Module]) -> frozenset[str]:
+    """What every instance of `kind` has beside its parameters."""
+    # Made on the CPU, since on the meta device the initial values would import torch's compiler.
+    with torch.random.fork_rng(devices=[]):
+        return frozenset(_public(kind() if kind is LockedDropout else kind(1, 1, device="cpu")))

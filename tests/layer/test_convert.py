@@ -2,6 +2,8 @@
 
 import abc
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -219,3 +221,22 @@ def test_wrong_types(arguments, message):
     if "dropout" not in message and "tie_gates" not in message:
         with pytest.raises(TypeError, match=message):
             brnn.to_torch(**({"model": brnn.BayesianLSTM(2, 2)} | arguments))
+
+
+def test_import_leaves_out_what_only_a_conversion_needs():
+    """torch's compiler takes longer to import than torch does beside it."""
+    program = "import sys, bayesrnn_cuda; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_convert_leaves_the_random_state_alone():
+    program = (
+        "import torch, bayesrnn_cuda as brnn\n"
+        "model = torch.nn.Sequential(torch.nn.GRU(3, 4))\n"
+        "torch.manual_seed(1)\n"
+        "brnn.to_torch(brnn.convert(model, recurrent_dropout=0.5))\n"
+        "drawn = torch.rand(3)\n"
+        "torch.manual_seed(1)\n"
+        "assert torch.equal(drawn, torch.rand(3))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

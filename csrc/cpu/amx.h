@@ -23,21 +23,24 @@ class Product<bfloat16> {
   Product& operator=(const Product&) = delete;
 
   BRNN_INLINE void operator()(int count, int width, int64_t K, const bfloat16* a, const bfloat16* b,
-                              Ahead ahead, const Sums<float>& to) const {
+                              Ahead ahead, const Sums<float>& to, bool /*few*/) const {
     const auto kernel = count > 16   ? width > 16 ? multiply<2, 2> : multiply<2, 1>
                         : width > 16 ? multiply<1, 2>
                                      : multiply<1, 1>;
     if (!to.keep && (count == 32 || count == 16))
       return kernel(K, a, b, ahead, to.add, to.c, to.stride);
     alignas(64) float sums[32 * 32];
-    kernel(K, a, b, ahead, false, sums, width);
-    for (int r = 0; r < count; ++r)
-      for (int v = 0; v < width; v += 16) {
-        float* const c = to.c + r * to.stride + v;
-        Vec<float> sum = load(sums + r * width + v);
-        if (to.keep) sum = select(to.keep[r][to.offset + v / 16], sum);
-        store(c, to.keep || to.add ? load(c) + sum : sum);
-      }
+    const auto each = [&](const auto& f) {
+      for (int r = 0; r < count; ++r)
+        for (int v = 0; v < width; v += 16) f(r, v, to.c + r * to.stride + v, sums + r * width + v);
+    };
+    const bool add = to.add && !to.keep;  // to what is there, as whole tiles do
+    if (add) each([](int, int, const float* c, float* sum) { store(sum, load(c)); });
+    kernel(K, a, b, ahead, add, sums, width);
+    each([&](int r, int v, float* c, const float* sum) {
+      const Vec<float> made = load(sum);
+      store(c, to.keep ? load(c) + select(to.keep[r][to.offset + v / 16], made) : made);
+    });
   }
 
  private:

@@ -2,7 +2,8 @@
 // three phases:
 //   1. recurrence  dz, the gradients of all gates, step by step; divided as forward is
 //   2. dx          from dz, the masks of each gate on its own sum; rows split over threads
-//   3. weights     from dz and the masked operands; units of each gate split over threads
+//   3. weights     and biases, from dz and the masked operands; units of each gate split over
+//                  threads
 // So dz is still in cache when 2 and 3 read it, and its memory does not grow with T. A phase
 // is a class with a file of its own in backward/; this one lays out their memory and runs them in
 // turn.
@@ -39,7 +40,6 @@ class BackwardPass {
       parallel_pieces(host, threads_, taken_, phase);
     };
     shared_.pack(host);
-    recurrence_.start();
     for (int64_t end = p_.T; end > 0;) {
       const int64_t begin = end > shared_.chunk ? end - shared_.chunk : 0;
       const int64_t rows = (end - begin) * p_.B;
@@ -50,7 +50,6 @@ class BackwardPass {
       together([&](const Piece& piece) { weights_.sum(piece, rows, end == p_.T); });
       end = begin;
     }
-    recurrence_.write_biases();
     weights_.write(host);
   }
 

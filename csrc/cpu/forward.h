@@ -39,8 +39,9 @@ class ForwardPass {
     const int64_t ih = Panels<E>::count(G, p_.I, p_.H), hh = Panels<E>::count(G, p_.H, p_.H);
     const int vectors =
         split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)}, most_rows_);
-    panels_ih_ = {take<E>(ih), G, p_.I, p_.H, vectors, true};
-    panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors};
+    panels_ih_ = {take<E>(ih), G, p_.I, p_.H, vectors, input_order(vectors), true};
+    panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors, order_of<E>(hh * int64_t{sizeof(E)}, p_.B)};
+    if (p_.B == 1) panels_hh_.order.most = p_.H;
     keep_x_ = {arena_, p_.mask_x, G, p_.B, p_.I};
     keep_h_ = {arena_, p_.mask_h, G, p_.B, p_.H};
     bias_ih_ = take<C>(G * pitch_);
@@ -115,6 +116,12 @@ class ForwardPass {
   C* input_of(const Part& part, int64_t panel, int gate, int64_t row) const {
     const int64_t rows = chunk_steps_ * most_rows_;
     return part.input + G * rows * panels_hh_.begin(panel) + (gate * rows + row) * width(panel);
+  }
+
+  // Sums in one chain are the same in pieces of any length.
+  Order input_order(int vectors) const {
+    const bool few = p_.T * p_.B <= kFewRows;
+    return {!few && vectors > 2 ? kWideBlock<E> : kBlock<E>, few};
   }
 
   // Packs a bias to [G][pitch], with zeros where there is none.
@@ -193,9 +200,8 @@ class ForwardPass {
     piece.each(G * panels(), [&](int64_t item) {
       const int gate = int(item / panels());
       const int64_t panel = item % panels();
-      multiply_rows(product, steps * part.rows, width(panel), p_.I, part.x, keep_x_.set_of(gate), 0,
-                    panels_ih_.at(gate, panel),
-                    {input_of(part, panel, gate, 0), width(panel), false});
+      multiply_rows(product, steps * part.rows, part.x, keep_x_.set_of(gate), 0, panels_ih_, gate,
+                    panel, {input_of(part, panel, gate, 0), width(panel), false});
     });
     laps.end(Phase::input_product);
   }
@@ -217,8 +223,8 @@ class ForwardPass {
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[kTile];
       Laps laps;
-      multiply_rows(product, count, width(panel), p_.H, h, keep_h_.set_of(0), row,
-                    panels_hh_.at(0, panel), {q, width(panel), false});
+      multiply_rows(product, count, h, keep_h_.set_of(0), row, panels_hh_, 0, panel,
+                    {q, width(panel), false});
       laps.end(Phase::recurrent_product);
       const C* input = input_of(part, panel, 0, step * part.rows + row);
       for (int v = 0; v < width(panel); v += V::size) {
@@ -249,8 +255,8 @@ class ForwardPass {
       for (int gate = Cell::reset_before ? 1 : 0; gate < G; ++gate) {
         const bool by_reset = Cell::reset_before && gate == Cell::candidate;
         const Rows<E>& from = by_reset ? part.reset : h;
-        multiply_rows(product, count, width(panel), p_.H, from, by_reset ? 0 : keep_h_.set_of(gate),
-                      row, panels_hh_.at(gate, panel), {q[gate], width(panel), false});
+        multiply_rows(product, count, from, by_reset ? 0 : keep_h_.set_of(gate), row, panels_hh_,
+                      gate, panel, {q[gate], width(panel), false});
       }
       laps.end(Phase::recurrent_product);
       const C* input[G];

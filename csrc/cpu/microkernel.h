@@ -129,17 +129,16 @@ BRNN_INLINE void store_sums(const Vec<C> (&sum)[MR][NV], const Sums<C>& to) {
 }
 
 // Sums a[r][k] b[k][0 .. NV vectors) over k for each r, in registers. K lies within one block of a.
-template <class E, int MR, int NV>
+// With `chains` 1 a sum has its products one after the other, whatever MR and NV are.
+template <class E, int MR, int NV, int chains>
 void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
                  const Sums<typename Element<E>::Sum>& to) {
   using V = Vec<typename Element<E>::Sum>;
   constexpr int group = Element<E>::group;
-  // Few rows are summed in several registers each, or every addition would wait for the last.
-  constexpr int sums = MR * NV >= 8 ? 1 : MR * NV > 2 ? 2 : 4;
   const V nothing = broadcast(typename Element<E>::Sum(-0.0));  // -0 + -0 is -0, 0 + -0 is not
-  V sum[sums][MR][NV];
+  V sum[chains][MR][NV];
 #pragma GCC unroll 48
-  for (int i = 0; i < sums * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = nothing;
+  for (int i = 0; i < chains * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = nothing;
   if (to.add && !to.keep) load_sums(sum[0], to);
   // Where sums are two vectors wide, five rows in eight are broadcast within the products. That
   // saves an instruction and costs a load, since each product loads the number again: 12 rows are
@@ -168,20 +167,25 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
     ahead.ask();
     step(sum[0]);
     if (NV > 2) ahead.ask();
-    step(sum[1 % sums]);
+    step(sum[1 % chains]);
     ahead.ask();
-    step(sum[2 % sums]);
+    step(sum[2 % chains]);
     if (NV > 2) ahead.ask();
-    step(sum[3 % sums]);
+    step(sum[3 % chains]);
   }
   while (a < end) step(sum[0]);
 #pragma GCC unroll 24
   for (int i = 0; i < MR * NV; ++i)
 #pragma GCC unroll 4
-    for (int k = 1; k < sums; ++k)
+    for (int k = 1; k < chains; ++k)
       sum[0][i / NV][i % NV] = sum[0][i / NV][i % NV] + sum[k][i / NV][i % NV];
   store_sums(sum[0], to);
 }
+
+// A layer of so few rows has each sum in two chains, or every product would wait for the last. More
+// rows have one. (It is the layer that decides, not the rows of a thread: then a result does not
+// depend on how many threads there are.)
+constexpr int64_t kFewRows = 3;
 
 // A Product multiplies elements E. A thread has an object of it while it does so.
 template <class E>
@@ -201,10 +205,11 @@ class Product {
   static constexpr int rows(int vectors) { return sums / (vectors < 2 ? 2 : vectors); }
 
   // Makes the sums of a b, [count][width]; width is of 1 to `vectors` vectors, count at most their
-  // rows(), K at most kBlock.
+  // rows(), K at most kBlock. `few`: of at most kFewRows, in two chains.
   BRNN_INLINE void operator()(int count, int width, int64_t K, const E* a, const E* b, Ahead ahead,
-                              const Sums<C>& to) const {
-    kTable[width / Vec<C>::size - 1][count - 1](K, a, b, ahead, to);
+                              const Sums<C>& to, bool few) const {
+    const Table& table = few ? kFew : kTable;
+    table[width / Vec<C>::size - 1][count - 1](K, a, b, ahead, to);
   }
 
  private:
@@ -213,17 +218,20 @@ class Product {
     Kernel of[vectors][rows(1)];
     constexpr const Kernel* operator[](int i) const { return of[i]; }
   };
-  template <int NV, int... R>
+  template <int chains, int NV, int... R>
   static constexpr void fill(Table& table, std::integer_sequence<int, R...>) {
-    ((table.of[NV - 1][R] = microkernel<E, R + 1, NV>), ...);
+    ((table.of[NV - 1][R] = microkernel<E, R + 1, NV, chains>), ...);
   }
-  template <int... V>
+  template <int chains, int... V>
   static constexpr Table table(std::integer_sequence<int, V...>) {
     Table table{};
-    (fill<V + 1>(table, std::make_integer_sequence<int, rows(V + 1)>{}), ...);
+    (fill<chains, V + 1>(
+         table, std::make_integer_sequence<int, chains == 1 ? rows(V + 1) : int{kFewRows}>{}),
+     ...);
     return table;
   }
-  static constexpr Table kTable = table(std::make_integer_sequence<int, vectors>{});
+  static constexpr Table kTable = table<1>(std::make_integer_sequence<int, vectors>{});
+  static constexpr Table kFew = table<2>(std::make_integer_sequence<int, vectors>{});
 };
 
 // A Share is a contiguous range; share_of gives one of `parts` of n.

@@ -47,6 +47,28 @@ struct Rows {
 template <class E>
 constexpr int kTileRows = Product<E>::even ? 48 : 64;
 
+// In what order a sum has its products. The sizes of a layer decide it, never how threads share
+// the layer: results do not depend on how many there are.
+struct Order {
+  int64_t most;  // of K at once, see piece_of
+  bool few;      // two chains, see kFewRows
+};
+
+// So many bytes of weights stay in a core's own cache: half of it.
+constexpr int64_t kNear = 1 << 20;
+
+// Blocks of K of a wide panel: 144 floats of four vectors are three quarters of a first-level
+// cache.
+template <class E>
+constexpr int64_t kWideBlock = Product<E>::vectors > 2 ? kBlock<E> * 3 / 5 : kBlock<E>;
+
+// The order for weights of which `bytes` are streamed for some rows, whose sums may be masked, K
+// piece by piece. (It goes by what panel_vectors chooses without regard to threads.)
+template <class E>
+Order order_of(int64_t bytes, int64_t rows) {
+  return {bytes <= kNear ? kWideBlock<E> : kBlock<E>, rows <= kFewRows};
+}
+
 // Panels hold a matrix of K x N per gate, cut over N: [panel][gates][K][width], with widths of 1 to
 // `vectors` vectors and words of K together.
 template <class E>
@@ -56,6 +78,7 @@ struct Panels {
   E* data;
   int64_t gates, K, N;
   int vectors;
+  Order order;
   bool by_gate = false;  // [gates][panel][K][width] instead
 
   static int64_t padded(int64_t K) { return round_up(K, Product<E>::depth); }
@@ -81,42 +104,41 @@ struct Panels {
 // microkernel's.
 template <class E>
 int panel_vectors(int64_t bytes, int64_t rows) {
-  constexpr int64_t near = 1 << 20;  // half a core's own cache
   constexpr int wide = Product<E>::vectors;
-  return bytes <= near || rows <= Product<E>::rows(wide) ? wide : 2;
+  return bytes <= kNear || rows <= Product<E>::rows(wide) ? wide : 2;
 }
 
 // Says how many columns of Rows, of K, to multiply at once from k on: a whole block of them, or the
 // equal parts of it that are at most `most`. (A piece of 8 would cost as much as one of 24.)
 template <class E>
 BRNN_INLINE int64_t piece_of(int64_t K, int64_t k, int64_t most) {
+  if (most >= K) return K - k;  // one row lies in one piece
   const int64_t block = k / kBlock<E> * kBlock<E>, length = min<int64_t>(kBlock<E>, K - block);
   const int64_t equal = divide_up(length, divide_up(length, most));
   return min(round_up(equal, 4 * Element<E>::group), block + length - k);
 }
 
-// Makes the sums of a b, [count][width], for any number of rows. K goes in blocks, so that the
-// block of the panel stays in the first-level cache while the rows pass by. Its next block comes
-// meanwhile, half of it with each of the first two blocks of rows: what streams from beyond the
-// core's own cache must be asked for long before, and evenly. (If rows are few the processor sees a
-// stream itself.)
+// Makes the sums of a b, [count][width], for `count` rows of one set of a from `row` on. K goes in
+// blocks, so that the block of the panel stays in the first-level cache while the rows pass by. Its
+// next block comes meanwhile, half of it with each of the first two blocks of rows: what streams
+// from beyond the core's own cache must be asked for long before, and evenly. (If rows are few the
+// processor sees a stream itself.)
 template <class E>
-BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, int width, int64_t K,
-                               const Rows<E>& a, int64_t set, int64_t row, const E* b,
-                               Sums<typename Element<E>::Sum> to) {
+BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, const Rows<E>& a,
+                               int64_t set, int64_t row, const Panels<E>& b, int64_t gate,
+                               int64_t panel, Sums<typename Element<E>::Sum> to) {
   constexpr int vector = Vec<typename Element<E>::Sum>::size;
+  const int width = b.width(panel);
   const Blocks blocks(count, Product<E>::rows(width / vector), Product<E>::even);
-  // 144 floats of the widest panel are three quarters of that cache.
-  const int64_t most = width > 2 * vector ? kBlock<E> * 3 / 5 : kBlock<E>;
-  for (int64_t k = 0; k < K; to.add = true) {
-    const int64_t depth = a.rows == 1 ? K : piece_of<E>(K, k, most);  // one row lies in one piece
-    const E* const panel = b + k * width;
-    const char* const next = reinterpret_cast<const char*>(panel + depth * width);
+  for (int64_t k = 0; k < b.K; to.add = true) {
+    const int64_t depth = piece_of<E>(b.K, k, b.order.most);
+    const E* const piece = b.at(gate, panel) + k * width;
+    const char* const next = reinterpret_cast<const char*>(piece + depth * width);
     const int64_t half = depth * width * sizeof(E) / 2;
     for (int64_t i = 0; i < blocks.count; ++i)
-      product(blocks.size(i), width, depth, a.at(set, row + blocks.begin(i), k), panel,
+      product(blocks.size(i), width, depth, a.at(set, row + blocks.begin(i), k), piece,
               Ahead{next + i % 2 * half, i < 2 && blocks.count > 1 ? 128 : 0},
-              to.from_row(blocks.begin(i)));
+              to.from_row(blocks.begin(i)), b.order.few);
     k += depth;
   }
 }

@@ -130,7 +130,7 @@ def inner_loop(disassembly: str, kernel: str) -> list[str]:
 @pytest.mark.parametrize(("rows", "vectors"), [(6, 4), (8, 3), (12, 2)])
 def test_microkernels_keep_their_sums_in_registers(disassembly, number, rows, vectors):
     """Four steps of 24 sums: products by element, loads, prefetches; no spill, no move."""
-    loop = inner_loop(disassembly, f"{number}, {rows}, {vectors}")
+    loop = inner_loop(disassembly, f"{number}, {rows}, {vectors}, 1")
     products = [line for line in loop if line.startswith("fmla")]
     assert len(products) == 4 * rows * vectors
     assert all(re.search(r"\.[sd]\[0\]", line) for line in products)

@@ -3,8 +3,7 @@
 // state gets.
 //
 // It is the one phase whose steps wait for each other, so it is divided as forward is: by
-// sequences, or by units where threads are more than sequences can feed. Gradients of the biases
-// are summed on the way, since dz is then in registers.
+// sequences, or by units where threads are more than sequences can feed.
 #pragma once
 
 #include "shared.h"
@@ -30,10 +29,7 @@ class Recurrence {
         dz_(shared.dz),
         dz_next_(rows_of<E>(arena, kSlots, p_.B, p_.H)),
         carry_(arena.take<C>(p_.B * pitch_)),
-        dh_masked_(arena.take<C>(Cell::reset_before ? p_.B * pitch_ : 0)),
-        dbias_(arena.take<C>(parts_ * kSlots * pitch_)) {}
-
-  void start() const { std::memset(dbias_, 0, size_t(parts_ * kSlots * pitch_) * sizeof(C)); }
+        dh_masked_(arena.take<C>(Cell::reset_before ? p_.B * pitch_ : 0)) {}
 
   // Runs the steps end-1 .. begin.
   template <class Run>
@@ -41,24 +37,14 @@ class Recurrence {
     const auto sequences = [this](int64_t part) { return share_of(p_.B, part, parts_); };
     run([&](int64_t part, const Piece& piece) { start_chunk(sequences(part), piece, begin, end); });
     for (int64_t s = end - 1; s >= begin; --s) {
-      run([&](int64_t part, const Piece& piece) {
-        step(part, sequences(part), piece, s, begin, end);
-      });
+      run([&](int64_t part, const Piece& piece) { step(sequences(part), piece, s, begin, end); });
       if constexpr (Cell::reset_before)
         run([&](int64_t part, const Piece& piece) {
-          reset_gradients(part, sequences(part), piece, s, begin);
+          reset_gradients(sequences(part), piece, s, begin);
         });
     }
     if (begin == 0)
       run([&](int64_t part, const Piece& piece) { initial_state(sequences(part), piece); });
-  }
-
-  // Writes the sums of the parts' bias gradients.
-  void write_biases() const {
-    for (int gate = 0; gate < G; ++gate) {
-      write_bias(Cell::slot_of_a(gate), p_.dbias_ih ? p_.dbias_ih + gate * p_.H : nullptr);
-      write_bias(Cell::slot_of_q(gate), p_.dbias_hh ? p_.dbias_hh + gate * p_.H : nullptr);
-    }
   }
 
  private:
@@ -99,7 +85,7 @@ class Recurrence {
     });
   }
 
-  void step(int64_t part, const Share& sequences, const Piece& piece, int64_t s, int64_t begin,
+  void step(const Share& sequences, const Piece& piece, int64_t s, int64_t begin,
             int64_t end) const {
     const Product<E> product;
     const bool last = s + 1 == p_.T, at_edge = s + 1 == end;
@@ -114,7 +100,7 @@ class Recurrence {
         through_recurrence(product, next, next_row + b, panel, b, count, dh);
       laps.end(Phase::recurrent_product);
       for (int v = 0; v < panels_.width(panel); v += V::size)
-        gate_gradients(part, s, (s - begin) * p_.B + b, b, count, panels_.begin(panel) + v, dh + v,
+        gate_gradients(s, (s - begin) * p_.B + b, b, count, panels_.begin(panel) + v, dh + v,
                        panels_.width(panel));
       laps.end(Phase::gates);
     });
@@ -137,8 +123,8 @@ class Recurrence {
 
   // Makes dz of step s from dh, whose rows lie `width` apart, for some sequences and a vector of
   // units.
-  BRNN_INTERLEAVED void gate_gradients(int64_t part, int64_t s, int64_t dz_row, int64_t b0,
-                                       int count, int64_t u, const C* dh, int width) const {
+  BRNN_INTERLEAVED void gate_gradients(int64_t s, int64_t dz_row, int64_t b0, int count, int64_t u,
+                                       const C* dh, int width) const {
     const int64_t t = p_.time(s), H = p_.H, at = (t * p_.B + b0) * H, pitch = pitch_;
     const int n = lanes(u);
     const S* const dy = p_.dy ? p_.dy + at + u : nullptr;
@@ -149,7 +135,6 @@ class Recurrence {
     const int64_t slot_stride = dz_.set_stride();
     const uint8_t* const resets = resets_of(s, b0);
     const uint8_t* const resets_next = resets_of(s + 1, b0);
-    V total[kSlots] = {};
     for (int i = 0; i < count; ++i, to += kBlock<E>) {
       const int64_t b = b0 + i;
       V dh_b = resets_next && resets_next[i] ? V{} : load(dh + i * width) * scale_;
@@ -168,18 +153,13 @@ class Recurrence {
       } else if (began_later(b) && t == p_.length(b)) {
         write_dh0(b, u, n, dh_b);
       }
-      for (int k = 0; k < kSlots; ++k) {
-        store(to + k * slot_stride, to_lanes<E>(dslot[k]));
-        total[k] = total[k] + dslot[k];
-      }
+      for (int k = 0; k < kSlots; ++k) store(to + k * slot_stride, to_lanes<E>(dslot[k]));
     }
-    for (int k = 0; k < kSlots; ++k) add_to(dbias(part, k) + u, total[k]);
   }
 
   // Goes the way through r of a GRU that resets before U. It needs dz_n of all units, so it is a
   // phase of its own.
-  void reset_gradients(int64_t part, const Share& sequences, const Piece& piece, int64_t s,
-                       int64_t begin) const {
+  void reset_gradients(const Share& sequences, const Piece& piece, int64_t s, int64_t begin) const {
     constexpr int n_gate = Cell::candidate, n_slot = Cell::slot_of_q(n_gate);
     const Product<E> product;
     const int64_t t = p_.time(s);
@@ -188,7 +168,7 @@ class Recurrence {
       Laps laps;
       const int64_t dz_row = (s - begin) * p_.B + b0;
       const int width = panels_.width(panel);
-      multiply_rows(product, count, width, p_.H, dz_, n_slot, dz_row, panels_.at(n_gate, panel),
+      multiply_rows(product, count, dz_, n_slot, dz_row, panels_, n_gate, panel,
                     {dq, width, false});
       laps.end(Phase::recurrent_product);
       for (int i = 0; i < count; ++i)
@@ -206,7 +186,6 @@ class Recurrence {
           }
           store(dz_.at(0, dz_row + i, u), to_lanes<E>(dr));
           store(dh_masked_ + b * pitch_ + u, dmasked);
-          add_to(dbias(part, 0) + u, dr);
         }
       laps.end(Phase::gates);
     });
@@ -245,15 +224,6 @@ class Recurrence {
     store(p_.dh0 + b * p_.H + u, dh + carry, n);
   }
 
-  void write_bias(int slot, S* to) const {
-    for (int64_t u = 0; to && u < p_.H; u += V::size) {
-      V total{};
-      for (int64_t part = 0; part < parts_; ++part) total = total + load(dbias(part, slot) + u);
-      store(to + u, total, lanes(u));
-    }
-  }
-
-  C* dbias(int64_t part, int slot) const { return dbias_ + (part * kSlots + slot) * pitch_; }
   static void add_to(C* p, V a) { store(p, load(p) + a); }
 
   const Backward<S>& p_;
@@ -267,7 +237,6 @@ class Recurrence {
   Rows<E> dz_next_;  // [slots][..][B][..] dz of the step after this chunk
   C* carry_;         // [B][pitch] dc of the LSTM, the part of dh that skips the gates of the GRU
   C* dh_masked_;     // [B][pitch] what reaches m h_{t-1} through r, not scaled; reset_before only
-  C* dbias_;         // [batch parts][slots][pitch]
 };
 
 }  // namespace brnn::BRNN_ISA

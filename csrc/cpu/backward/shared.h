@@ -48,9 +48,11 @@ struct BackwardShared {
     const int G = cell.gates;
     const int64_t hh = count_hh(), ih = count_ih(), most_rows = divide_up(layer.B, split.batch);
     const int vectors = split.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)}, most_rows);
-    panels_hh = {arena.take<E>(hh), G, layer.H, layer.H, vectors};
-    panels_ih = {arena.take<E>(ih), G, layer.H, layer.I,
-                 panel_vectors<E>(ih * int64_t{sizeof(E)}, chunk * layer.B)};
+    panels_hh = {arena.take<E>(hh), G,       layer.H,
+                 layer.H,           vectors, order_of<E>(hh * int64_t{sizeof(E)}, layer.B)};
+    const int64_t ih_bytes = ih * int64_t{sizeof(E)}, rows = chunk * layer.B;
+    panels_ih = {arena.take<E>(ih),          G, layer.H, layer.I, panel_vectors<E>(ih_bytes, rows),
+                 order_of<E>(ih_bytes, rows)};
     keep_x = {arena, layer.mask_x, G, layer.B, layer.I};
     keep_h = {arena, layer.mask_h, G, layer.B, layer.H};
     dz = rows_of<E>(arena, cell.slots, chunk * layer.B, layer.H);
@@ -104,7 +106,7 @@ void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row, const
     bits[i] = keep.at(b, 0, panels.begin(panel));
   std::memset(sums, 0, size_t(count * width) * sizeof(C));
   for (int gate = 0; gate < gates; ++gate)
-    multiply_rows(product, count, width, panels.K, dz, slots[gate], row, panels.at(gate, panel),
+    multiply_rows(product, count, dz, slots[gate], row, panels, gate, panel,
                   {sums, width, true, bits, keep.set_of(gate) * keep.vectors});
 }
 

@@ -1,5 +1,6 @@
 // weight_gradients.h is the third phase of a chunk backward: it multiplies dz, turned so that units
-// are rows, by the masked operands x and h_{t-1}, and adds that up over the chunks.
+// are rows, by the masked operands x and h_{t-1}, and adds that up over the chunks. Gradients of
+// the biases are summed while dz is turned.
 //
 // The operands are packed first, by all threads, since every unit needs all of them. Then the units
 // of each gate are split over threads, and no sum has two writers. Where tensors are stored as sums
@@ -13,26 +14,36 @@ namespace brnn::BRNN_ISA {
 constexpr int64_t kSomeRows = 16;    // of the operands of weight gradients, packed at once
 constexpr int64_t kMostUnits = 240;  // units of a gate whose weight gradients are made at once
 
-// Makes to [own][rows] = from [rows][own] of one set: units become rows.
+// Makes to [own][rows] = from [rows][own] of one set: units become rows. What the rows of each unit
+// add up to goes to total [own.begin ..), or is added to it.
 template <class E>
-void turn(const Rows<E>& from, int64_t set, int64_t rows, const Share& own, const Rows<E>& to) {
+void turn(const Rows<E>& from, int64_t set, int64_t rows, const Share& own, const Rows<E>& to,
+          typename Element<E>::Sum* total, bool add) {
   using C = typename Element<E>::Sum;
   using V = Vec<C>;
   constexpr int group = Element<E>::group;
-  for (int64_t u = own.begin / V::size * V::size; u < own.end; u += V::size)
+  for (int64_t u = own.begin / V::size * V::size; u < own.end; u += V::size) {
+    V sum[2] = {};  // of tiles' even and odd words
     for (int64_t k = 0; k < Panels<E>::padded(rows); k += V::size * group) {
       V tile[V::size];
       for (int j = 0; j < V::size; ++j)
         tile[j] = words_of<E>([&](int i) {
           const int64_t d = k + j * group + i;
-          return d < rows ? load_lanes<E>(from.at(set, d, u), V::size)
-                          : typename Element<E>::Lanes{};
+          const auto lanes =
+              d < rows ? load_lanes<E>(from.at(set, d, u), V::size) : typename Element<E>::Lanes{};
+          sum[j % 2] = sum[j % 2] + to_sum(lanes);
+          return lanes;
         });
       transpose(tile);
       for (int j = 0; j < V::size; ++j)
         if (own.begin <= u + j && u + j < own.end)
           store(reinterpret_cast<C*>(to.at(0, u + j - own.begin, k)), tile[j]);
     }
+    const V both = sum[0] + sum[1];
+    for (int j = 0; j < V::size; ++j)
+      if (own.begin <= u + j && u + j < own.end)
+        total[u + j] = (add ? total[u + j] : 0) + both.v[j];
+  }
 }
 
 template <class S, class E>
@@ -58,6 +69,7 @@ class WeightGradients {
         chunk_ == p_.T && xs + hs <= weights ? shared.panels_hh.data : arena.take<E>(xs + hs);
     h_.packed = x_.packed + xs;
     units_ = arena.take<E>(threads_ * units_count());
+    dbias_ = arena.take<C>(cell_.slots * p_.H);
     x_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_ih) : arena.take<C>(columns() * p_.I);
     h_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_hh) : arena.take<C>(columns() * p_.H);
   }
@@ -86,11 +98,12 @@ class WeightGradients {
       const Share own = {first, first + steps.size(item % steps.count)};
       const int slot_a = cell_.slot_of_a[gate], slot_q = cell_.slot_of_q[gate];
       Laps laps;
-      turn(dz_, slot_a, rows, own, units);
+      turn(dz_, slot_a, rows, own, units, dbias_ + slot_a * p_.H, !first_chunk);
       laps.end(Phase::turn);
       add_products(product, gate, own, units, rows, x_, !first_chunk);
       laps.end(Phase::weight_products);
-      if (slot_q != slot_a) turn(dz_, slot_q, rows, own, units);
+      if (slot_q != slot_a)
+        turn(dz_, slot_q, rows, own, units, dbias_ + slot_q * p_.H, !first_chunk);
       laps.end(Phase::turn);
       add_products(product, gate, own, units, rows, h_, !first_chunk);
       laps.end(Phase::weight_products);
@@ -99,6 +112,13 @@ class WeightGradients {
 
   // Converts the sums to the storage type.
   void write(const Host& host) const {
+    for (int gate = 0; gate < cell_.gates; ++gate) {
+      const auto write_bias = [&](int slot, S* to) {
+        if (to) convert(dbias_ + slot * p_.H, 1, to + gate * p_.H, 0, p_.H);
+      };
+      write_bias(cell_.slot_of_a[gate], p_.dbias_ih);
+      write_bias(cell_.slot_of_q[gate], p_.dbias_hh);
+    }
     if (kSame) return;
     parallel_ranges(host, columns(), [&](int64_t begin, int64_t end) {
       Laps laps;
@@ -119,7 +139,7 @@ class WeightGradients {
 
     int64_t count(int64_t rows) const { return Panels<E>::count(sets, rows, N); }
     Panels<E> panels(int64_t rows) const {
-      return {packed, sets, rows, N, Product<E>::vectors, true};
+      return {packed, sets, rows, N, Product<E>::vectors, {kWideBlock<E>, false}, true};
     }
   };
 
@@ -196,13 +216,12 @@ class WeightGradients {
       const int width = operand.width(panel);
       C* const to = of.sum + (gate * p_.H + own.begin) * N + u;
       if (u + width <= N) {
-        multiply_rows(product, own.size(), width, rows, units, 0, 0, operand.at(set, panel),
-                      {to, N, add});
+        multiply_rows(product, own.size(), units, 0, 0, operand, set, panel, {to, N, add});
         continue;
       }
       for (int64_t tile = 0; tile < tiles.count; ++tile) {
         const int64_t j = tiles.begin(tile);
-        multiply_rows(product, tiles.size(tile), width, rows, units, 0, j, operand.at(set, panel),
+        multiply_rows(product, tiles.size(tile), units, 0, j, operand, set, panel,
                       {edge, width, false});
         for (int i = 0; i < tiles.size(tile); ++i)
           for (int v = 0; v < width; v += V::size) {
@@ -228,6 +247,7 @@ class WeightGradients {
   Rows<E> dz_;
   Operand x_, h_;
   E* units_;  // [threads] dz of a chunk for some units, which are rows here
+  C* dbias_;  // [slots][H]
 };
 
 }  // namespace brnn::BRNN_ISA

@@ -243,15 +243,20 @@ inline Share share_of(int64_t n, int64_t part, int64_t parts) {
   return {n * part / parts, n * (part + 1) / parts};
 }
 
-// Cuts n rows into blocks of at most `most`: as equal as can be, or whole ones and a rest.
+// Cuts n rows into blocks of at most `most`: as equal as can be, or whole ones and a rest. Equal
+// ones are a multiple of `times`, so that threads who share them are done together, unless they
+// would have fewer than `least` rows.
 struct Blocks {
   int64_t count, base, longer, n;
 
-  Blocks(int64_t n, int64_t most, bool even)
-      : count(divide_up(n, most)),
-        base(count && even ? n / count : most),
-        longer(even ? n - base * count : 0),
-        n(n) {}
+  Blocks(int64_t n, int64_t most, bool even, int64_t times = 1, int64_t least = 1)
+      : count(divide_up(n, most)), base(most), longer(0), n(n) {
+    if (!even || count == 0) return;
+    const int64_t fair = round_up(count, times);
+    if (fair * least <= n) count = fair;
+    base = n / count;
+    longer = n - base * count;
+  }
   int64_t begin(int64_t i) const { return i * base + min(i, longer); }
   int size(int64_t i) const { return int(min(base + (i < longer), n - begin(i))); }
 };

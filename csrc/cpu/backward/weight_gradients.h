@@ -91,7 +91,7 @@ class WeightGradients {
   void sum(const Piece& piece, int64_t rows, bool first_chunk) const {
     const Product<E> product;
     const Rows<E> units(units_ + piece.index * units_count(), unit_step(), rows);
-    const Blocks steps(p_.H, unit_step(), Product<E>::even);
+    const Blocks steps(p_.H, unit_step(), Product<E>::even, piece.of, Product<E>::rows(1));
     piece.each(cell_.gates * steps.count, [&](int64_t item) {
       const int gate = int(item / steps.count);
       const int64_t first = steps.begin(item % steps.count);

@@ -41,7 +41,7 @@ class ForwardPass {
         split_.units > 1 ? 2 : panel_vectors<E>(hh * int64_t{sizeof(E)}, most_rows_);
     panels_ih_ = {take<E>(ih), G, p_.I, p_.H, vectors, input_order(vectors), true};
     panels_hh_ = {take<E>(hh), G, p_.H, p_.H, vectors, order_of<E>(hh * int64_t{sizeof(E)}, p_.B)};
-    if (p_.B == 1) panels_hh_.order.most = p_.H;
+    if (p_.B == 1) panels_hh_.order.most = p_.H;  // h is one row, for any number of threads
     keep_x_ = {arena_, p_.mask_x, G, p_.B, p_.I};
     keep_h_ = {arena_, p_.mask_h, G, p_.B, p_.H};
     bias_ih_ = take<C>(G * pitch_);
@@ -118,7 +118,8 @@ class ForwardPass {
     return part.input + G * rows * panels_hh_.begin(panel) + (gate * rows + row) * width(panel);
   }
 
-  // Sums in one chain are the same in pieces of any length.
+  // The width of a panel, which goes by the threads, may decide how K is cut, since sums in one
+  // chain are the same in pieces of any length; not those in two.
   Order input_order(int vectors) const {
     const bool few = p_.T * p_.B <= kFewRows;
     return {!few && vectors > 2 ? kWideBlock<E> : kBlock<E>, few};

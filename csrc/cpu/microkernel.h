@@ -128,7 +128,8 @@ BRNN_INLINE void store_sums(const Vec<C> (&sum)[MR][NV], const Sums<C>& to) {
   }
 }
 
-// Sums a[r][k] b[k][0 .. NV vectors) over k for each r, in registers. K lies within one block of a.
+// Sums a[r][k] b[k][0 .. NV vectors) over k for each r, in registers. K lies within one block of a,
+// or MR is 1.
 // With `chains` 1 a sum has its products one after the other, whatever MR and NV are.
 template <class E, int MR, int NV, int chains>
 void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
@@ -182,9 +183,9 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
   store_sums(sum[0], to);
 }
 
-// A layer of so few rows has each sum in two chains, or every product would wait for the last. More
-// rows have one. (It is the layer that decides, not the rows of a thread: then a result does not
-// depend on how many threads there are.)
+// Where a layer has so few rows for a product, each sum is made in two chains, or every
+// multiplication would wait for the last. (It is the layer that decides, not the rows of a thread:
+// then a result does not depend on how many threads there are.)
 constexpr int64_t kFewRows = 3;
 
 // A Product multiplies elements E. A thread has an object of it while it does so.
@@ -205,7 +206,8 @@ class Product {
   static constexpr int rows(int vectors) { return sums / (vectors < 2 ? 2 : vectors); }
 
   // Makes the sums of a b, [count][width]; width is of 1 to `vectors` vectors, count at most their
-  // rows(), K at most kBlock. `few`: of at most kFewRows, in two chains.
+  // rows(), K at most kBlock unless count is 1. `few`: count is at most kFewRows, and each sum has
+  // two chains.
   BRNN_INLINE void operator()(int count, int width, int64_t K, const E* a, const E* b, Ahead ahead,
                               const Sums<C>& to, bool few) const {
     const Table& table = few ? kFew : kTable;
@@ -243,9 +245,9 @@ inline Share share_of(int64_t n, int64_t part, int64_t parts) {
   return {n * part / parts, n * (part + 1) / parts};
 }
 
-// Cuts n rows into blocks of at most `most`: as equal as can be, or whole ones and a rest. Equal
-// ones are a multiple of `times`, so that threads who share them are done together, unless they
-// would have fewer than `least` rows.
+// Cuts n rows into blocks of at most `most`: as equal as can be, or whole ones and a rest. The
+// number of equal ones is a multiple of `times`, so that threads that share them are done together,
+// unless they would have fewer than `least` rows.
 struct Blocks {
   int64_t count, base, longer, n;
 

@@ -62,8 +62,9 @@ constexpr int64_t kNear = 1 << 20;
 template <class E>
 constexpr int64_t kWideBlock = Product<E>::vectors > 2 ? kBlock<E> * 3 / 5 : kBlock<E>;
 
-// The order for weights of which `bytes` are streamed for some rows, whose sums may be masked, K
-// piece by piece. (It goes by what panel_vectors chooses without regard to threads.)
+// The order for weights of which `bytes` are streamed for some rows, whose sums may be masked piece
+// by piece of K. It goes by the bytes alone: what streams from beyond the core's own cache has
+// narrow panels, or few rows, which read a panel once.
 template <class E>
 Order order_of(int64_t bytes, int64_t rows) {
   return {bytes <= kNear ? kWideBlock<E> : kBlock<E>, rows <= kFewRows};
@@ -112,7 +113,6 @@ int panel_vectors(int64_t bytes, int64_t rows) {
 // equal parts of it that are at most `most`. (A piece of 8 would cost as much as one of 24.)
 template <class E>
 BRNN_INLINE int64_t piece_of(int64_t K, int64_t k, int64_t most) {
-  if (most >= K) return K - k;  // one row lies in one piece
   const int64_t block = k / kBlock<E> * kBlock<E>, length = min<int64_t>(kBlock<E>, K - block);
   const int64_t equal = divide_up(length, divide_up(length, most));
   return min(round_up(equal, 4 * Element<E>::group), block + length - k);
@@ -131,7 +131,9 @@ BRNN_INLINE void multiply_rows(const Product<E>& product, int64_t count, const R
   const int width = b.width(panel);
   const Blocks blocks(count, Product<E>::rows(width / vector), Product<E>::even);
   for (int64_t k = 0; k < b.K; to.add = true) {
-    const int64_t depth = piece_of<E>(b.K, k, b.order.most);
+    // The blocks of a single row follow each other, so that it can be one piece.
+    const bool whole = a.rows == 1 && b.order.most >= b.K;
+    const int64_t depth = whole ? b.K : piece_of<E>(b.K, k, b.order.most);
     const E* const piece = b.at(gate, panel) + k * width;
     const char* const next = reinterpret_cast<const char*>(piece + depth * width);
     const int64_t half = depth * width * sizeof(E) / 2;

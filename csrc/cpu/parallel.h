@@ -14,15 +14,15 @@ namespace brnn::BRNN_ISA {
 
 using cpu::Host;
 
-// While it lives, its thread takes subnormal numbers for zero, if asked to.
+// While it lives, its thread takes subnormal numbers for zero, or does not.
 class FlushSubnormals {
  public:
-  explicit FlushSubnormals(bool flush) {
-    if (flush) set(before_ | kFlush);
-  }
+  explicit FlushSubnormals(bool flush) { set((before_ & ~kFlush) | (flush ? kFlush : 0)); }
   ~FlushSubnormals() { set(before_); }
   FlushSubnormals(const FlushSubnormals&) = delete;
   FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+  static bool on() { return get() & kFlush; }
 
  private:
 #if defined(__SSE__)
@@ -41,13 +41,15 @@ class FlushSubnormals {
   const unsigned before_ = get();
 };
 
-// Calls f(begin, end) on ranges that cover [0, count).
+// Calls f(begin, end) on ranges that cover [0, count). All threads treat subnormal numbers as the
+// calling one does, for which torch.set_flush_denormal may have been called, unless the host wants
+// them flushed.
 template <class F>
 void parallel_ranges(const Host& host, int64_t count, const F& f) {
   struct Context {
     const F& f;
     bool flush_subnormals;
-  } context = {f, host.flush_subnormals};
+  } context = {f, host.flush_subnormals || FlushSubnormals::on()};
   host.parallel_for(
       count,
       [](void* opaque, int64_t begin, int64_t end) {
@@ -82,6 +84,14 @@ struct Piece {
   template <class F>
   void each(int64_t items, const F& f) const {
     each(items, false, f);
+  }
+
+  // Gives the least number of which `groups` times a multiple is a multiple of the threads: so many
+  // items of a group, and all are done at once.
+  int64_t fair(int64_t groups) const {
+    int64_t number = 1;
+    while (groups * number % of) ++number;
+    return number;
   }
 
  private:

@@ -18,7 +18,7 @@ enum class Phase {
   recurrent_product,  // forward U (m h), backward the masked sums of U^T dz
   gates,              // gate algebra, states and results
   pack_operands,      // backward: m x and m h_{t-1} of a chunk into panels
-  turn,               // backward: dz of a chunk, so that units are its rows
+  turn,               // backward: dz of a chunk, so that units are its rows; sums for biases
   weight_products,    // backward: gradients of the weights
   convert,            // backward: sums to the storage type
   count

@@ -270,7 +270,8 @@ BRNN_INLINE Vec<typename Element<E>::Sum> words_of(const Row& row) {
   if constexpr (Element<E>::group == 1) {
     return row(0);
   } else {
-    return zip(row(0), row(1));
+    const auto first = row(0);
+    return zip(first, row(1));
   }
 }
 

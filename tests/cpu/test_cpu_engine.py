@@ -223,17 +223,22 @@ for _ in range(2):
 # ---- Threads and the make-up of a batch
 
 
-# Few rows, parts of one row and of unequal sizes, more threads than sequences, panels of 1 to 4
-# vectors, K in several pieces; each is worth more threads than one.
-SHARED = [(40, 1, 144), (40, 2, 144), (40, 3, 80), (9, 15, 80), (15, 30, 52), (3, 29, 260)]
+# One step, few rows, parts of one row and of unequal sizes, more threads than sequences, panels of
+# 1 to 4 vectors, K in several pieces; each is worth more threads than one.
+SHARED = [
+    (1, 2, 600), (40, 1, 144), (40, 2, 144), (40, 3, 80), (9, 15, 80), (15, 30, 52), (3, 29, 260),
+    (3, 20, 500),
+]  # fmt: skip
+WAYS = [
+    {"masks": "untied"},
+    {"masks": "tied", "reverse": True, "resets": "random"},
+    {"masks": "none"},
+]
 
 
 def check_threads(dtype: torch.dtype, cells: Iterable[str] = CELLS) -> None:
-    for (cell, (T, B, H)), reverse in itertools.product(
-        itertools.product(cells, SHARED), (False, True)
-    ):
-        masks = ("untied", "tied")[reverse]
-        case = Case(cell, T, B, 19 + H, H, masks, lengths=B > 1, reverse=reverse)
+    for cell, (T, B, H), way in itertools.product(cells, SHARED, WAYS):
+        case = Case(cell, T, B, 19 + H, H, lengths=B > 1, **way)
         inputs = sample(case, dtype)
         torch.set_num_threads(1)
         alone = run(case, inputs)
@@ -248,6 +253,23 @@ def check_threads(dtype: torch.dtype, cells: Iterable[str] = CELLS) -> None:
 def test_number_of_threads(cell, dtype):
     """Outputs and gradients are the same bits."""
     check_threads(dtype, [cell])
+
+
+def test_threads_flush_subnormals_alike():
+    """As the calling one does, which torch.set_flush_denormal is for."""
+    case = Case("rnn", T=40, B=20, I=100, H=100, masks="none", bias=False)
+    inputs = sample(case, torch.float32)
+    small = inputs._replace(x=inputs.x * 1e-38, h0=inputs.h0 * 1e-38)
+    outputs(case, small, "cpu")  # begins the second thread, which would start as the first is
+    try:
+        for flush in (True, False):
+            if torch.set_flush_denormal(flush):
+                torch.set_num_threads(2)
+                shared = outputs(case, small, "cpu")["y"]
+                torch.set_num_threads(1)
+                assert torch.equal(outputs(case, small, "cpu")["y"], shared)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("B", [1, 5, 30])

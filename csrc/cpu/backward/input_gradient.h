@@ -26,7 +26,7 @@ class InputGradient {
   // Makes dx of `count` rows from step `begin` on.
   void rows(const Piece& piece, int64_t begin, int64_t count) const {
     const Product<E> product;
-    const Blocks blocks(count, panels_.tile_rows(), Product<E>::even, piece.of,
+    const Blocks blocks(count, panels_.tile_rows(), Product<E>::even, piece.fair(1),
                         Product<E>::rows(1));
     Laps laps;
     piece.each(blocks.count, [&](int64_t i) {

@@ -87,11 +87,12 @@ class WeightGradients {
     laps.end(Phase::pack_operands);
   }
 
-  // Adds the products of one chunk, whose operands are packed, to the sums.
+  // Adds the products of one chunk, whose operands are packed, and its dz to the sums.
   void sum(const Piece& piece, int64_t rows, bool first_chunk) const {
     const Product<E> product;
     const Rows<E> units(units_ + piece.index * units_count(), unit_step(), rows);
-    const Blocks steps(p_.H, unit_step(), Product<E>::even, piece.of, Product<E>::rows(1));
+    const Blocks steps(p_.H, unit_step(), Product<E>::even, piece.fair(cell_.gates),
+                       Product<E>::rows(1));
     piece.each(cell_.gates * steps.count, [&](int64_t item) {
       const int gate = int(item / steps.count);
       const int64_t first = steps.begin(item % steps.count);
@@ -110,7 +111,7 @@ class WeightGradients {
     });
   }
 
-  // Converts the sums to the storage type.
+  // Writes the sums in the storage type.
   void write(const Host& host) const {
     for (int gate = 0; gate < cell_.gates; ++gate) {
       const auto write_bias = [&](int slot, S* to) {

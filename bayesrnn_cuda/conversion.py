@@ -1,7 +1,6 @@
 """Whole models, from torch's layers to this package's and back, with the parameters they have."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -211,7 +210,6 @@ def _public(module: nn.Module) -> Iterator[str]:
     yield from module._buffers
 
 
-@cache
 def _plain(kind: type[nn.Module]) -> frozenset[str]:
     """What every instance of `kind` has beside its parameters."""
     # Made on the CPU, since on the meta device the initial values would import torch's compiler.

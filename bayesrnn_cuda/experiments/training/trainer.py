@@ -142,7 +142,9 @@ class Trainer:
                     save_figure(self.folder.curves, run_figure, *drawn)
 
     def finished(self) -> bool:
-        """Whether no epoch is left, or patience is at its end."""
+        """Whether no epoch is left, or patience is at its end, and none has begun."""
+        if self.progress.update:  # by a run that was stopped, and goes on with less patience
+            return False
         return self.progress.epoch > self.config.epochs or self._patience_is_over()
 
     def step(self) -> Tensor:

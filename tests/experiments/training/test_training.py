@@ -148,6 +148,19 @@ def test_early_stop(tiny, corpus, tmp_path, monkeypatch, patience, factor, epoch
     assert result.final["ended"] == ended
 
 
+def test_less_patience_within_an_epoch(tiny, corpus, tmp_path, monkeypatch, losses):
+    """Stopped in the third epoch, when the first is the best: the third is trained to its end."""
+    answers = iter([4.0, 5.0, 6.0])
+    monkeypatch.setattr(language_task, "validation_perplexity", validations(answers, corpus))
+    trainer = start(tiny(epochs=6), corpus, tmp_path)
+    losses.stop_at = 2 * trainer.task.updates + 2
+    with pytest.raises(Interrupted):
+        trainer.run()
+    result = resume(tmp_path, corpus, patience=1).run()
+    assert [record["epoch"] for record in result.history] == [1, 2, 3]
+    assert len(losses) == 3 * trainer.task.updates
+
+
 def test_same_seed_same_run(tiny, corpus, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         start(tiny(seed=seed), corpus, tmp_path / name).run()

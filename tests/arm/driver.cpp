@@ -109,8 +109,9 @@ cpu::Host host(int64_t threads) {
     case 1: return {parallel_for<1>, 1};
     case 2: return {parallel_for<2>, 2};
     case 3: return {parallel_for<3>, 3};
+    case 8: return {parallel_for<8>, 8};
   }
-  throw std::runtime_error("threads: expected 1 to 3, got " + std::to_string(threads));
+  throw std::runtime_error("threads: expected 1, 2, 3 or 8, got " + std::to_string(threads));
 }
 
 template <class S>

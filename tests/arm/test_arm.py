@@ -77,8 +77,14 @@ def test_parity():
     test_cpu_engine.check_parity()
 
 
+@on_arm
+def test_number_of_threads():
+    """The same bits; of one cell and dtype, since qemu takes its time."""
+    test_cpu_engine.check_threads(torch.float32, ["lstm"])
+
+
 for _test in (
-    test_cpu_engine.test_number_of_threads,
+    test_cpu_engine.test_threads_that_share_a_layer,
     test_cpu_engine.test_a_sequence_does_not_depend_on_its_batch,
     test_cpu_engine.test_repeated_calls_give_the_same_bits,
     test_cpu_engine.test_a_spoilt_sequence_spoils_no_other,

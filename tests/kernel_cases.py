@@ -29,6 +29,12 @@ OTHER_AHEAD = 3  # ... BAYESRNN_BACKWARD_AHEAD
 TYPES = ("bfloat16", "float16", "tf32")  # of the kernels on tensor cores
 
 
+def environment(ahead: int, grid_steps: int) -> dict[str, str]:
+    """What a plan looks at, without what is 0: then it chooses itself."""
+    values = {"BAYESRNN_BACKWARD_AHEAD": ahead, "BAYESRNN_GRID_STEPS": grid_steps}
+    return {name: str(value) for name, value in values.items() if value}
+
+
 @dataclass(frozen=True)
 class KernelCase:
     """A layer, its precision and the engine that is asked for."""
@@ -36,11 +42,13 @@ class KernelCase:
     case: Case
     precision: str
     engine: str
-    ahead: int = 0  # BAYESRNN_BACKWARD_AHEAD; 0: not set
+    ahead: int = 0  # see environment
+    grid_steps: int = 0
 
     def __str__(self) -> str:
         ahead = f"-ahead{self.ahead}" if self.ahead else ""
-        return f"{self.engine}-{self.precision}-{self.case}{ahead}"
+        steps = f"-steps{self.grid_steps}" if self.grid_steps else ""
+        return f"{self.engine}-{self.precision}-{self.case}{ahead}{steps}"
 
 
 def persistent() -> list[KernelCase]:
@@ -62,6 +70,15 @@ def persistent() -> list[KernelCase]:
     return made
 
 
+def launches() -> list[KernelCase]:
+    """Grids that take several launches; sequences end in each, and one batch tile is not full."""
+    return [
+        KernelCase(replace(made.case, T=9), made.precision, made.engine, grid_steps=4)
+        for made in persistent()
+        if made.engine == "grid" and made.case.H in (200, 230) and made.precision == "bfloat16"
+    ]
+
+
 def stepwise() -> list[KernelCase]:
     """Every cell and precision, and the products over all steps at sizes of both their tiles."""
     made = []
@@ -74,7 +91,7 @@ def stepwise() -> list[KernelCase]:
     return made
 
 
-CASES = persistent() + stepwise()
+CASES = persistent() + launches() + stepwise()
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,12 @@ const Device& device(int index) {
 
 Plan planned(const Problem& p, int index, const std::string& engine) {
   using Key = std::tuple<Cell, int64_t, int64_t, int64_t, int64_t, Precision, bool, bool, int, int,
-                         std::string>;
+                         int64_t, std::string>;
   static std::mutex mutex;
   static std::map<Key, Plan> plans;
-  const Key key{p.cell,           p.T,   p.B, p.I, p.H, p.precision, p.untied_h, p.save, index,
-                backward_ahead(), engine};
+  const Key key{p.cell,       p.T,        p.B,    p.I,   p.H,
+                p.precision,  p.untied_h, p.save, index, backward_ahead(),
+                grid_steps(), engine};
   const Device& limits = device(index);
   const std::lock_guard lock(mutex);
   const auto known = plans.find(key);

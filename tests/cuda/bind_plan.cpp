@@ -92,6 +92,7 @@ PYBIND11_MODULE(bind_plan, m) {
     return split_cycles({tiles, rows, steps, partials, step_cycles}, splits);
   });
   m.def("backward_ahead", &backward_ahead);
+  m.def("grid_steps", &grid_steps);
   m.def("blocks_per_multiprocessor",
         [](bool forward, std::tuple<int, int, int, bool> t, int gates, bool untied) {
           const auto [chunks, k_warps, unit_tiles, looped] = t;

@@ -4,7 +4,7 @@ says."""
 import json
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import binding
 import pytest
@@ -70,6 +70,36 @@ def test_a_measurement_names_the_words_that_backward_waits_for(planner, monkeypa
         planner.backward_ahead()
     monkeypatch.delenv("BAYESRNN_BACKWARD_AHEAD")
     assert planner.backward_ahead() == default
+
+
+@pytest.mark.parametrize(
+    ("problem", "forward", "backward"),
+    [
+        (Problem(1024, 16, 768, 768), 1024, 1024),  # 24 and 96 MB of slots
+        (Problem(1025, 16, 1024, 1024), 1025, 513),  # backward 128 MB and a step
+        (Problem(16384, 64, 64, 1024), 1024, 256),  # 2 GB and 8 GB
+        (Problem(16384, 64, 64, 1024, "gru"), 1024, 335),
+    ],
+    ids=str,
+)
+def test_slots_of_a_long_layer_are_bounded(planner, problem, forward, backward):
+    planned = plan(planner, problem, planner.device("H100"), "grid")
+    assert (planned["forward"]["steps"], planned["backward"]["steps"]) == (forward, backward)
+    few = plan(planner, replace(problem, T=100), planner.device("H100"), "grid")
+    assert few["forward"]["steps"] == 100
+
+
+def test_a_measurement_names_the_steps_of_a_launch(planner, monkeypatch):
+    assert planner.grid_steps() == 0
+    monkeypatch.setenv("BAYESRNN_GRID_STEPS", "400")
+    problem = Problem(1024, 16, 768, 768)
+    planned = plan(planner, problem, planner.device("H100"), "grid")
+    assert planned["forward"]["steps"] == 342  # three launches of about as many
+    assert plan(planner, problem, planner.device("H100"), "grid_flags")["forward"]["steps"] == 1024
+    for wrong in ("0", "-1", "many", "", "3.5"):
+        monkeypatch.setenv("BAYESRNN_GRID_STEPS", wrong)
+        with pytest.raises(RuntimeError, match=f"expected at least 1, got '{wrong}'"):
+            planner.grid_steps()
 
 
 # ---- what runs

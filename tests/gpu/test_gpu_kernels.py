@@ -4,7 +4,7 @@ with each test; `python -m bench.gpu` then says which did not."""
 import pytest
 import torch
 from gpu_layers import by_name, kernels_run, parity
-from kernel_cases import CASES, MASKS, KernelCase, MaskCase
+from kernel_cases import CASES, MASKS, KernelCase, MaskCase, environment
 
 import bayesrnn_cuda as brnn
 
@@ -15,8 +15,8 @@ def test_kernels(layer: KernelCase, record_property, monkeypatch):
     record_property("capability", capability)
     if layer.engine == "cluster" and capability < (9, 0):
         pytest.skip("needs clusters")
-    if layer.ahead:
-        monkeypatch.setenv("BAYESRNN_BACKWARD_AHEAD", str(layer.ahead))
+    for name, value in environment(layer.ahead, layer.grid_steps).items():
+        monkeypatch.setenv(name, value)
     ran: set[str] = set()
     try:
         with kernels_run(ran):

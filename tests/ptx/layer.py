@@ -16,6 +16,7 @@ from math import prod
 import cases
 import torch
 from cases import Case, Inputs
+from kernel_cases import environment
 from machine import Machine
 from torch import Tensor
 
@@ -68,6 +69,7 @@ class How:
     groups: int = 1  # of batch tiles
     fused: bool = False
     ahead: int = 0  # of backward; 0: as the plan does it
+    grid_steps: int = 0  # of a launch; 0 likewise
 
     def of(self, backward: bool) -> CutStruct:
         cut = self.backward if backward else self.forward
@@ -76,16 +78,14 @@ class How:
 
 
 @contextlib.contextmanager
-def ahead_of(how: How) -> Iterator[None]:
-    """The environment that a plan looks at."""
-    if not how.ahead:
-        yield
-        return
-    os.environ["BAYESRNN_BACKWARD_AHEAD"] = str(how.ahead)
+def environment_of(how: How) -> Iterator[None]:
+    values = environment(how.ahead, how.grid_steps)
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ["BAYESRNN_BACKWARD_AHEAD"]
+        for name in values:
+            del os.environ[name]
 
 
 @dataclass
@@ -95,6 +95,7 @@ class Run:
     results: dict[str, Tensor] = field(default_factory=dict)
     plans: list[dict] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
+    scratch: list[int] = field(default_factory=list)  # bytes
 
 
 class Memory:
@@ -214,11 +215,12 @@ def call(
     c = call_of(case, precision, fields, save=save)
     library = machine.library
     library.set_loader(machine.loader)
-    with ahead_of(how):
+    with environment_of(how):
         code = library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), int(backward))
     made.kernels += machine.launched()
     machine.check(code)
     made.plans.append(json.loads(library.last_plan().decode()))
+    made.scratch.append(library.last_scratch())
 
 
 def products(
@@ -241,7 +243,7 @@ def dry(machine: Machine, case: Case, precision: str, how: How, *, backward: boo
         is_reset = name == "resets" and case.resets == "none"
         setattr(c, name, None if name == "lengths" or is_mask or is_reset else 4096)
     machine.library.set_loader(machine.loader)
-    with ahead_of(how):
+    with environment_of(how):
         code = machine.library.run_layer(ctypes.byref(c), ctypes.byref(how.of(backward)), backward)
     kernels = machine.launched()
     machine.check(code)

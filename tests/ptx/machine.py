@@ -159,10 +159,11 @@ class Machine:
         )  # fmt: skip
 
     def device(
-        self, name: str = "", *, refuses_cooperation: bool = False, nothing_fits: bool = False,
-        fills_nothing: bool = False, dry: bool = False,
+        self, name: str = "", *, refuses_cooperation: int = 0, nothing_fits: bool = False,
+        fills_nothing: int = 0, dry: bool = False,
     ) -> None:  # fmt: skip
-        """`fills_nothing`: cudaMemsetAsync leaves memory as it is."""
+        """Which cooperative launch is the first that is refused, and which cudaMemsetAsync that
+        leaves memory as it is; 0: none."""
         name = name or DEVICES[self.arch]
         lacks = refuses_cooperation, nothing_fits, fills_nothing
         if self.library.set_device(name.encode(), *lacks, dry):

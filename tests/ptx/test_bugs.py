@@ -32,11 +32,13 @@ class Bug(NamedTuple):
     edit: Callable[[Kernel], int]  # returns how many instructions it changed
     case: Case
     engine: str
+    grid_steps: int = 0  # of a launch; 0: all
 
 
 LSTM = Case("lstm", T=6, B=7, I=3, H=51, masks="untied", lengths=True)
 WIDE = Case("lstm", T=6, B=7, I=3, H=96, masks="untied", lengths=True)
 RESETS = Case("lstm", T=6, B=7, I=3, H=51, masks="untied", lengths=True, resets="random")
+SAVING = Case("gru", T=6, B=7, I=3, H=51, masks="untied", lengths=True)
 PRODUCTS = Case("gru", T=40, B=5, I=72, H=40, masks="untied")
 PLAIN = Case("lstm", T=4, B=5, I=136, H=72, masks="none", lengths=True)
 
@@ -46,7 +48,7 @@ EXCHANGE, TILES = f"{PERSISTENT}/exchange.cuh", f"{GEMM}/tiles.cuh"
 
 def never(predicate: str, source: str) -> Callable[[Kernel], int]:
     """Comparisons `predicate` are false, their opposites true."""
-    opposite = {"eq": "ne", "le": "gt"}[predicate]
+    opposite = {"eq": "ne", "lt": "ge"}[predicate]
 
     def edit(k: Kernel) -> int:
         false = k.change(rf"setp\.{predicate}\.\w+ (%p\d+), .*", r"mov.pred \1, 0", source)
@@ -85,6 +87,12 @@ def masks_of_the_next_gate(k: Kernel) -> int:
         other = masks[(i + len(masks) // 4) % len(masks)]
         s.text = re.sub(pattern, rf"and.b32 \1, \2, {other}", s.text)
     return len(set(masks)) > 1 and len(found)
+
+
+def not_carried(file: str, text: str) -> Callable[[Kernel], int]:
+    """Zero in place of what the launch before has left."""
+    source = at(f"{PERSISTENT}/{file}", text)
+    return change(r"ld\.global\.\w32 (%\w+), .*", r"mov.b32 \1, 0", source)
 
 
 def later(m: re.Match) -> str:
@@ -141,9 +149,9 @@ BUGS = {
     "no acquire": Bug(
         FORWARD, change(r"ld\.acquire\.gpu\.global", "ld.relaxed.gpu.global"), WIDE, "grid_flags"),
     "flags not awaited": Bug(
-        FORWARD, never("le", FLAG_WAIT), WIDE, "grid_flags"),
+        FORWARD, never("lt", FLAG_WAIT), WIDE, "grid_flags"),
     "flags of the step before": Bug(
-        FORWARD, both(change(r"setp\.le\.u32", "setp.lt.u32", FLAG_WAIT)), WIDE, "grid_flags"),
+        FORWARD, change(r"(setp\.lt\.u32 %p\d+, )(%r\d+), (%r\d+)", r"\1\3, \2", FLAG_WAIT), WIDE, "grid_flags"),
     "one slot, flags": Bug(FORWARD, one_slot(0), WIDE, "grid_flags"),
     "no block barrier": Bug(FORWARD, drop(r"bar\.sync", SHARED_COMMIT), LSTM, "block"),
     "one slot, block": Bug(FORWARD, one_slot(1), LSTM, "block"),
@@ -187,6 +195,20 @@ BUGS = {
         FORWARD, change(r"prmt\.b32 (%r\d+), ?(%r\d+), ?0, ?(\d+)",
                         lambda m: f"prmt.b32 {m[1]}, {m[2]}, 0, {int(m[3]) ^ 0x2222}"),
         Case("lstm", T=4, B=7, I=3, H=115, masks="untied"), "block"),
+    # ---- several launches
+    "h not carried to the next launch": Bug(
+        FORWARD, not_carried("forward.cuh", "h_[i] = p_.first > 0 ? carried(0, n, i)"),
+        SAVING, "grid", 3),
+    "c not carried to the next launch": Bug(
+        FORWARD, not_carried("forward.cuh", "p_.first > 0 ? carried(1, n, i)"), LSTM, "grid", 3),
+    "dc not carried to the next launch": Bug(
+        BACKWARD, not_carried("backward.cuh", "carry_[i] = carried(1, n, i);"), LSTM, "grid", 3),
+    "dh of a sequence outside not carried": Bug(
+        BACKWARD, not_carried("backward.cuh", "held_[i] = carried(0, n, i)"), LSTM, "grid", 3),
+    "dz of another step published again": Bug(
+        BACKWARD, change(r"selp\.b32 (%r\d+), (%r\d+), (%r\d+), ", r"selp.b32 \1, \3, \2, ",
+                         at(f"{PERSISTENT}/backward.cuh", "place_of_dz(p_.T - p_.first, n, i)")),
+        LSTM, "grid", 3),
     # ---- the products
     "no barrier between tiles": Bug(
         "gate_gemm", drop(r"bar\.sync", at(TILES, "__syncthreads();  // this tile is complete")),
@@ -243,10 +265,11 @@ def findings(engines, bug: Bug, races: bool) -> tuple[str, int]:
             changed[0] += bug.edit(kernel)
 
     engines.plant(edit)
+    how = How(bug.engine, grid_steps=bug.grid_steps)
     for settings in SETTINGS:
         engines.configure(**settings, races=races, most_steps=2_000_000)
         try:
-            wrong = layer.differences(engines, bug.case, "bfloat16", How(bug.engine))
+            wrong = layer.differences(engines, bug.case, "bfloat16", how)
         except (ReportError, AssertionError) as error:
             return str(error), changed[0]
         if wrong:
@@ -282,5 +305,11 @@ def test_without_a_bug_nothing_is_found(engines, engine):
 @pytest.mark.parametrize("engine", ("grid", "grid_flags"))
 def test_an_exchange_that_is_not_filled_is_found(engines, engine):
     """Slots and flags as scratch memory happens to be: they look as if data were there."""
-    engines.device(fills_nothing=True)
+    engines.device(fills_nothing=1)
     assert findings(engines, Bug("", lambda k: 0, WIDE, engine), races=True)[0]
+
+
+def test_an_exchange_that_is_not_filled_again_is_found(engines):
+    """The slots of the next launch hold what was published in the one before."""
+    engines.device(fills_nothing=2)
+    assert findings(engines, Bug("", lambda k: 0, WIDE, "grid", 3), races=True)[0]

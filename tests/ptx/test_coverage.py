@@ -156,7 +156,11 @@ def test_what_runs_on_a_gpu_launches_every_kernel(engines):
         for c in kernel_cases.CASES
         for backward in (False, True)
         for kernel in layer.dry(
-            engines, c.case, c.precision, How(c.engine, ahead=c.ahead), backward=backward
+            engines,
+            c.case,
+            c.precision,
+            How(c.engine, ahead=c.ahead, grid_steps=c.grid_steps),
+            backward=backward,
         )
     }
     ran |= mask_kernel.kernels(engines)  # of kernel_cases.MASKS

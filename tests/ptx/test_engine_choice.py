@@ -57,7 +57,7 @@ def differences(hopper, case: Case, engine: str) -> tuple[list[str], set[str], l
 
 # ---- Where the blocks of an engine do not run at the same time
 
-LACKS = ({"refuses_cooperation": True}, {"nothing_fits": True})
+LACKS = ({"refuses_cooperation": 1}, {"nothing_fits": True})
 NAMES = ["a launch that is refused", "no room"]
 
 
@@ -89,7 +89,7 @@ def test_a_named_engine_that_has_no_room_says_so(hopper, device, cell, engine):
 @pytest.mark.parametrize("engine", ["grid", "grid_flags"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_named_engine_that_the_driver_refuses_says_so(hopper, device, cell, engine):
-    device(refuses_cooperation=True)
+    device(refuses_cooperation=1)
     with pytest.raises(RuntimeError) as caught:
         run(hopper, narrow(cell), engine)
     kernel = rf"forward kernel for {engine}, {cell}, \d chunks, \d k warps, \d unit tiles"
@@ -101,9 +101,25 @@ def test_a_named_engine_that_the_driver_refuses_says_so(hopper, device, cell, en
     assert not steps(hopper.launched())
 
 
+@pytest.mark.parametrize(("nth", "direction"), ((3, "forward"), (6, "backward")))
+def test_a_launch_that_is_refused_after_some_steps_says_so(hopper, device, nth, direction):
+    """Also under "auto", as stepwise would not find the input part in `gates` any more. Each pass
+    has three launches."""
+    case = Case("lstm", T=6, B=5, I=8, H=800)
+    inputs = sample(case, torch.bfloat16)
+    device(refuses_cooperation=nth)
+    with pytest.raises(RuntimeError) as caught:
+        layer.run(hopper, case, "bfloat16", inputs, How(grid_steps=2))
+    pattern = (
+        rf"engine: expected a launch of \d+ x 1 blocks for 'grid' \({direction} kernel .*\), "
+        r"got '.*too many blocks.*' from the driver after 4 steps"
+    )
+    assert re.fullmatch(pattern, str(caught.value)), caught.value
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_block_waits_for_nobody(hopper, device, cell):
-    device(refuses_cooperation=True, nothing_fits=True)
+    device(refuses_cooperation=1, nothing_fits=True)
     wrong, ran, _ = differences(hopper, narrow(cell), "block")
     assert (wrong, ran) == ([], {"persistent forward", "persistent backward"})
 

@@ -4,6 +4,7 @@ accesses watched for races.
 """
 
 import itertools
+from dataclasses import replace
 
 import cases
 import layer
@@ -166,6 +167,55 @@ def test_nan_ends_with_its_segment(engines, name, cell):
     made = layer.run(engines, case, "bfloat16", inputs, how).results
     assert made["d_x"][2].isnan().any() and not made["d_x"][:2].isnan().any()
     assert not made["d_h0"].isnan().any()
+
+
+# ---- a grid in several launches
+
+
+@pytest.mark.parametrize("T", (1, 5, 6, 7))
+@pytest.mark.parametrize("name", ("grid", "looped"))
+@pytest.mark.parametrize(("cell", "precision"), layer.KERNELS)
+def test_launches_of_some_steps_give_the_same_bits(engines, cell, precision, name, T):
+    """What goes from one to the next is as wide as registers are."""
+    lengths, reverse = WAYS[T % 4]
+    masks = ("none", "tied", "untied")[(T + layer.KERNELS.index((cell, precision))) % 3]
+    case, how = case_of(
+        name, cell, precision, masks, T=T, lengths=lengths, reverse=reverse, resets="random"
+    )
+    inputs = cases.sample(case, layer.DTYPES[precision])
+    whole = layer.run(engines, case, precision, inputs, how)
+    cut = layer.run(engines, case, precision, inputs, replace(how, grid_steps=3))
+    for passes in ("forward", "backward"):
+        assert cut.plans[0][passes]["steps"] == {1: 1, 5: 3, 6: 3, 7: 3}[T]
+        assert whole.plans[0][passes]["steps"] == T
+    extra = 2 * ((T + 2) // 3 - 1)
+    assert len(cut.kernels) == len(whole.kernels) + extra
+    for key, value in cut.results.items():
+        assert torch.equal(value, whole.results[key]), key
+
+
+def test_launches_of_some_steps_match_the_reference(engines):
+    case, how = case_of("grid", "gru", "bfloat16", "untied", T=7, lengths=True, resets="random")
+    assert not layer.differences(engines, case, "bfloat16", replace(how, grid_steps=2))
+
+
+@pytest.mark.parametrize("name", ("grid", "looped"))
+def test_launches_wait_for_what_is_published_again(engines, name):
+    case, how = case_of(name, "lstm", "bfloat16", "untied", T=5, lengths=True, resets="random")
+    inputs = cases.sample(case, torch.bfloat16)
+    same_bits(engines, case, "bfloat16", replace(how, grid_steps=2), inputs, range(5))
+
+
+def test_launches_of_some_steps_take_less_memory(engines):
+    """Slots of 4 steps and one for what is left, not of 40: the units fill 2 chunks of 512 bytes."""
+    case, how = case_of("grid", "lstm", "bfloat16", "untied", T=40)
+    inputs = cases.sample(case, torch.bfloat16)
+    whole = layer.run(engines, case, "bfloat16", inputs, how)
+    cut = layer.run(engines, case, "bfloat16", inputs, replace(how, grid_steps=4))
+    for planes, all_steps, some in zip((1, 4), whole.scratch, cut.scratch, strict=True):
+        left = 2 * case.B * case.H * 4
+        slots = (40 - 5) * planes * 1024
+        assert slots - left - 512 < all_steps - some < slots
 
 
 # ---- sizes

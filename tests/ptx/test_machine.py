@@ -206,7 +206,7 @@ def test_waiting_across_blocks_needs_cooperation(kernels):
 def test_cooperative_launch_too_large(kernels):
     with pytest.raises(RuntimeError, match="too many blocks in cooperative launch: 9999"):
         run_bug(kernels, "warp_barrier", blocks=9999)
-    kernels.device(refuses_cooperation=True)
+    kernels.device(refuses_cooperation=1)
     with pytest.raises(RuntimeError, match="too many blocks in cooperative launch: 1,"):
         run_bug(kernels, "warp_barrier")
 

@@ -1,4 +1,4 @@
-// backward.cuh runs the recurrence backward, all time steps in one kernel. It has the shape of
+// backward.cuh runs the recurrence backward, in one kernel or several. It has the shape of
 // forward.cuh in reverse: a block owns 16 units, U^T stays in registers, dz of every gate is the
 // exchanged operand.
 //
@@ -20,6 +20,8 @@ namespace brnn::cuda {
 template <class S>
 struct BackwardParams {
   int T, B, H;
+  int first, end;  // rounds of this launch: round i makes dz of step T - 1 - i, round T dh0 and dc0
+  float* carried;  // [2, B, H] see held_ and carry_, between launches; nullptr: one for all rounds
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T; see length_of
   const uint8_t* resets;   // [batch tiles, T] packed_resets.cuh; or nullptr: none
@@ -53,7 +55,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
   using Base::C, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
-  using Base::load_resets, Base::resets;
+  using Base::carried, Base::load_resets, Base::resets;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
   static constexpr bool kEarly = Exchange::kTravels && Tile::chunks <= 4;  // see prepare
   static constexpr bool kResetsEarly = kEarly || Base::kResetsEarly;
@@ -68,26 +70,47 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   BRNN_DEVICE void run() {
     weights_.load(p_.weights, at_.slice(), at_.lane);
     start();
-    // Round i takes dz of the round before and makes that of step T - 1 - i; the last makes dh0.
+    // A round takes dz of the round before.
 #pragma unroll 1
-    for (int i = 0; i <= p_.T; ++i) {
+    for (int i = p_.first; i < p_.end; ++i) {
 #pragma unroll 1
       for (int n = 0; n < tiles(); ++n) round(i, n);
       if (i > 0) exchange_.next_input();
       exchange_.next_output();
     }
+    if (p_.end <= p_.T && at_.maker) leave_state();
   }
 
  private:
-  // ---- before the last step
+  // ---- before the first round
 
   BRNN_DEVICE void start() {
     exchange_.begin();
     for (int n = 0; n < tiles(); ++n) {
       load_masks(n);
-      if (at_.maker) load_lengths(n), load_state(n);
+      if (at_.maker) {
+        load_lengths(n);
+        load_state(n);
+        if (p_.first > 0) publish_again(n);
+      }
+      if (p_.first > 0) exchange_.commit(p_.first - 1, n, at_.maker);
     }
-    if (at_.maker) prefetch(p_.T - 1, 0);
+    if (p_.first > 0) exchange_.next_output();
+    if (at_.maker) prefetch(p_.T - 1 - p_.first, 0);
+  }
+
+  // Publishes dz of the round that ended the launch before, which is rounded already.
+  BRNN_DEVICE void publish_again(int n) {
+    float dslot[C][kSlots] = {};
+#pragma unroll
+    for (int i = 0; i < C; ++i) {
+      if (!exists(n, i)) continue;
+      const S* const from = p_.dz + place_of_dz(p_.T - p_.first, n, i);
+#pragma unroll
+      for (int k = 0; k < kSlots; ++k) dslot[i][k] = to_float(from[int64_t(k) * p_.H]);
+    }
+    find_place(n);
+    publish(dslot, n);
   }
 
   // Bit 4 * gate + j tells whether the gate keeps the unit of result j of this lane's accumulators.
@@ -107,10 +130,26 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
 #pragma unroll
     for (int i = 0; i < C; ++i) {
       const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
-      held_[i] = exists(n, i) && p_.dh_n ? to_float(p_.dh_n[from]) : 0.f;
-      carry_[i] = exists(n, i) && p_.dc_n ? to_float(p_.dc_n[from]) : 0.f;
+      held_[i] = carry_[i] = 0.f;
+      if (!exists(n, i)) continue;
+      if (p_.first > 0) {
+        held_[i] = carried(0, n, i);
+        carry_[i] = carried(1, n, i);
+      } else {
+        if (p_.dh_n) held_[i] = to_float(p_.dh_n[from]);
+        if (p_.dc_n) carry_[i] = to_float(p_.dc_n[from]);
+      }
     }
     store_state(n);
+  }
+  BRNN_DEVICE void leave_state() {
+#pragma unroll 1
+    for (int n = 0; n < tiles(); ++n) {
+      fetch_state(n);
+#pragma unroll
+      for (int i = 0; i < C; ++i)
+        if (exists(n, i)) carried(0, n, i) = held_[i], carried(1, n, i) = carry_[i];
+    }
   }
 
   // This waits in shared memory while another batch tile is at work.
@@ -166,7 +205,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   // 1 reads.
   BRNN_DEVICE void fetch_ahead(int i, int s, int n) const {
     if (fetches_slots(at_)) {
-      if (i + kSlotsAhead < p_.T) exchange_.fetch(at_, n, kSlotsAhead);
+      if (i + kSlotsAhead + 1 < p_.end) exchange_.fetch(at_, n, kSlotsAhead);
     } else if (fetches_rows(at_) && s >= kStepsAhead && at_.tile * kTileUnits < p_.H) {
       constexpr int kSavedRows = Cell::has_saved && !Cell::has_c;  // a saved c is the state before
       const int t = time(s - kStepsAhead), before = p_.reverse ? t + 1 : t - 1;
@@ -196,6 +235,9 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
 #pragma unroll
       for (int c = 0; c < C; ++c) weigh(c, s);
     }
+    find_place(n);
+  }
+  BRNN_DEVICE void find_place(int n) {
     if constexpr (kSharesWords) {
       place_ = exchange_.place_of_pair(at_.unit(0) % 2, n, word_place<S>(unit(0), at_.row(0)));
       if (kResident < 2) opaque(place_);
@@ -323,10 +365,15 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
 #pragma unroll
     for (int i = 0; i < C; ++i) {
       if (!exists(n, i)) continue;
-      S* to = p_.dz + (int64_t(time(s)) * p_.B + sequence(n, i)) * kSlots * p_.H + unit(i);
+      S* const to = p_.dz + place_of_dz(s, n, i);
 #pragma unroll
       for (int k = 0; k < kSlots; ++k) to[int64_t(k) * p_.H] = round_to(S{}, dslot[i][k]);
     }
+  }
+
+  // Says where the first slot of a cell's dz lies.
+  BRNN_DEVICE int64_t place_of_dz(int s, int n, int cell) const {
+    return (int64_t(time(s)) * p_.B + sequence(n, cell)) * kSlots * p_.H + unit(cell);
   }
 
   BRNN_DEVICE void write_initial(int n, const float (&dh)[C]) const {

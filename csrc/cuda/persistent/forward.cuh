@@ -1,4 +1,5 @@
-// forward.cuh runs the recurrence forward, all time steps in one kernel.
+// forward.cuh runs the recurrence forward, all time steps in one kernel or, where the exchange of
+// all would take too much memory, in one after the other for some of them.
 //
 // Per step and batch tile, a warp
 //   1. asks for its slice of h_{t-1} and waits for exactly that, not for a grid;
@@ -23,6 +24,8 @@ namespace brnn::cuda {
 template <class S>
 struct ForwardParams {
   int T, B, H;
+  int first, end;  // steps of this launch
+  float* carried;  // [2, B, H] the state and h between launches; nullptr: one for all steps
   bool reverse;
   const int64_t* lengths;  // [B] or nullptr: all T; see length_of
   const uint8_t* resets;   // [batch tiles, T] packed_resets.cuh; or nullptr: none
@@ -62,7 +65,7 @@ class ForwardPass
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
   using Base::C, Base::kLayout, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
-  using Base::kResetsEarly, Base::load_resets, Base::resets;
+  using Base::carried, Base::kResetsEarly, Base::load_resets, Base::resets;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
   static constexpr int kCandidate = Cell::candidate;
   static constexpr bool kHasBias = kCandidate >= 0 && bias_is_recurrent<Cell>(kCandidate);
@@ -86,16 +89,17 @@ class ForwardPass
     weights_.load(p_.weights, at_.slice(), at_.lane);
     start();
 #pragma unroll 1
-    for (int s = 0; s < p_.T; ++s) {
+    for (int s = p_.first; s < p_.end; ++s) {
 #pragma unroll 1
       for (int n = 0; n < tiles(); ++n) step(s, n);
       exchange_.next_input();
       exchange_.next_output();
     }
+    if (at_.maker) finish();
   }
 
  private:
-  // ---- before the first step: masks, state, slot 0 of the exchange
+  // ---- before the first step: masks, state, the first slot of the exchange
 
   BRNN_DEVICE void start() {
     const Keep keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
@@ -110,17 +114,17 @@ class ForwardPass
         load_state(n);
         publish(n);
       }
-      exchange_.commit(0, n, at_.maker);
+      exchange_.commit(p_.first, n, at_.maker);
     }
     exchange_.next_output();
     if (at_.maker) {
       load_bias();
       if constexpr (kFused)
         input_.start(at_, p_.input_weights, p_.bias_ih, p_.bias_hh, p_.mask_x, p_.B, p_.I, p_.H);
-      prefetch(0, 0);
+      prefetch(p_.first, 0);
       if constexpr (kFused) {
         input_.multiply();
-        if (p_.T > 1) prefetch(1, 0);
+        if (p_.first + 1 < p_.end) prefetch(p_.first + 1, 0);
       }
     }
   }
@@ -137,9 +141,11 @@ class ForwardPass
   BRNN_DEVICE void load_state(int n) {
 #pragma unroll
     for (int i = 0; i < C; ++i) {
+      state_[i] = h_[i] = 0.f;
+      if (!exists(n, i)) continue;
       const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
-      h_[i] = exists(n, i) ? to_float(p_.h0[from]) : 0.f;
-      state_[i] = !Cell::has_c ? h_[i] : exists(n, i) ? to_float(p_.c0[from]) : 0.f;
+      h_[i] = p_.first > 0 ? carried(0, n, i) : to_float(p_.h0[from]);
+      state_[i] = !Cell::has_c ? h_[i] : p_.first > 0 ? carried(1, n, i) : to_float(p_.c0[from]);
     }
     store_state(n);
   }
@@ -208,12 +214,12 @@ class ForwardPass
     }
     if (at_.maker) update(s, n, buffer, reset, sums);
     if constexpr (kFused) input_.multiply();
-    if (s + 1 < p_.T) exchange_.commit(s + 1, n, at_.maker);
+    if (s + 1 < p_.end) exchange_.commit(s + 1, n, at_.maker);
     if (at_.maker) {
       write(s, n);
       const int next = n + 1 < tiles() ? n + 1 : 0;
       const int soon = (next > 0 ? s : s + 1) + kFused;  // a fused part is a step further already
-      if (soon < p_.T) prefetch(soon, next);
+      if (soon < p_.end) prefetch(soon, next);
     } else if constexpr (kFetchesAhead<Tile, kResident> && !kFullOfMasks) {
       fetch_ahead(s, n);
     }
@@ -222,7 +228,7 @@ class ForwardPass
   // Memory to L2, for later steps: see fetch_ahead.cuh. The output slot is the one of step s + 1.
   BRNN_DEVICE void fetch_ahead(int s, int n) const {
     if (fetches_slots(at_)) {
-      if (s + kSlotsAhead < p_.T) exchange_.fetch(at_, n, kSlotsAhead - 1);
+      if (s + kSlotsAhead < p_.end) exchange_.fetch(at_, n, kSlotsAhead - 1);
     } else if (fetches_rows(at_) && s + kStepsAhead < p_.T && at_.tile * kTileUnits < p_.H) {
       const int64_t first = int64_t(time(s + kStepsAhead)) * p_.B;
       fetch_rows<S, Tile, G>(at_, n, p_.H, [&](int sequence, int gate) -> const S* {
@@ -307,7 +313,7 @@ class ForwardPass
       if (t < length_[i]) state_[i] = state, h_[i] = h;
     }
     store_state(n);
-    if (s + 1 < p_.T) publish(n);
+    if (s + 1 < p_.end) publish(n);
   }
 
   // Publishes h of this thread's cells for the readers of the output slot.
@@ -335,11 +341,6 @@ class ForwardPass
         for (int k = 0; k < G; ++k)
           p_.gates[(row * G + k) * p_.H + unit(i)] = round_to(S{}, in ? gates_[i][k] : 0.f);
       }
-      if (s + 1 == p_.T) {
-        const int64_t last = int64_t(b) * p_.H + unit(i);
-        p_.h_n[last] = round_to(S{}, h_[i]);
-        if (Cell::has_c) p_.c_n[last] = round_to(S{}, state_[i]);
-      }
     }
   }
 
@@ -353,6 +354,27 @@ class ForwardPass
 #pragma unroll
       for (int i = 0; i < C; ++i)
         if (exists(n, i)) input_.prefetch_cell(i, p_.gates, first + sequence(n, i), unit(i), p_.H);
+    }
+  }
+
+  // ---- after the last step
+
+  BRNN_DEVICE void finish() {
+#pragma unroll 1
+    for (int n = 0; n < tiles(); ++n) {
+      fetch_state(n);
+#pragma unroll
+      for (int i = 0; i < C; ++i) {
+        if (!exists(n, i)) continue;
+        const int64_t last = int64_t(sequence(n, i)) * p_.H + unit(i);
+        if (p_.end == p_.T) {
+          p_.h_n[last] = round_to(S{}, h_[i]);
+          if (Cell::has_c) p_.c_n[last] = round_to(S{}, state_[i]);
+        } else {
+          carried(0, n, i) = h_[i];
+          if (Cell::has_c) carried(1, n, i) = state_[i];
+        }
+      }
     }
   }
 

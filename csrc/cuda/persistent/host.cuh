@@ -84,9 +84,11 @@ inline Grid grid_of(const Recurrence& plan) {
 }
 
 // Blocks that wait for each other must run at the same time. A Shortage says what they need and
-// what is there in its place; no `needs`: nothing is missing.
+// what is there in its place; no `needs`: nothing is missing. Too late is one after some steps,
+// which have replaced what stepwise would begin with.
 struct Shortage {
   std::string needs, has;
+  bool too_late = false;
 };
 
 template <class Params>
@@ -104,24 +106,34 @@ Shortage shortage_of_room(const Recurrence& plan, void (*entry)(Params)) {
                     : Shortage{};
 }
 
-// Starts the kernel with the parameters that `prepare` makes in scratch memory.
-template <class Params, class Prepare>
-Shortage try_start(const Recurrence& plan, void (*entry)(Params), void* stream,
-                   const Prepare& prepare) {
+// Starts the kernel with the parameters that `prepare` makes in scratch memory, `plan.steps` rounds
+// at a time. The launches follow each other on the stream, which orders a refill of the exchange
+// with what is published into it again.
+template <class Params, class Memory, class Prepare>
+Shortage try_start(const Recurrence& plan, void (*entry)(Params), const Memory& memory, int rounds,
+                   void* stream, const Prepare& prepare) {
   const Shortage room = shortage_of_room(plan, entry);
   if (!room.needs.empty()) return room;
-  const std::string refusal = try_launch(entry, grid_of(plan), stream, prepare());
-  if (refusal.empty()) return {};
-  return {"a launch of " + std::to_string(plan.blocks_x) + " x " + std::to_string(plan.blocks_y) +
-              " blocks",
-          "'" + refusal + "' from the driver"};
+  Params params = prepare();
+  for (params.first = 0; params.first < rounds; params.first = params.end) {
+    params.end = params.first + plan.steps < params.T ? params.first + plan.steps : rounds;
+    memory.fill(plan.engine, stream);
+    const std::string refusal = try_launch(entry, grid_of(plan), stream, params);
+    if (refusal.empty()) continue;
+    const std::string after = " after " + std::to_string(params.first) + " steps";
+    return {"a launch of " + std::to_string(plan.blocks_x) + " x " + std::to_string(plan.blocks_y) +
+                " blocks",
+            "'" + refusal + "' from the driver" + (params.first > 0 ? after : ""),
+            params.first > 0};
+  }
+  return {};
 }
 
 // Tells whether it was started, which is what persistent.h promises.
 inline bool started(const Shortage& shortage, const char* direction, Cell cell,
                     const Recurrence& plan) {
   if (shortage.needs.empty()) return true;
-  if (!plan.named) return false;
+  if (!plan.named && !shortage.too_late) return false;
   throw std::runtime_error("engine: expected " + shortage.needs + " for '" +
                            traits(plan.engine).name + "' (" + describe(direction, cell, plan) +
                            "), got " + shortage.has);
@@ -129,13 +141,15 @@ inline bool started(const Shortage& shortage, const char* direction, Cell cell,
 
 // ---- scratch memory
 
-// Its parts are packed U, packed W of a fused input part, the exchange and packed resets.
+// Its parts are packed U, packed W of a fused input part, the exchange, packed resets, and what a
+// launch leaves for the next.
 template <class S>
 struct Workspace {
   uint4 *weights, *input_weights;
   ExchangeMemory exchange;
   int64_t slot_words, flags;
   uint16_t* resets;
+  float* carried;
   size_t bytes;
 
   // An exchange has `planes`: 1 forward, G backward.
@@ -144,8 +158,10 @@ struct Workspace {
     const int unit_tiles = plan.blocks_x * t.unit_tiles, gates = traits(cell).gates;
     const int chunks = published_chunks(t, plan.blocks_x, sizeof(S));
     const int batch_tiles = plan.blocks_y * plan.batch_tiles;
-    const bool ring = plan.engine == Engine::grid_flags;
-    const int64_t slots = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : layer.T;
+    const bool ring = plan.engine == Engine::grid_flags, whole = plan.steps >= layer.T;
+    // A launch after the first begins with a slot of what the one before has left.
+    const int64_t filled = whole ? layer.T : plan.steps + 1;
+    const int64_t slots = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : filled;
     slot_words = slots * planes * batch_tiles * chunks * kChunkWords;
     flags = ring ? int64_t{batch_tiles} * unit_tiles : 0;
 
@@ -161,6 +177,7 @@ struct Workspace {
                 .batch_tiles = batch_tiles,
                 .cluster_size = plan.blocks_x};
     resets = arena.take<uint16_t>(layer.resets ? packed_pairs(int(layer.T), batch_tiles) : 0);
+    carried = whole ? nullptr : arena.take<float>(2 * layer.B * layer.H);
     bytes = arena.used();
   }
 
@@ -219,12 +236,10 @@ size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<
   return Workspace<S>(plan, cell, layer, traits(cell).gates, nullptr).bytes;
 }
 
-// Makes the parameters of the kernel, and fills its workspace.
+// Makes the parameters of the kernel, but for the steps of a launch.
 template <class S>
 ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates,
-                         void* scratch, void* stream) {
-  const Workspace<S> memory(plan, cell, layer, 1, scratch);
-  memory.fill(plan.engine, stream);
+                         const Workspace<S>& memory, void* stream) {
   const bool fused = plan.fused_input;
   const auto packed = [&](const S* weight, int64_t K, int chunks, int all_chunks, uint4* to) {
     return pack(plan, cell, weight, false, layer.H, K, chunks, all_chunks, to, stream);
@@ -232,6 +247,9 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
   return {.T = int(layer.T),
           .B = int(layer.B),
           .H = int(layer.H),
+          .first = 0,
+          .end = 0,
+          .carried = memory.carried,
           .reverse = layer.reverse,
           .lengths = layer.lengths,
           .resets = pack_resets(layer, memory.exchange.batch_tiles, memory.resets, stream),
@@ -261,12 +279,13 @@ ForwardParams<S> prepare(const Recurrence& plan, Cell cell, const Forward<S>& la
 
 template <class S>
 BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz,
-                          void* scratch, void* stream) {
-  const Workspace<S> memory(plan, cell, layer, traits(cell).gates, scratch);
-  memory.fill(plan.engine, stream);
+                          const Workspace<S>& memory, void* stream) {
   return {.T = int(layer.T),
           .B = int(layer.B),
           .H = int(layer.H),
+          .first = 0,
+          .end = 0,
+          .carried = memory.carried,
           .reverse = layer.reverse,
           .lengths = layer.lengths,
           .resets = pack_resets(layer, memory.exchange.batch_tiles, memory.resets, stream),
@@ -292,17 +311,21 @@ BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& 
 template <class S>
 bool forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
              void* stream) {
-  const auto make = [&] { return prepare(plan, cell, layer, gates, scratch, stream); };
+  const Workspace<S> memory(plan, cell, layer, 1, scratch);
+  const auto make = [&] { return prepare(plan, cell, layer, gates, memory, stream); };
   const auto entry = forward_kernel_of<S>(plan, cell, layer.mask_h);
-  return started(try_start(plan, entry, stream, make), "forward", cell, plan);
+  const int rounds = int(layer.T);
+  return started(try_start(plan, entry, memory, rounds, stream, make), "forward", cell, plan);
 }
 
 template <class S>
 bool backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
               void* stream) {
-  const auto make = [&] { return prepare(plan, cell, layer, dz, scratch, stream); };
+  const Workspace<S> memory(plan, cell, layer, traits(cell).gates, scratch);
+  const auto make = [&] { return prepare(plan, cell, layer, dz, memory, stream); };
   const auto entry = backward_kernel_of<S>(plan, cell);
-  return started(try_start(plan, entry, stream, make), "backward", cell, plan);
+  const int rounds = int(layer.T) + 1;  // the last makes dh0
+  return started(try_start(plan, entry, memory, rounds, stream, make), "backward", cell, plan);
 }
 
 // ---- lists of kernels (instantiations/)

@@ -13,7 +13,8 @@ namespace brnn::cuda::persistent {
 // Both passes return whether they were started. Not where the blocks wait for each other and the
 // device at hand, or what the driver gives this process of it, does not run all of them at the same
 // time: then they have written nothing but scratch memory, and the caller takes stepwise. An engine
-// that was asked for by name raises std::runtime_error in its place.
+// that was asked for by name raises std::runtime_error in its place, and so does one that is
+// refused after some of its steps (Recurrence::steps).
 
 // gates [T, B, G*H]: holds the input part; activated gates after it where layer.gates is wanted.
 template <class S>

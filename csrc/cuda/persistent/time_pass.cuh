@@ -76,6 +76,13 @@ class TimePass {
   }
   BRNN_DEVICE bool resets(uint32_t rows, int cell) const { return rows >> at_.row(cell) & 1; }
 
+  // ---- between launches
+
+  // What a launch leaves for the next: two numbers of a cell, as wide as it held them.
+  BRNN_DEVICE float& carried(int which, int n, int cell) const {
+    return p_.carried[(int64_t(which) * p_.B + sequence(n, cell)) * p_.H + unit(cell)];
+  }
+
   const Params& p_;
   const Place<Tile> at_;
   int write_at_, read_at_;

@@ -18,6 +18,10 @@ constexpr int kReservedShared = 1024;   // of each block that runs on a multipro
 constexpr int kMostThreads = 1536;      // of a multiprocessor, the least of 8.0 to 12.0
 constexpr int64_t kMostBlocks = 65535;  // along y
 
+// Slots of the exchange of a grid have so many bytes at most, and a longer layer takes several
+// launches. Slots of all steps together are as large as y forward, as dz backward.
+constexpr int64_t kSlotBytes = int64_t{128} << 20;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 std::string text(int64_t value) { return std::to_string(value); }
@@ -80,6 +84,17 @@ int resident_blocks(const Sizes& s, const Tiling& t, int shared) {
   return std::max(1, std::min({by_registers, by_shared, kMostThreads / t.threads()}));
 }
 
+// Tells how many steps a launch runs: about as many in each, as few launches as slots allow.
+int steps_of_launch(const Sizes& s, const Recurrence& r) {
+  const int64_t T = s.problem.T;
+  if (r.engine != Engine::grid) return int(T);
+  const int64_t chunks = published_chunks(r.tiling, r.blocks_x, s.bytes);
+  const int64_t planes = s.pass == Pass::forward ? 1 : s.gates;
+  const int64_t slot = planes * r.blocks_y * r.batch_tiles * chunks * kChunkBytes;
+  const int64_t most = grid_steps() ? grid_steps() : std::max<int64_t>(1, kSlotBytes / slot);
+  return int(ceil_div(T, ceil_div(T, most)));
+}
+
 // A Spread says how a recurrence spreads: batch tiles of a block, blocks over the batch, and what
 // the busiest multiprocessor does in a step: rounds through the exchange, batch tiles one after the
 // other.
@@ -94,11 +109,12 @@ Attempt fill_in(const Sizes& s, Engine engine, const Tiling& t, const Spread& sp
   r.blocks_x = s.blocks(t), r.blocks_y = int(spread.blocks_y);
   r.threads = t.threads();
   r.registers = std::min(kMostRegisters, registers(s.pass, t, s.gates, s.untied()));
+  r.steps = steps_of_launch(s, r);
   r.shared_bytes = s.shared(engine, t, spread.batch_tiles);
   const int64_t busy = std::min<int64_t>(r.blocks_x * spread.blocks_y, s.device.multiprocessors);
   const double work = cost::work(engine, s.pass, t, s.cell, s.untied(), s.device, busy);
   r.microseconds = double(spread.rounds) * traits(engine).latency + double(spread.tiles) * work +
-                   traits(engine).start / double(s.problem.T);
+                   traits(engine).start / double(r.steps);
   if (r.shared_bytes > s.device.shared_bytes_per_block)
     return {kilobytes(r.shared_bytes) + " of shared memory for " + text(spread.batch_tiles) +
                 " batch tiles a block",
@@ -265,10 +281,10 @@ std::string describe(const Recurrence& r) {
   if (traits(r.engine).persistent)
     out << ", \"blocks\": [" << r.blocks_x << ", " << r.blocks_y << "], \"threads\": " << r.threads
         << ", \"registers\": " << r.registers << ", \"shared_bytes\": " << r.shared_bytes
-        << ", \"batch_tiles\": " << r.batch_tiles << ", \"chunks\": " << r.tiling.chunks
-        << ", \"k_warps\": " << r.tiling.k_warps << ", \"unit_tiles\": " << r.tiling.unit_tiles
-        << std::boolalpha << ", \"looped\": " << r.tiling.looped
-        << ", \"fused_input\": " << r.fused_input;
+        << ", \"steps\": " << r.steps << ", \"batch_tiles\": " << r.batch_tiles
+        << ", \"chunks\": " << r.tiling.chunks << ", \"k_warps\": " << r.tiling.k_warps
+        << ", \"unit_tiles\": " << r.tiling.unit_tiles << std::boolalpha
+        << ", \"looped\": " << r.tiling.looped << ", \"fused_input\": " << r.fused_input;
   out << "}";
   return out.str();
 }
@@ -282,6 +298,17 @@ int backward_ahead() {
     if (t.ahead && std::to_string(t.ahead) == asked) return t.ahead;
   throw std::runtime_error("BAYESRNN_BACKWARD_AHEAD: expected 3 or 6, got '" + std::string(asked) +
                            "'");
+}
+
+int64_t grid_steps() {
+  const char* const asked = std::getenv("BAYESRNN_GRID_STEPS");
+  if (!asked) return 0;
+  char* end = nullptr;
+  const long long steps = std::strtoll(asked, &end, 10);
+  if (steps < 1 || *end)
+    throw std::runtime_error("BAYESRNN_GRID_STEPS: expected at least 1, got '" +
+                             std::string(asked) + "'");
+  return steps;
 }
 
 std::optional<Engine> engine_of(const std::string& wanted) {

@@ -40,6 +40,7 @@ struct Recurrence {
   int batch_tiles;  // of a block
   int blocks_x;     // over units; also the size of a cluster
   int blocks_y;     // over the batch
+  int steps;        // of a launch
   int threads;
   int registers;  // of a thread; foreseen, not measured
   int shared_bytes;
@@ -72,6 +73,11 @@ Plan plan(const Problem& problem, const Device& device, const std::string& wante
 // measurement asks for others by BAYESRNN_BACKWARD_AHEAD in the environment, which is not to change
 // while a layer runs.
 int backward_ahead();
+
+// Returns how many steps a launch of a grid runs at most, or 0 where the plan finds that out from
+// kSlotBytes: BAYESRNN_GRID_STEPS of the environment, for a measurement, which is not to change
+// while a layer runs.
+int64_t grid_steps();
 
 // Returns the engine of that name, or none for "auto". Throws std::runtime_error for another name.
 std::optional<Engine> engine_of(const std::string& wanted);

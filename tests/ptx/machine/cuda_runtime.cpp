@@ -115,7 +115,7 @@ cudaError_t launch(const Function& f, const void* params, const GridSize& g) {
   const int64_t resident = int64_t(blocks_on_multiprocessor(k, int(g.threads), g.shared_bytes)) *
                            runtime().device.multiprocessors;
   const int64_t blocks = int64_t(g.x) * g.y * g.z;
-  if (g.cooperative && (blocks > resident || runtime().refuses_cooperation))
+  if (g.cooperative && (blocks > resident || runtime().refuses_cooperation.wrong()))
     return refuse(cudaErrorCooperativeLaunchTooLarge,
                   "too many blocks in cooperative launch: " + std::to_string(blocks) +
                       ", the device holds " + std::to_string(resident));
@@ -234,7 +234,7 @@ cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t) {
   if (!in_memory(to, bytes))
     throw std::runtime_error("memset: expected memory that was given, got " +
                              std::to_string(bytes) + " bytes that reach out of it");
-  if (!runtime().fills_nothing) std::memset(to, byte, bytes);
+  if (!runtime().fills_nothing.wrong()) std::memset(to, byte, bytes);
   return cudaSuccess;
 }
 }

@@ -20,12 +20,18 @@ struct DeviceLimits {
 };
 const DeviceLimits* device_limits(const std::string& name);
 
+// Says when something begins to go wrong: at the first time, the second and so on; 0: never.
+struct Count {
+  int first = 0, seen = 0;
+  bool wrong() { return ++seen >= first && first > 0; }
+};
+
 struct Runtime {
   DeviceLimits device{};
-  bool refuses_cooperation = false;  // as MPS or a green context may
-  bool nothing_fits = false;         // every question for occupancy is answered 0
-  bool fills_nothing = false;        // cudaMemsetAsync leaves memory as it is
-  bool dry = false;                  // launches are checked and noted, nothing runs
+  Count refuses_cooperation{};  // as MPS or a green context may
+  Count fills_nothing{};        // cudaMemsetAsync leaves memory as it is
+  bool nothing_fits = false;    // every question for occupancy is answered 0
+  bool dry = false;             // launches are checked and noted, nothing runs
   std::vector<std::string> launched;
   std::map<std::string, Kernel> kernels;
   bool (*loader)(const char* name) = nullptr;  // calls define_kernel

@@ -110,8 +110,11 @@ Plan plan_of(const Call& c, const How& how, Pass pass) {
   return p;
 }
 
+size_t scratch_bytes = 0;  // of the last layer
+
 struct Scratch {
   explicit Scratch(size_t bytes) {
+    scratch_bytes = bytes;
     if (ptx::runtime().dry) return;
     memory = std::aligned_alloc(512, (bytes + 1023) / 512 * 512);
     // NaN in every type, but not 0xFF, which the slots of a grid must be given, nor 0, as its
@@ -280,8 +283,8 @@ int set_device(const char* name, int refuses_cooperation, int nothing_fits, int 
   if (!limits) return 1;
   ptx::Runtime& r = ptx::runtime();
   r.device = *limits, r.dry = dry;
-  r.refuses_cooperation = refuses_cooperation, r.nothing_fits = nothing_fits;
-  r.fills_nothing = fills_nothing;
+  r.refuses_cooperation = {refuses_cooperation}, r.nothing_fits = nothing_fits;
+  r.fills_nothing = {fills_nothing};
   return 0;
 }
 void configure(uint64_t seed, int schedule, double yields, double delays, double late_copies,
@@ -317,6 +320,7 @@ int run_kernel(const char* name, const void* params, const ptx::GridSize* grid) 
   });
 }
 const char* last_plan() { return planned.c_str(); }
+uint64_t last_scratch() { return scratch_bytes; }
 // Names of the kernels that were launched since the last call.
 const char* launched() {
   static std::string text;

@@ -151,7 +151,8 @@ BUGS = {
     "flags not awaited": Bug(
         FORWARD, never("lt", FLAG_WAIT), WIDE, "grid_flags"),
     "flags of the step before": Bug(
-        FORWARD, change(r"(setp\.lt\.u32 %p\d+, )(%r\d+), (%r\d+)", r"\1\3, \2", FLAG_WAIT), WIDE, "grid_flags"),
+        FORWARD, change(r"(setp\.lt\.u32 %p\d+, )(%r\d+), (%r\d+)", r"\1\3, \2", FLAG_WAIT),
+        WIDE, "grid_flags"),
     "one slot, flags": Bug(FORWARD, one_slot(0), WIDE, "grid_flags"),
     "no block barrier": Bug(FORWARD, drop(r"bar\.sync", SHARED_COMMIT), LSTM, "block"),
     "one slot, block": Bug(FORWARD, one_slot(1), LSTM, "block"),

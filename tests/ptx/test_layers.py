@@ -207,7 +207,7 @@ def test_launches_wait_for_what_is_published_again(engines, name):
 
 
 def test_launches_of_some_steps_take_less_memory(engines):
-    """Slots of 4 steps and one for what is left, not of 40: the units fill 2 chunks of 512 bytes."""
+    """Slots of 4 steps and one for what is left, not of 40. The units fill 2 chunks."""
     case, how = case_of("grid", "lstm", "bfloat16", "untied", T=40)
     inputs = cases.sample(case, torch.bfloat16)
     whole = layer.run(engines, case, "bfloat16", inputs, how)

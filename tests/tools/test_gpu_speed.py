@@ -1,5 +1,7 @@
 """The speed stage of bench/gpu on a CPU: its rows, and that a variant which fails is one row."""
 
+import functools
+import os
 import sys
 from pathlib import Path
 
@@ -128,6 +130,28 @@ def test_parts_that_are_left_out(timed):
     rows, doing = timed(LAYERS[0], skip=["torch float16", "graph auto"])
     assert "torch float16" not in doing and "graph auto" not in doing
     assert [row["variant"] for row in rows] == ["torch", "auto", "torch"]
+
+
+def test_a_setting_holds_while_its_variant_runs(timed, monkeypatch):
+    """In every call of it, and in no other's."""
+    layer = LAYERS[0]
+    names = ["auto", *speed.SETTINGS]
+    monkeypatch.setattr(
+        speed, "variants", lambda *a: (functools.partial(speed.made, n, *a) for n in names)
+    )
+    seen = []
+    honest = layer.layers.ours.forward
+
+    def forward(*arguments, **options):
+        seen.append({k: v for k, v in os.environ.items() if k.startswith("BAYESRNN_")})
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(layer.layers.ours, "forward", forward)
+    rows, _ = timed(layer)
+    assert [row["variant"] for row in rows] == names + names
+    each = [seen.count(environment) for environment in ({}, *speed.SETTINGS.values())]
+    assert sum(each) == len(seen) and len(set(each)) == 1
+    assert not any(name.startswith("BAYESRNN_") for name in os.environ)
 
 
 def test_jobs_are_the_shapes_and_dtypes_that_count():

@@ -72,16 +72,20 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     start();
     // A round takes dz of the round before.
 #pragma unroll 1
-    for (int i = p_.first; i < p_.end; ++i) {
+    for (int i = first(); i < end(); ++i) {
 #pragma unroll 1
       for (int n = 0; n < tiles(); ++n) round(i, n);
       if (i > 0) exchange_.next_input();
       exchange_.next_output();
     }
-    if (p_.end <= p_.T && at_.maker) leave_state();
+    if (end() <= p_.T && at_.maker) leave_state();
   }
 
  private:
+  // Rounds of this launch, which are all where the exchange does not grow with them.
+  BRNN_DEVICE int first() const { return Exchange::kGrows ? p_.first : 0; }
+  BRNN_DEVICE int end() const { return Exchange::kGrows ? p_.end : p_.T + 1; }
+
   // ---- before the first round
 
   BRNN_DEVICE void start() {
@@ -91,12 +95,12 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       if (at_.maker) {
         load_lengths(n);
         load_state(n);
-        if (p_.first > 0) publish_again(n);
+        if (first() > 0) publish_again(n);
       }
-      if (p_.first > 0) exchange_.commit(p_.first - 1, n, at_.maker);
+      if (first() > 0) exchange_.commit(first() - 1, n, at_.maker);
     }
-    if (p_.first > 0) exchange_.next_output();
-    if (at_.maker) prefetch(p_.T - 1 - p_.first, 0);
+    if (first() > 0) exchange_.next_output();
+    if (at_.maker) prefetch(p_.T - 1 - first(), 0);
   }
 
   // Publishes dz of the round that ended the launch before, which is rounded already.
@@ -105,7 +109,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
 #pragma unroll
     for (int i = 0; i < C; ++i) {
       if (!exists(n, i)) continue;
-      const S* const from = p_.dz + place_of_dz(p_.T - p_.first, n, i);
+      const S* const from = p_.dz + place_of_dz(p_.T - first(), n, i);
 #pragma unroll
       for (int k = 0; k < kSlots; ++k) dslot[i][k] = to_float(from[int64_t(k) * p_.H]);
     }
@@ -132,7 +136,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
       held_[i] = carry_[i] = 0.f;
       if (!exists(n, i)) continue;
-      if (p_.first > 0) {
+      if (first() > 0) {
         held_[i] = carried(0, n, i);
         carry_[i] = carried(1, n, i);
       } else {
@@ -205,7 +209,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   // 1 reads.
   BRNN_DEVICE void fetch_ahead(int i, int s, int n) const {
     if (fetches_slots(at_)) {
-      if (i + kSlotsAhead + 1 < p_.end) exchange_.fetch(at_, n, kSlotsAhead);
+      if (i + kSlotsAhead + 1 < end()) exchange_.fetch(at_, n, kSlotsAhead);
     } else if (fetches_rows(at_) && s >= kStepsAhead && at_.tile * kTileUnits < p_.H) {
       constexpr int kSavedRows = Cell::has_saved && !Cell::has_c;  // a saved c is the state before
       const int t = time(s - kStepsAhead), before = p_.reverse ? t + 1 : t - 1;

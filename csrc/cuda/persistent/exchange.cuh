@@ -52,6 +52,7 @@ template <class S, class Tile, int Planes>
 class GridExchange {
  public:
   static constexpr bool kTravels = true;  // words are under way long enough to do something else
+  static constexpr bool kGrows = true;    // with the steps: a long layer takes several launches
 
  private:
   // Polls share L2 with what they wait for, so only missing words are asked for again, where that
@@ -139,7 +140,7 @@ class FlagExchange {
       Tile::chunks * Number<S>::chunk_units / kTileUnits;  // of a warp's slice
 
  public:
-  static constexpr bool kTravels = true;
+  static constexpr bool kTravels = true, kGrows = false;
 
   BRNN_DEVICE FlagExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
       : plane_(plane_words(m)),
@@ -205,7 +206,7 @@ BRNN_DEVICE int rotated(int row, int c) {
 template <class S, class Tile, int Planes, bool Cluster>
 class SharedExchange {
  public:
-  static constexpr bool kTravels = false;
+  static constexpr bool kTravels = false, kGrows = false;
 
   BRNN_DEVICE SharedExchange(const ExchangeMemory& m, uint32_t* shared, const Place<Tile>& at)
       : plane_(m.chunks * kChunkWords),

@@ -89,7 +89,7 @@ class ForwardPass
     weights_.load(p_.weights, at_.slice(), at_.lane);
     start();
 #pragma unroll 1
-    for (int s = p_.first; s < p_.end; ++s) {
+    for (int s = first(); s < end(); ++s) {
 #pragma unroll 1
       for (int n = 0; n < tiles(); ++n) step(s, n);
       exchange_.next_input();
@@ -99,6 +99,10 @@ class ForwardPass
   }
 
  private:
+  // Steps of this launch, which are all where the exchange does not grow with them.
+  BRNN_DEVICE int first() const { return Exchange::kGrows ? p_.first : 0; }
+  BRNN_DEVICE int end() const { return Exchange::kGrows ? p_.end : p_.T; }
+
   // ---- before the first step: masks, state, the first slot of the exchange
 
   BRNN_DEVICE void start() {
@@ -114,17 +118,17 @@ class ForwardPass
         load_state(n);
         publish(n);
       }
-      exchange_.commit(p_.first, n, at_.maker);
+      exchange_.commit(first(), n, at_.maker);
     }
     exchange_.next_output();
     if (at_.maker) {
       load_bias();
       if constexpr (kFused)
         input_.start(at_, p_.input_weights, p_.bias_ih, p_.bias_hh, p_.mask_x, p_.B, p_.I, p_.H);
-      prefetch(p_.first, 0);
+      prefetch(first(), 0);
       if constexpr (kFused) {
         input_.multiply();
-        if (p_.first + 1 < p_.end) prefetch(p_.first + 1, 0);
+        if (first() + 1 < end()) prefetch(first() + 1, 0);
       }
     }
   }
@@ -144,8 +148,8 @@ class ForwardPass
       state_[i] = h_[i] = 0.f;
       if (!exists(n, i)) continue;
       const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
-      h_[i] = p_.first > 0 ? carried(0, n, i) : to_float(p_.h0[from]);
-      state_[i] = !Cell::has_c ? h_[i] : p_.first > 0 ? carried(1, n, i) : to_float(p_.c0[from]);
+      h_[i] = first() > 0 ? carried(0, n, i) : to_float(p_.h0[from]);
+      state_[i] = !Cell::has_c ? h_[i] : first() > 0 ? carried(1, n, i) : to_float(p_.c0[from]);
     }
     store_state(n);
   }
@@ -214,12 +218,12 @@ class ForwardPass
     }
     if (at_.maker) update(s, n, buffer, reset, sums);
     if constexpr (kFused) input_.multiply();
-    if (s + 1 < p_.end) exchange_.commit(s + 1, n, at_.maker);
+    if (s + 1 < end()) exchange_.commit(s + 1, n, at_.maker);
     if (at_.maker) {
       write(s, n);
       const int next = n + 1 < tiles() ? n + 1 : 0;
       const int soon = (next > 0 ? s : s + 1) + kFused;  // a fused part is a step further already
-      if (soon < p_.end) prefetch(soon, next);
+      if (soon < end()) prefetch(soon, next);
     } else if constexpr (kFetchesAhead<Tile, kResident> && !kFullOfMasks) {
       fetch_ahead(s, n);
     }
@@ -228,7 +232,7 @@ class ForwardPass
   // Memory to L2, for later steps: see fetch_ahead.cuh. The output slot is the one of step s + 1.
   BRNN_DEVICE void fetch_ahead(int s, int n) const {
     if (fetches_slots(at_)) {
-      if (s + kSlotsAhead < p_.end) exchange_.fetch(at_, n, kSlotsAhead - 1);
+      if (s + kSlotsAhead < end()) exchange_.fetch(at_, n, kSlotsAhead - 1);
     } else if (fetches_rows(at_) && s + kStepsAhead < p_.T && at_.tile * kTileUnits < p_.H) {
       const int64_t first = int64_t(time(s + kStepsAhead)) * p_.B;
       fetch_rows<S, Tile, G>(at_, n, p_.H, [&](int sequence, int gate) -> const S* {
@@ -313,7 +317,7 @@ class ForwardPass
       if (t < length_[i]) state_[i] = state, h_[i] = h;
     }
     store_state(n);
-    if (s + 1 < p_.end) publish(n);
+    if (s + 1 < end()) publish(n);
   }
 
   // Publishes h of this thread's cells for the readers of the output slot.
@@ -367,7 +371,7 @@ class ForwardPass
       for (int i = 0; i < C; ++i) {
         if (!exists(n, i)) continue;
         const int64_t last = int64_t(sequence(n, i)) * p_.H + unit(i);
-        if (p_.end == p_.T) {
+        if (end() == p_.T) {
           p_.h_n[last] = round_to(S{}, h_[i]);
           if (Cell::has_c) p_.c_n[last] = round_to(S{}, state_[i]);
         } else {

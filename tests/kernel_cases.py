@@ -73,7 +73,7 @@ def persistent() -> list[KernelCase]:
 def launches() -> list[KernelCase]:
     """Grids that take several launches; sequences end in each, and one batch tile is not full."""
     return [
-        KernelCase(replace(made.case, T=9), made.precision, made.engine, grid_steps=4)
+        KernelCase(replace(made.case, T=10), made.precision, made.engine, grid_steps=4)
         for made in persistent()
         if made.engine == "grid" and made.case.H in (200, 230) and made.precision == "bfloat16"
     ]

@@ -4,8 +4,8 @@
 //
 // A layer runs in two parts, forward and backward alike:
 //   1. all time steps at once  input part a = W (m x) + b; afterwards dx, dW, dU and bias sums
-//   2. the recurrence          step by step, in one kernel (block, cluster, grid, grid_flags) or in
-//                              a few kernels a step (stepwise)
+//   2. the recurrence          step by step, in one kernel (block, cluster, grid_flags; grid, of
+//                              a long layer several) or in a few kernels a step (stepwise)
 // Between them lie two tensors in workspace or among the saved ones:
 //   gates [T, B, G*H]      S; holds the input part before the recurrence, activated gates after it
 //   dz    [T, B, slots*H]  S; gradients of all slots (cells.h), what backward leaves for part 1

@@ -96,7 +96,9 @@ def test_a_measurement_names_the_steps_of_a_launch(planner, monkeypatch):
     planned = plan(planner, problem, planner.device("H100"), "grid")
     assert planned["forward"]["steps"] == 342  # three launches of about as many
     assert plan(planner, problem, planner.device("H100"), "grid_flags")["forward"]["steps"] == 1024
-    for wrong in ("0", "-1", "many", "", "3.5"):
+    monkeypatch.setenv("BAYESRNN_GRID_STEPS", str(2**63 - 1))
+    assert plan(planner, problem, planner.device("H100"), "grid")["forward"]["steps"] == 1024
+    for wrong in ("0", "-1", "many", "", "3.5", str(2**63)):
         monkeypatch.setenv("BAYESRNN_GRID_STEPS", wrong)
         with pytest.raises(RuntimeError, match=f"expected at least 1, got '{wrong}'"):
             planner.grid_steps()

@@ -98,6 +98,13 @@ def test_graph_capture(case, engine, backward):
         assert equal(got, function())
 
 
+def test_graph_capture_of_several_launches(monkeypatch):
+    """Slots are filled again before each, in a replay as well."""
+    monkeypatch.setenv("BAYESRNN_GRID_STEPS", "7")
+    case = Case("lstm", T=20, B=16, I=64, H=256)
+    test_graph_capture(case, "grid", backward=True)
+
+
 # ---- Layout and devices
 
 

@@ -8,12 +8,12 @@ length shows in the results; an access outside of what was given is a report of 
 import contextlib
 import ctypes
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
 import cases
+import pytest
 import torch
 from cases import Case, Inputs
 from kernel_cases import environment
@@ -79,13 +79,10 @@ class How:
 
 @contextlib.contextmanager
 def environment_of(how: How) -> Iterator[None]:
-    values = environment(how.ahead, how.grid_steps)
-    os.environ.update(values)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(how.ahead, how.grid_steps).items():
+            patch.setenv(name, value)
         yield
-    finally:
-        for name in values:
-            del os.environ[name]
 
 
 @dataclass

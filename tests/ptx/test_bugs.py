@@ -38,7 +38,7 @@ class Bug(NamedTuple):
 LSTM = Case("lstm", T=6, B=7, I=3, H=51, masks="untied", lengths=True)
 WIDE = Case("lstm", T=6, B=7, I=3, H=96, masks="untied", lengths=True)
 RESETS = Case("lstm", T=6, B=7, I=3, H=51, masks="untied", lengths=True, resets="random")
-SAVING = Case("gru", T=6, B=7, I=3, H=51, masks="untied", lengths=True)
+GRU = Case("gru", T=6, B=7, I=3, H=51, masks="untied", lengths=True)
 PRODUCTS = Case("gru", T=40, B=5, I=72, H=40, masks="untied")
 PLAIN = Case("lstm", T=4, B=5, I=136, H=72, masks="none", lengths=True)
 
@@ -48,7 +48,7 @@ EXCHANGE, TILES = f"{PERSISTENT}/exchange.cuh", f"{GEMM}/tiles.cuh"
 
 def never(predicate: str, source: str) -> Callable[[Kernel], int]:
     """Comparisons `predicate` are false, their opposites true."""
-    opposite = {"eq": "ne", "lt": "ge"}[predicate]
+    opposite = {"eq": "ne", "le": "gt"}[predicate]
 
     def edit(k: Kernel) -> int:
         false = k.change(rf"setp\.{predicate}\.\w+ (%p\d+), .*", r"mov.pred \1, 0", source)
@@ -149,10 +149,9 @@ BUGS = {
     "no acquire": Bug(
         FORWARD, change(r"ld\.acquire\.gpu\.global", "ld.relaxed.gpu.global"), WIDE, "grid_flags"),
     "flags not awaited": Bug(
-        FORWARD, never("lt", FLAG_WAIT), WIDE, "grid_flags"),
+        FORWARD, never("le", FLAG_WAIT), WIDE, "grid_flags"),
     "flags of the step before": Bug(
-        FORWARD, change(r"(setp\.lt\.u32 %p\d+, )(%r\d+), (%r\d+)", r"\1\3, \2", FLAG_WAIT),
-        WIDE, "grid_flags"),
+        FORWARD, both(change(r"setp\.le\.u32", "setp.lt.u32", FLAG_WAIT)), WIDE, "grid_flags"),
     "one slot, flags": Bug(FORWARD, one_slot(0), WIDE, "grid_flags"),
     "no block barrier": Bug(FORWARD, drop(r"bar\.sync", SHARED_COMMIT), LSTM, "block"),
     "one slot, block": Bug(FORWARD, one_slot(1), LSTM, "block"),
@@ -198,17 +197,17 @@ BUGS = {
         Case("lstm", T=4, B=7, I=3, H=115, masks="untied"), "block"),
     # ---- several launches
     "h not carried to the next launch": Bug(
-        FORWARD, not_carried("forward.cuh", "h_[i] = p_.first > 0 ? carried(0, n, i)"),
-        SAVING, "grid", 3),
+        FORWARD, not_carried("forward.cuh", "h_[i] = first() > 0 ? carried(0, n, i)"),
+        GRU, "grid", 3),
     "c not carried to the next launch": Bug(
-        FORWARD, not_carried("forward.cuh", "p_.first > 0 ? carried(1, n, i)"), LSTM, "grid", 3),
+        FORWARD, not_carried("forward.cuh", "first() > 0 ? carried(1, n, i)"), LSTM, "grid", 3),
     "dc not carried to the next launch": Bug(
         BACKWARD, not_carried("backward.cuh", "carry_[i] = carried(1, n, i);"), LSTM, "grid", 3),
     "dh of a sequence outside not carried": Bug(
         BACKWARD, not_carried("backward.cuh", "held_[i] = carried(0, n, i)"), LSTM, "grid", 3),
     "dz of another step published again": Bug(
         BACKWARD, change(r"selp\.b32 (%r\d+), (%r\d+), (%r\d+), ", r"selp.b32 \1, \3, \2, ",
-                         at(f"{PERSISTENT}/backward.cuh", "place_of_dz(p_.T - p_.first, n, i)")),
+                         at(f"{PERSISTENT}/backward.cuh", "place_of_dz(p_.T - first(), n, i)")),
         LSTM, "grid", 3),
     # ---- the products
     "no barrier between tiles": Bug(

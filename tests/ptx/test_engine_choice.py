@@ -101,20 +101,38 @@ def test_a_named_engine_that_the_driver_refuses_says_so(hopper, device, cell, en
     assert not steps(hopper.launched())
 
 
-@pytest.mark.parametrize(("nth", "direction"), ((3, "forward"), (6, "backward")))
-def test_a_launch_that_is_refused_after_some_steps_says_so(hopper, device, nth, direction):
-    """Also under "auto", as stepwise would not find the input part in `gates` any more. Each pass
-    has three launches."""
-    case = Case("lstm", T=6, B=5, I=8, H=800)
-    inputs = sample(case, torch.bfloat16)
-    device(refuses_cooperation=nth)
+LATE = Case("lstm", T=6, B=5, I=8, H=800)  # "auto" takes the grid, in three launches a pass
+
+
+@pytest.mark.parametrize("engine", ("auto", "grid"))
+def test_forward_that_is_refused_after_some_steps_says_so(hopper, device, engine):
+    """Stepwise would not find the input part in `gates` any more."""
+    device(refuses_cooperation=3)
     with pytest.raises(RuntimeError) as caught:
-        layer.run(hopper, case, "bfloat16", inputs, How(grid_steps=2))
+        layer.run(hopper, LATE, "bfloat16", sample(LATE, torch.bfloat16), How(engine, grid_steps=2))
     pattern = (
-        rf"engine: expected a launch of \d+ x 1 blocks for 'grid' \({direction} kernel .*\), "
+        r"engine: expected a launch of \d+ x 1 blocks for 'grid' \(forward kernel .*\), "
         r"got '.*too many blocks.*' from the driver after 4 steps"
     )
     assert re.fullmatch(pattern, str(caught.value)), caught.value
+
+
+def test_forward_that_saves_nothing_is_refused_and_goes_on_as_stepwise(hopper, device):
+    inputs = sample(LATE, torch.bfloat16)
+    expected = layer.run(hopper, LATE, "bfloat16", inputs, How("stepwise"), save=False)
+    device(refuses_cooperation=3)
+    made = layer.run(hopper, LATE, "bfloat16", inputs, How(grid_steps=2), save=False)
+    assert steps(made.kernels) == {"persistent forward", "stepwise forward"}
+    for name, value in made.results.items():
+        assert torch.equal(value, expected.results[name]), name
+
+
+def test_backward_that_is_refused_after_some_steps_goes_on_as_stepwise(hopper, device):
+    made: list[layer.Run] = []
+    device(refuses_cooperation=6)
+    wrong = layer.differences(hopper, LATE, "bfloat16", How(grid_steps=2), made)
+    assert not wrong
+    assert "stepwise backward" in steps([k for run in made for k in run.kernels])
 
 
 @pytest.mark.parametrize("cell", CELLS)

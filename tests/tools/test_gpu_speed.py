@@ -139,19 +139,23 @@ def test_a_setting_holds_while_its_variant_runs(timed, monkeypatch):
     monkeypatch.setattr(
         speed, "variants", lambda *a: (functools.partial(speed.made, n, *a) for n in names)
     )
+    names_set = {name for values in speed.SETTINGS.values() for name in values}
+    own = {"BAYESRNN_GRID_STEPS": "7"}  # of who runs it
+    monkeypatch.delenv("BAYESRNN_BACKWARD_AHEAD", raising=False)
+    monkeypatch.setenv("BAYESRNN_GRID_STEPS", "7")
     seen = []
     honest = layer.layers.ours.forward
 
     def forward(*arguments, **options):
-        seen.append({k: v for k, v in os.environ.items() if k.startswith("BAYESRNN_")})
+        seen.append({k: os.environ[k] for k in names_set if k in os.environ})
         return honest(*arguments, **options)
 
     monkeypatch.setattr(layer.layers.ours, "forward", forward)
     rows, _ = timed(layer)
     assert [row["variant"] for row in rows] == names + names
-    each = [seen.count(environment) for environment in ({}, *speed.SETTINGS.values())]
+    each = [seen.count(own | values) for values in ({}, *speed.SETTINGS.values())]
     assert sum(each) == len(seen) and len(set(each)) == 1
-    assert not any(name.startswith("BAYESRNN_") for name in os.environ)
+    assert {k: os.environ[k] for k in names_set if k in os.environ} == own
 
 
 def test_jobs_are_the_shapes_and_dtypes_that_count():

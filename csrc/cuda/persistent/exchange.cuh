@@ -1,8 +1,9 @@
 // exchange.cuh says how the operand of the next step travels from the threads that make it to the
 // warps that multiply by it: h_t forward (one plane), dz of every gate backward (G planes).
 //
-// A slot holds one step: [planes][batch tiles][chunks][8 sequences][16 words]. Slot s is what step
-// s reads; slot 0 is filled before the first step like any other, so the first step is not special.
+// A slot holds one step: [planes][batch tiles][chunks][8 sequences][16 words]. Each step of a
+// launch reads the next one; the first is filled before the first step like any other, which is
+// therefore not special.
 #pragma once
 
 #include "../device/intrinsics.cuh"
@@ -12,7 +13,7 @@
 namespace brnn::cuda {
 
 struct ExchangeMemory {
-  uint32_t* slots;   // grid: [T] fresh ones of 0xFF; grid_flags: [2]; else none
+  uint32_t* slots;   // grid: of a launch's steps, 0xFF; grid_flags: [2]; else none
   uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: slots published; else none
   int chunks;        // of the layer: every unit tile has its place
   int batch_tiles;   // of the layer, padded to those of all blocks
@@ -47,7 +48,8 @@ BRNN_DEVICE int word_place(int unit, int row) {
 
 // Through L2, the data is the flag: a reader looks until no word is 0xFFFFFFFF, which no published
 // word can be. One trip through L2, no fence: words arrive whole, and no order between words is
-// assumed. Slots are used once, because a refill would not be ordered with a later publication.
+// assumed. A launch uses a slot once, because a refill would not be ordered with a later
+// publication.
 template <class S, class Tile, int Planes>
 class GridExchange {
  public:

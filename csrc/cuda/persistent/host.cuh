@@ -84,11 +84,10 @@ inline Grid grid_of(const Recurrence& plan) {
 }
 
 // Blocks that wait for each other must run at the same time. A Shortage says what they need and
-// what is there in its place; no `needs`: nothing is missing. Too late is one after some steps,
-// which have replaced what stepwise would begin with.
+// what is there in its place; no `needs`: nothing is missing.
 struct Shortage {
   std::string needs, has;
-  bool too_late = false;
+  int after = 0;  // steps that ran
 };
 
 template <class Params>
@@ -123,17 +122,17 @@ Shortage try_start(const Recurrence& plan, void (*entry)(Params), const Memory& 
     const std::string after = " after " + std::to_string(params.first) + " steps";
     return {"a launch of " + std::to_string(plan.blocks_x) + " x " + std::to_string(plan.blocks_y) +
                 " blocks",
-            "'" + refusal + "' from the driver" + (params.first > 0 ? after : ""),
-            params.first > 0};
+            "'" + refusal + "' from the driver" + (params.first > 0 ? after : ""), params.first};
   }
   return {};
 }
 
-// Tells whether it was started, which is what persistent.h promises.
+// Tells whether it was started, which is what persistent.h promises. The steps that ran may have
+// `replaced` what stepwise would begin with.
 inline bool started(const Shortage& shortage, const char* direction, Cell cell,
-                    const Recurrence& plan) {
+                    const Recurrence& plan, bool replaced) {
   if (shortage.needs.empty()) return true;
-  if (!plan.named && !shortage.too_late) return false;
+  if (!plan.named && !replaced) return false;
   throw std::runtime_error("engine: expected " + shortage.needs + " for '" +
                            traits(plan.engine).name + "' (" + describe(direction, cell, plan) +
                            "), got " + shortage.has);
@@ -152,15 +151,16 @@ struct Workspace {
   float* carried;
   size_t bytes;
 
-  // An exchange has `planes`: 1 forward, G backward.
-  Workspace(const Recurrence& plan, Cell cell, const Layer<S>& layer, int planes, void* scratch) {
+  Workspace(const Recurrence& plan, Cell cell, const Layer<S>& layer, Pass pass, void* scratch) {
     const Tiling& t = plan.tiling;
     const int unit_tiles = plan.blocks_x * t.unit_tiles, gates = traits(cell).gates;
     const int chunks = published_chunks(t, plan.blocks_x, sizeof(S));
     const int batch_tiles = plan.blocks_y * plan.batch_tiles;
     const bool ring = plan.engine == Engine::grid_flags, whole = plan.steps >= layer.T;
-    // A launch after the first begins with a slot of what the one before has left.
-    const int64_t filled = whole ? layer.T : plan.steps + 1;
+    // A launch reads a slot in each step; backward, the first of all but the first launch is what
+    // the one before has left.
+    const int64_t filled = whole ? layer.T : plan.steps + (pass == Pass::backward);
+    const int planes = pass == Pass::forward ? 1 : gates;
     const int64_t slots = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : filled;
     slot_words = slots * planes * batch_tiles * chunks * kChunkWords;
     flags = ring ? int64_t{batch_tiles} * unit_tiles : 0;
@@ -229,11 +229,11 @@ const uint8_t* pack_resets(const Layer<S>& layer, int batch_tiles, uint16_t* to,
 
 template <class S>
 size_t forward_scratch_bytes(const Recurrence& plan, Cell cell, const Forward<S>& layer) {
-  return Workspace<S>(plan, cell, layer, 1, nullptr).bytes;
+  return Workspace<S>(plan, cell, layer, Pass::forward, nullptr).bytes;
 }
 template <class S>
 size_t backward_scratch_bytes(const Recurrence& plan, Cell cell, const Backward<S>& layer) {
-  return Workspace<S>(plan, cell, layer, traits(cell).gates, nullptr).bytes;
+  return Workspace<S>(plan, cell, layer, Pass::backward, nullptr).bytes;
 }
 
 // Makes the parameters of the kernel, but for the steps of a launch.
@@ -311,21 +311,24 @@ BackwardParams<S> prepare(const Recurrence& plan, Cell cell, const Backward<S>& 
 template <class S>
 bool forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gates, void* scratch,
              void* stream) {
-  const Workspace<S> memory(plan, cell, layer, 1, scratch);
+  const Workspace<S> memory(plan, cell, layer, Pass::forward, scratch);
   const auto make = [&] { return prepare(plan, cell, layer, gates, memory, stream); };
   const auto entry = forward_kernel_of<S>(plan, cell, layer.mask_h);
-  const int rounds = int(layer.T);
-  return started(try_start(plan, entry, memory, rounds, stream, make), "forward", cell, plan);
+  const Shortage shortage = try_start(plan, entry, memory, int(layer.T), stream, make);
+  const bool replaced =
+      shortage.after > 0 && layer.gates != nullptr;  // activated gates stand there
+  return started(shortage, "forward", cell, plan, replaced);
 }
 
 template <class S>
 bool backward(const Recurrence& plan, Cell cell, const Backward<S>& layer, S* dz, void* scratch,
               void* stream) {
-  const Workspace<S> memory(plan, cell, layer, traits(cell).gates, scratch);
+  const Workspace<S> memory(plan, cell, layer, Pass::backward, scratch);
   const auto make = [&] { return prepare(plan, cell, layer, dz, memory, stream); };
   const auto entry = backward_kernel_of<S>(plan, cell);
   const int rounds = int(layer.T) + 1;  // the last makes dh0
-  return started(try_start(plan, entry, memory, rounds, stream, make), "backward", cell, plan);
+  const Shortage shortage = try_start(plan, entry, memory, rounds, stream, make);
+  return started(shortage, "backward", cell, plan, false);  // dz is all that was written
 }
 
 // ---- lists of kernels (instantiations/)

@@ -1,5 +1,6 @@
-// persistent.h offers the persistent recurrence: all time steps of a layer in one kernel. It is
-// plain C++; the kernels stand in forward.cuh and backward.cuh, the host code in host.cuh.
+// persistent.h offers the persistent recurrence: all time steps of a layer in one kernel, or as
+// many as Recurrence::steps says in each of several. It is plain C++; the kernels stand in
+// forward.cuh and backward.cuh, the host code in host.cuh.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +13,9 @@ namespace brnn::cuda::persistent {
 
 // Both passes return whether they were started. Not where the blocks wait for each other and the
 // device at hand, or what the driver gives this process of it, does not run all of them at the same
-// time: then they have written nothing but scratch memory, and the caller takes stepwise. An engine
-// that was asked for by name raises std::runtime_error in its place, and so does one that is
-// refused after some of its steps (Recurrence::steps).
+// time: then the caller takes stepwise, which finds all that it begins with. An engine that was
+// asked for by name raises std::runtime_error in its place, and so does forward where it is refused
+// after some launches that have replaced the input part.
 
 // gates [T, B, G*H]: holds the input part; activated gates after it where layer.gates is wanted.
 template <class S>

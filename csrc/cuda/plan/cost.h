@@ -50,7 +50,9 @@ constexpr double microseconds(double cycles, const Rates& r) {
 // The latency of an engine (kEngines) is paid at every step. In L2: a store one way, a load both
 // ways, and what a poll loses; flags pay the way twice and a fence; a cluster 0.30, and a fence of
 // the whole GPU, 200 to 600 cycles. The start is the kernel that packs U, the launch, and U into
-// registers; of a grid a cooperative launch, and the slots that are filled.
+// registers; of a grid a cooperative launch, and the slots that are filled. A layer in
+// several launches is charged it for each, although U is packed once; slots of 128 MB take 40 us to
+// fill, which no part of the model has.
 
 // A unit tile of a batch tile sends 128 cells of four gates through MUFU, 10 results each, 16 a
 // cycle.

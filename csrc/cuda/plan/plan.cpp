@@ -2,8 +2,10 @@
 // time.
 #include "plan.h"
 
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 
@@ -18,8 +20,8 @@ constexpr int kReservedShared = 1024;   // of each block that runs on a multipro
 constexpr int kMostThreads = 1536;      // of a multiprocessor, the least of 8.0 to 12.0
 constexpr int64_t kMostBlocks = 65535;  // along y
 
-// Slots of the exchange of a grid have so many bytes at most, and a longer layer takes several
-// launches. Slots of all steps together are as large as y forward, as dz backward.
+// Slots of the exchange of a grid have about so many bytes at most, and a longer layer takes
+// several launches. Those of all steps would be as large as y forward, as `gates` backward.
 constexpr int64_t kSlotBytes = int64_t{128} << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -91,8 +93,9 @@ int steps_of_launch(const Sizes& s, const Recurrence& r) {
   const int64_t chunks = published_chunks(r.tiling, r.blocks_x, s.bytes);
   const int64_t planes = s.pass == Pass::forward ? 1 : s.gates;
   const int64_t slot = planes * r.blocks_y * r.batch_tiles * chunks * kChunkBytes;
-  const int64_t most = grid_steps() ? grid_steps() : std::max<int64_t>(1, kSlotBytes / slot);
-  return int(ceil_div(T, ceil_div(T, most)));
+  const int64_t asked = grid_steps(), wanted = asked ? asked : kSlotBytes / slot;
+  const int64_t most = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, T));
+  return int(ceil_div(T, std::max<int64_t>(1, ceil_div(T, most))));
 }
 
 // A Spread says how a recurrence spreads: batch tiles of a block, blocks over the batch, and what
@@ -303,9 +306,10 @@ int backward_ahead() {
 int64_t grid_steps() {
   const char* const asked = std::getenv("BAYESRNN_GRID_STEPS");
   if (!asked) return 0;
-  char* end = nullptr;
-  const long long steps = std::strtoll(asked, &end, 10);
-  if (steps < 1 || *end)
+  int64_t steps = 0;
+  const char* const end = asked + std::strlen(asked);
+  const auto [read, error] = std::from_chars(asked, end, steps);
+  if (error != std::errc{} || read != end || steps < 1)
     throw std::runtime_error("BAYESRNN_GRID_STEPS: expected at least 1, got '" +
                              std::string(asked) + "'");
   return steps;

@@ -46,7 +46,7 @@ struct Recurrence {
   int shared_bytes;
   bool fused_input;     // block, forward: the input part is computed inside
   bool named;           // asked for by name: it runs or raises, stepwise never takes its place
-  double microseconds;  // of a step, the start shared by all steps; a model (cost.h)
+  double microseconds;  // of a step, the start shared by those of a launch; a model (cost.h)
   std::string reason;
 };
 

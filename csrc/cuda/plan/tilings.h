@@ -20,11 +20,11 @@ enum class Pass { forward, backward };
 struct EngineTraits {
   Engine id;
   const char* name;
-  bool persistent;         // one kernel for all steps
+  bool persistent;         // one kernel for all steps, or for many
   bool waits_over_device;  // its blocks wait for each other wherever they run: all run at once
   bool exchanges_shared;   // h travels through shared memory, not through L2
   double latency;          // microseconds from a cell's update until the last peer has its h
-  double start;            // microseconds before the first step
+  double start;            // microseconds before the first step of a launch
 };
 // Every engine stands here, in the order of the enumeration and of messages.
 inline constexpr EngineTraits kEngines[] = {

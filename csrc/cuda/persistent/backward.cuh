@@ -241,6 +241,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     }
     find_place(n);
   }
+  // Knows where this lane's first word of a pair of planes goes.
   BRNN_DEVICE void find_place(int n) {
     if constexpr (kSharesWords) {
       place_ = exchange_.place_of_pair(at_.unit(0) % 2, n, word_place<S>(unit(0), at_.row(0)));

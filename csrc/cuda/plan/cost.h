@@ -51,8 +51,8 @@ constexpr double microseconds(double cycles, const Rates& r) {
 // ways, and what a poll loses; flags pay the way twice and a fence; a cluster 0.30, and a fence of
 // the whole GPU, 200 to 600 cycles. The start is the kernel that packs U, the launch, and U into
 // registers; of a grid a cooperative launch, and the slots that are filled. A layer in
-// several launches is charged it for each, although U is packed once; slots of 128 MB take 40 us to
-// fill, which no part of the model has.
+// several launches is charged it for each, although U is packed once. To fill 128 MB of slots takes
+// 40 us by the bandwidth of an H100's memory, which no part of the model has.
 
 // A unit tile of a batch tile sends 128 cells of four gates through MUFU, 10 results each, 16 a
 // cycle.

@@ -150,16 +150,17 @@ def test_small_models_are_the_authors():
     assert (config.optimizer, config.epochs) == ("sgd", 180)
     assert (config.mc_samples, config.mc_masks, config.mc_embedding_dropout) == (10, "window", True)
 
-    standard, naive, lstm, tied = (
+    standard, naive, half, lstm, tied = (
         PRESETS[f"ptb-small-{name}"].config()
-        for name in ("standard", "naive", "dropout-lstm", "bayesian-tied")
+        for name in ("standard", "naive", "naive-0.5", "dropout-lstm", "bayesian-tied")
     )
     assert (standard.dropout_kind, dropouts(standard)) == ("none", (0,) * 4)
     assert (naive.dropout_kind, dropouts(naive)) == ("naive", (0, 0.25, 0, 0.25))
+    assert (half.dropout_kind, dropouts(half)) == ("naive", (0, 0.5, 0, 0.5))
     assert (lstm.dropout_kind, dropouts(lstm)) == ("bayesian", (0, 0.25, 0, 0.25))
     assert tied.tie_gates and dropouts(tied) == (0.25,) * 4
-    decays = [each.weight_decay for each in (standard, naive, lstm, tied)]
-    assert decays == [0, 0, 1e-5, 1e-5]
+    decays = [each.weight_decay for each in (standard, naive, half, lstm, tied)]
+    assert decays == [0, 0, 0, 1e-5, 1e-5]
 
 
 def test_recorded_settings_of_the_small_model():

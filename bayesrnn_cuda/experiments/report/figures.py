@@ -115,7 +115,7 @@ def has_mc_curve(run: Run) -> bool:
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
-    return make_axes(x, y, title=title, size=(8.4, 4.4))
+    return make_axes(x, y, title=title, size=(6.9, 4.7))
 
 
 def _curve(

@@ -50,7 +50,9 @@ def save_figure(path: Path, draw: Any, *arguments: Any) -> bool:
     """
     try:
         canvas = _canvas_class()(draw(*arguments))
-        write_atomically(path, lambda file: canvas.print_figure(file, format="png", dpi=150))
+        # "tight" lets the picture grow with its legend and its title, which else cut into the axes.
+        style = {"format": "png", "dpi": 150, "bbox_inches": "tight"}
+        write_atomically(path, lambda file: canvas.print_figure(file, **style))
     except ImportError:
         note_once(
             f"{path} was not drawn: matplotlib is missing, pip install 'bayesrnn_cuda[train]' "
@@ -87,7 +89,7 @@ def make_axes(
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y, title=title)
     if "perplexity" in y:

@@ -5,7 +5,12 @@ import sys
 import pytest
 
 from bayesrnn_cuda.experiments.training import runs
-from bayesrnn_cuda.experiments.training.plots import comparison_figure, run_figure, save_figure
+from bayesrnn_cuda.experiments.training.plots import (
+    comparison_figure,
+    make_axes,
+    run_figure,
+    save_figure,
+)
 
 HISTORY = [
     {"epoch": 1, "train_perplexity": 90.0, "valid_perplexity": 80.0},
@@ -50,6 +55,17 @@ def test_file_is_a_png(tmp_path):
     pixels = imread(tmp_path / "a.png")
     assert pixels.shape[0] > 300 and pixels.shape[1] > 500
     assert pixels.std() > 0.05
+
+
+def test_picture_grows_with_its_title(tmp_path):
+    """A title or a legend that is longer than the figure is wide is not cut off."""
+    from matplotlib.image import imread
+
+    for name, title in (("short", "a"), ("long", "a" * 200)):
+        save_figure(tmp_path / name, lambda title: make_axes("x", "y", title=title)[0], title)
+    short, long = (imread(tmp_path / name, format="png") for name in ("short", "long"))
+    assert long.shape[1] > 2 * short.shape[1] > 1000
+    assert long[:, [0, -1], :3].min() == 1  # white: nothing runs out of the picture
 
 
 @pytest.fixture

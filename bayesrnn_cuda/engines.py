@@ -122,7 +122,8 @@ def plan(
         device: a torch.device, or the name of a GPU that need not be here, as "H100".
 
     Raises:
-        ValueError: unknown cell or device, or a size below 1.
+        ValueError: unknown cell or device, a size below 1, or more steps and sequences than the
+            CUDA engines can count (T * B from 2^29).
         TypeError: a size that is no integer, or a dtype that is not torch's.
     """
     if cell not in tuple(CELLS):  # which takes what has no hash, too
@@ -155,7 +156,8 @@ def _plan_cuda(cell, T, B, I, H, dtype, device) -> Plan:  # noqa: E741
         gpu, details["gpu"] = _ASSUMED_GPU, f"{_ASSUMED_GPU}, assumed: none can be used here"
     with contextlib.nullcontext() if gpu else torch.cuda.device(index):
         tf32 = _cudnn_allows_tf32()
-        text = torch.ops.bayesrnn.cuda_plan(cell, T, B, I, H, _name(dtype), gpu, tf32)
+        sizes = (cell, T, B, I, H)
+        text = ops.call(torch.ops.bayesrnn.cuda_plan, *sizes, _name(dtype), gpu, tf32)
     details |= json.loads(text)
     engine, reason = details["forward"].pop("engine"), details["forward"].pop("reason")
     if not CUDA_BUILT:

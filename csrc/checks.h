@@ -30,18 +30,36 @@ template <class Expected, class Actual>
   throw std::runtime_error(message.str());
 }
 
-// Gives torch's words for its last failure in this thread, or `otherwise`: it tells them from 2.13
-// on (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
+// Gives torch's words for its last failure in this thread, or "": it tells them from 2.13 on (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
-inline std::string torch_error(const char* otherwise) {
+inline std::string torch_error() {
   const bool tells = torch_exception_get_what_without_backtrace != nullptr;
-  return tells ? torch_exception_get_what_without_backtrace() : otherwise;
+  return tells ? torch_exception_get_what_without_backtrace() : "";
+}
+
+// Tells whether these words of torch's are of memory that is not there. Those of an illegal access
+// to memory are not.
+inline bool of_memory(const std::string& words) {
+  const auto has = [&](const char* phrase) { return words.find(phrase) != std::string::npos; };
+  return has("out of memory") || has("allocate memory") || has("enough memory");
 }
 
 // The stable ABI knows no other exception than Python's RuntimeError; where there was no memory,
 // ops.py makes a torch.OutOfMemoryError of it, which it knows by the argument's name.
 [[noreturn]] inline void no_memory(const std::string& what, const std::string& got = "none") {
   fail("memory", "room for " + what, got);
+}
+
+// Throws where torch could not make `what`: for want of memory, or for another reason, which is not
+// to be taken for it (who halves a batch must not go on with a device that is lost). Before 2.13
+// torch does not say why; `silent` then says what is likely.
+enum class Silent { memory, other };
+[[noreturn]] inline void torch_failed(const std::string& what, Silent silent) {
+  const std::string why = torch_error();
+  if (why.empty() ? silent == Silent::memory : of_memory(why))
+    no_memory(what, why.empty() ? "none" : why);
+  throw std::runtime_error("torch could not make " + what + ": " +
+                           (why.empty() ? "before 2.13 it does not say why" : why));
 }
 
 inline std::string text(Sizes shape) {
@@ -194,6 +212,20 @@ inline cuda::Precision precision_of(const std::string& dtype, bool allow_tf32) {
   fail("dtype", "float16, bfloat16, float32 or float64", "'" + dtype + "'");
 }
 
+// These check the sizes that a plan is asked for, and that a kernel can count its rows, which are
+// pairs of a time step and a sequence.
+inline void check_size(const char* name, int64_t size) {
+  if (size < 1) fail(name, "at least 1", size);
+}
+inline void check_sizes(int64_t T, int64_t B, int64_t I, int64_t H) {
+  check_size("T", T), check_size("B", B), check_size("I", I), check_size("H", H);
+}
+inline void check_cuda_rows(int64_t T, int64_t B) {
+  constexpr int64_t kRows = int64_t{1} << 29;  // 32 bits, less a few that loaders use
+  if (B > 0 && T > (kRows - 1) / B)
+    fail("x", "T * B below 2^29 on CUDA", std::to_string(T) + " * " + std::to_string(B));
+}
+
 // This checks what every layer takes, whatever engine runs it. c0 is there where the cell has a c.
 inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const OptionalTensor& c0,
                         const Tensor& weight_ih, const Tensor& weight_hh,
@@ -239,6 +271,7 @@ inline void check_cuda_engine(const Tensor& x, const std::string& engine) {
   if (type != ScalarType::Half && type != ScalarType::BFloat16 && type != ScalarType::Float &&
       type != ScalarType::Double)
     fail("x", "dtype float16, bfloat16, float32 or float64 on CUDA", dtype_name(type));
+  check_cuda_rows(x.size(0), x.size(1));
 }
 
 }  // namespace brnn::checks

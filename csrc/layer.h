@@ -65,13 +65,15 @@ struct Layer {
   const S* weight_ih;  // [G*H, I]
   const S* weight_hh;  // [G*H, H]
 
-  int64_t length(int64_t b) const { return length_of(lengths, b, T); }
+  BRNN_INLINE int64_t length(int64_t b) const { return length_of(lengths, b, T); }
   // Gives the time step that is processed s-th.
-  int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
-  bool inside(int64_t b, int64_t t) const { return t < length(b); }
-  bool resets_at(int64_t b, int64_t t) const { return brnn::resets_at(resets, b, t, B); }
-  bool starts(int64_t b, int64_t t) const { return starts_at(t, length(b), reverse); }
-  bool ends(int64_t b, int64_t t) const { return ends_at(t, length(b), reverse); }
+  BRNN_INLINE int64_t time(int64_t s) const { return reverse ? T - 1 - s : s; }
+  BRNN_INLINE bool inside(int64_t b, int64_t t) const { return t < length(b); }
+  BRNN_INLINE bool resets_at(int64_t b, int64_t t) const {
+    return brnn::resets_at(resets, b, t, B);
+  }
+  BRNN_INLINE bool starts(int64_t b, int64_t t) const { return starts_at(t, length(b), reverse); }
+  BRNN_INLINE bool ends(int64_t b, int64_t t) const { return ends_at(t, length(b), reverse); }
 };
 
 template <class S>

@@ -71,7 +71,7 @@ Tensor allocated(const checks::Shape& shape, const Make& make) {
   try {
     return make();
   } catch (const std::exception&) {
-    checks::no_memory("a tensor of shape " + checks::text(shape), checks::torch_error("none"));
+    checks::torch_failed("a tensor of shape " + checks::text(shape), checks::Silent::memory);
   }
 }
 

@@ -277,6 +277,7 @@ std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t
   const std::string type = taken(dtype);
   const cpu::Isa& isa = cpu::isa();
   const Cell which = checks::cell_of(taken(cell));
+  checks::check_sizes(T, B, I, H);
   const int threads = cpu::host(cpu::forward_flop(T, B, I, H, traits(which).gates)).threads;
   std::ostringstream out;
   const auto describe = [&](auto s) {
@@ -354,6 +355,8 @@ std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_
                       StringHandle dtype, StringHandle gpu, bool allow_tf32, bool untied, bool save,
                       StringHandle engine) {
   const Cell which = checks::cell_of(taken(cell));
+  checks::check_sizes(T, B, I, H);
+  checks::check_cuda_rows(T, B);
   const cuda::Problem problem{.cell = which,
                               .T = T,
                               .B = B,

@@ -35,11 +35,18 @@ bool by_products(const Plan& plan) {
   return kHasProducts<S> && !plan.tensor_cores;
 }
 
+// Tells whether the input part lies in scratch memory: not among what is saved, nor only in the
+// registers of the kernel that makes it.
+template <class S>
+bool needs_gates(const Plan& plan, const Forward<S>& layer) {
+  return !layer.gates && !plan.forward.fused_input;
+}
+
 template <class S>
 size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& layer) {
   using namespace workspace;
   Arena<> arena(nullptr);
-  if (!layer.gates) arena.take<S>(gate_count(cell, layer));
+  if (needs_gates(plan, layer)) arena.take<S>(gate_count(cell, layer));
   size_t rest = stepwise::forward_scratch_bytes(cell, layer);
   if constexpr (kHasProducts<S>) {
     if (by_products<S>(plan)) rest = largest(rest, products::input_part_scratch_bytes(cell, layer));
@@ -51,13 +58,14 @@ size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& laye
   return arena.used() + rest;
 }
 
-// Where the persistent kernel is refused, nothing but scratch was touched: stepwise finds the input
-// part in `gates`, and takes the scratch memory of the one that did not run.
+// Where the persistent kernel is refused, stepwise finds the input part in `gates`, takes the scratch
+// memory of the one that did not run, and writes every result again.
 template <class S>
 void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& host,
              void* scratch) {
   Arena<> arena(scratch);
-  S* const gates = layer.gates ? layer.gates : arena.take<S>(workspace::gate_count(cell, layer));
+  S* const gates =
+      needs_gates(plan, layer) ? arena.take<S>(workspace::gate_count(cell, layer)) : layer.gates;
   const auto input_part = [&] {
     if constexpr (DtypeOf<S>::tensor_cores) {
       if (!by_products<S>(plan)) return gate_gemm::input_part(cell, layer, gates, host.stream);
@@ -69,7 +77,6 @@ void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& h
     if (traits(plan.forward.engine).persistent &&
         persistent::forward(plan.forward, cell, layer, gates, arena.rest(), host.stream))
       return;
-    if (plan.forward.fused_input) input_part();
   }
   stepwise::forward(cell, layer, gates, host, arena.rest());
 }

@@ -75,11 +75,8 @@ void multiply(void* context, const Product& p) {
   const AOTITorchError error =
       p.accumulate ? torch_cuda().baddbmm_out(c.get(), c.get(), a.get(), b.get(), 1.0, 1.0)
                    : torch_cuda().bmm_out(c.get(), a.get(), b.get());
-  if (error == AOTI_TORCH_SUCCESS) return;
-  const std::string why = checks::torch_error("an error of which torch before 2.13 says no more");
-  if (why.find("out of memory") != std::string::npos)
-    checks::no_memory("the workspace of a matrix product", why);
-  checks::fail("product", "a matrix product of torch's", why);
+  if (error != AOTI_TORCH_SUCCESS)
+    checks::torch_failed("a matrix product", checks::Silent::other);
 }
 
 Device read_device(int index) {

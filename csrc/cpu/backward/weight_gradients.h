@@ -67,7 +67,7 @@ class WeightGradients {
     const int64_t weights = shared.count_hh() + shared.count_ih();
     x_.packed =
         chunk_ == p_.T && xs + hs <= weights ? shared.panels_hh.data : arena.take<E>(xs + hs);
-    h_.packed = x_.packed + xs;
+    h_.packed = x_.packed ? x_.packed + xs : nullptr;  // while the arena counts
     units_ = arena.take<E>(threads_ * units_count());
     dbias_ = arena.take<C>(cell_.slots * p_.H);
     x_.sum = kSame ? reinterpret_cast<C*>(p_.dweight_ih) : arena.take<C>(columns() * p_.I);

@@ -315,8 +315,8 @@ bool forward(const Recurrence& plan, Cell cell, const Forward<S>& layer, S* gate
   const auto make = [&] { return prepare(plan, cell, layer, gates, memory, stream); };
   const auto entry = forward_kernel_of<S>(plan, cell, layer.mask_h);
   const Shortage shortage = try_start(plan, entry, memory, int(layer.T), stream, make);
-  const bool replaced =
-      shortage.after > 0 && layer.gates != nullptr;  // activated gates stand there
+  // Stepwise would begin with input parts. There are none, or activated gates stand there.
+  const bool replaced = plan.fused_input || (shortage.after > 0 && layer.gates != nullptr);
   return started(shortage, "forward", cell, plan, replaced);
 }
 

@@ -14,8 +14,8 @@ namespace brnn::cuda::persistent {
 // Both passes return whether they were started. Not where the blocks wait for each other and the
 // device at hand, or what the driver gives this process of it, does not run all of them at the same
 // time: then the caller takes stepwise, which finds all that it begins with. An engine that was
-// asked for by name raises std::runtime_error in its place, and so does forward where it is refused
-// after some launches that have replaced the input part.
+// asked for by name raises std::runtime_error in its place, and so does forward where there is no
+// input part for stepwise: it is refused after launches that have replaced it, or has a fused one.
 
 // gates [T, B, G*H]: holds the input part; activated gates after it where layer.gates is wanted.
 template <class S>

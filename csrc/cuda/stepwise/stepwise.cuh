@@ -140,7 +140,7 @@ class ForwardPass {
     p_.masked = arena_.take<S>((layer.mask_h.untied() ? G : 1) * size);
     p_.reset = arena_.take<S>(Cell::reset_before ? size : 0);
     p_.product = arena_.take<S>(G * size);
-    p_.product_n = p_.product + (Cell::reset_before ? Cell::candidate : 0) * size;
+    if (Cell::reset_before && p_.product) p_.product_n = p_.product + Cell::candidate * size;
     p_.state = arena_.take<Compute<S>>(size);
   }
 

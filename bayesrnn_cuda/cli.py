@@ -10,9 +10,10 @@ import torch
 import bayesrnn_cuda as brnn
 
 from .cells import CELLS
+from .engines import CUDA_DTYPES, dtype_name
 
 USER_ERROR = 2
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_DTYPES = tuple(map(dtype_name, CUDA_DTYPES))
 
 
 class UserError(ValueError):

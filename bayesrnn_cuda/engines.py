@@ -17,8 +17,10 @@ from .checks import check_size
 ON_CUDA = tuple(torch.ops.bayesrnn.cuda_engines().split(", ")[1:])  # without auto
 ENGINES = ("auto", "cpu", *ON_CUDA, "reference")
 CUDA_BUILT = bool(ops.CUDA_ARCHITECTURES)
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_CUDA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CPU_DTYPES, CUDA_DTYPES = (
+    tuple(getattr(torch, name) for name in torch.ops.bayesrnn.fused_dtypes(on_cpu).split(", "))
+    for on_cpu in (True, False)
+)
 _ASSUMED_GPU = "H100"
 
 
@@ -46,9 +48,9 @@ def resolve(engine: str, x: Tensor) -> str:
             raise ValueError(f"engine: expected a build with CUDA for {engine!r}, got one without")
     if engine != "auto":
         return engine
-    if device == "cuda" and CUDA_BUILT and x.dtype in _CUDA_DTYPES:
+    if device == "cuda" and CUDA_BUILT and x.dtype in CUDA_DTYPES:
         return "auto"
-    return "cpu" if device == "cpu" and x.dtype in _CPU_DTYPES else "reference"
+    return "cpu" if device == "cpu" and x.dtype in CPU_DTYPES else "reference"
 
 
 def allow_tf32(x: Tensor) -> bool:
@@ -85,7 +87,7 @@ class Plan:
     def __str__(self) -> str:
         head = (
             f"{self.cell} T={self.T} B={self.B} I={self.I} H={self.H} "
-            f"{_name(self.dtype)} on {self.device}: engine {self.engine}"
+            f"{dtype_name(self.dtype)} on {self.device}: engine {self.engine}"
         )
         lines = [head, f"  reason: {self.reason}"]
         lines += [
@@ -135,15 +137,15 @@ def plan(
     device = _device(device)
     sizes = (cell, T, B, I, H, dtype, device)
     kind = "cuda" if isinstance(device, str) else device.type
-    dtypes = {"cpu": _CPU_DTYPES, "cuda": _CUDA_DTYPES}.get(kind)
+    dtypes = {"cpu": CPU_DTYPES, "cuda": CUDA_DTYPES}.get(kind)
     if dtypes is None:
         return Plan("reference", f"no fused engine for {kind}", *sizes)
     if dtype not in dtypes:
-        names = ", ".join(_name(d) for d in dtypes)
+        names = ", ".join(dtype_name(d) for d in dtypes)
         return Plan("reference", f"the fused engines for {kind} have {names}", *sizes)
     if kind == "cuda":
         return _plan_cuda(*sizes)
-    details = json.loads(torch.ops.bayesrnn.cpu_plan(cell, T, B, I, H, _name(dtype)))
+    details = json.loads(torch.ops.bayesrnn.cpu_plan(cell, T, B, I, H, dtype_name(dtype)))
     return Plan("cpu", "fused over all time steps on the CPU", *sizes, details)
 
 
@@ -157,7 +159,7 @@ def _plan_cuda(cell, T, B, I, H, dtype, device) -> Plan:  # noqa: E741
     with contextlib.nullcontext() if gpu else torch.cuda.device(index):
         tf32 = _cudnn_allows_tf32()
         sizes = (cell, T, B, I, H)
-        text = ops.call(torch.ops.bayesrnn.cuda_plan, *sizes, _name(dtype), gpu, tf32)
+        text = ops.call(torch.ops.bayesrnn.cuda_plan, *sizes, dtype_name(dtype), gpu, tf32)
     details |= json.loads(text)
     engine, reason = details["forward"].pop("engine"), details["forward"].pop("reason")
     if not CUDA_BUILT:
@@ -178,7 +180,8 @@ def _device(device: torch.device | str) -> torch.device | str:
     return device
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32", as torch names it."""
     return str(dtype).removeprefix("torch.")
 
 

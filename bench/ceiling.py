@@ -29,7 +29,7 @@ def ceiling(dtype: torch.dtype, device: torch.device) -> Ceiling | None:
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return None
     if dtype == torch.float32 or not multiplies:
-        return Ceiling("FMA peak", lambda: 2 * torch.ops.bayesrnn.cpu_products())
+        return Ceiling("FMA peak", lambda: 2 * torch.ops.bayesrnn.cpu_fmas())
     a, b, c = (torch.randn(GEMM_SIZE, GEMM_SIZE).bfloat16() for _ in range(3))
 
     def product() -> float:

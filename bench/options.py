@@ -6,9 +6,11 @@ from typing import NoReturn
 
 import torch
 
+from bayesrnn_cuda.engines import CUDA_DTYPES, dtype_name
+
 from .layers import LAYERS
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+DTYPES = tuple(map(dtype_name, CUDA_DTYPES))
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -10,7 +10,8 @@
 // gates. h_t is output(last gate, state).
 //
 // `candidate` is the gate whose recurrent part goes through the reset gate: n of a GRU; -1 where a
-// cell has no reset gate.
+// cell has no reset gate. Where that reset comes before U, r is gate 0 and stands in slot 0: a step
+// makes it first.
 //
 // Backward is in two parts: `weigh` makes factors of what forward left, and `backward` multiplies
 // dh by them. So an engine that waits for dh has the factors ready.
@@ -26,6 +27,8 @@
 #endif
 
 namespace brnn {
+
+inline constexpr int kMostGates = 4;
 
 enum class Cell { lstm, gru, gru_reset_before, rnn };
 
@@ -218,24 +221,24 @@ struct Rnn {
 // Tells whether something multiplies the recurrent part of a gate before it meets the input part.
 // Then the gate's b_hh goes with the recurrent part, and its gradient has a slot of its own. (In
 // the GRU that resets before U, r multiplies h and leaves the bias alone.)
-template <class C>
+template <class Algebra>
 BRNN_INLINE constexpr bool bias_is_recurrent(int gate) {
-  return C::slot_of_a(gate) != C::slot_of_q(gate);
+  return Algebra::slot_of_a(gate) != Algebra::slot_of_q(gate);
 }
 
 // Counts the first gates, whose b_hh joins the input part.
-template <class C>
+template <class Algebra>
 constexpr int biases_of_input() {
   int count = 0;
-  while (count < C::gates && !bias_is_recurrent<C>(count)) ++count;
+  while (count < Algebra::gates && !bias_is_recurrent<Algebra>(count)) ++count;
   return count;
 }
 
 // Counts the gates that see m h itself. They stand first; where r multiplies h, the candidate waits
 // for r.
-template <class C>
+template <class Algebra>
 BRNN_INLINE constexpr int gates_of_h() {
-  return C::reset_before ? C::candidate : C::gates;
+  return Algebra::reset_before ? Algebra::candidate : Algebra::gates;
 }
 
 // ---- cells that are known at run time
@@ -272,7 +275,7 @@ struct CellTraits {
   bool reset_before;
   Persistent persistent;
   int biases_of_input;
-  int slot_of_a[4], slot_of_q[4];  // by gate
+  int slot_of_a[kMostGates], slot_of_q[kMostGates];  // by gate
 };
 
 struct NoMath {
@@ -281,23 +284,23 @@ struct NoMath {
 
 template <template <class> class CellOf>
 constexpr CellTraits traits_of() {
-  using C = CellOf<NoMath>;
-  CellTraits traits{.id = C::id,
-                    .name = C::name,
-                    .gates = C::gates,
-                    .slots = C::slots,
-                    .has_c = C::has_c,
-                    .has_saved = C::has_saved,
-                    .saved_name = C::saved_name,
-                    .candidate = C::candidate,
-                    .reset_before = C::reset_before,
-                    .persistent = C::persistent,
-                    .biases_of_input = biases_of_input<C>(),
+  using Algebra = CellOf<NoMath>;
+  CellTraits traits{.id = Algebra::id,
+                    .name = Algebra::name,
+                    .gates = Algebra::gates,
+                    .slots = Algebra::slots,
+                    .has_c = Algebra::has_c,
+                    .has_saved = Algebra::has_saved,
+                    .saved_name = Algebra::saved_name,
+                    .candidate = Algebra::candidate,
+                    .reset_before = Algebra::reset_before,
+                    .persistent = Algebra::persistent,
+                    .biases_of_input = biases_of_input<Algebra>(),
                     .slot_of_a = {},
                     .slot_of_q = {}};
-  for (int gate = 0; gate < C::gates; ++gate) {
-    traits.slot_of_a[gate] = C::slot_of_a(gate);
-    traits.slot_of_q[gate] = C::slot_of_q(gate);
+  for (int gate = 0; gate < Algebra::gates; ++gate) {
+    traits.slot_of_a[gate] = Algebra::slot_of_a(gate);
+    traits.slot_of_q[gate] = Algebra::slot_of_q(gate);
   }
   return traits;
 }

@@ -30,7 +30,8 @@ template <class Expected, class Actual>
   throw std::runtime_error(message.str());
 }
 
-// Gives torch's words for its last failure in this thread, or "": it tells them from 2.13 on (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
+// Gives torch's words for its last failure in this thread, or "": it tells them from 2.13 on
+// (torch/csrc/stable/c/shim.h), and the symbol is weak because it is not there before.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 inline std::string torch_error() {
   const bool tells = torch_exception_get_what_without_backtrace != nullptr;
@@ -75,12 +76,23 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(sizes.begin(), sizes.end());
 }
 
+constexpr ScalarType scalar_type(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::bfloat16: return ScalarType::BFloat16;
+    case Dtype::float16: return ScalarType::Half;
+    case Dtype::float32: return ScalarType::Float;
+    case Dtype::float64: return ScalarType::Double;
+  }
+  return ScalarType::Undefined;
+}
+
 inline std::string dtype_name(ScalarType type) {
+  std::string name;
+  for_each_dtype([&](auto s) {
+    if (scalar_type(DtypeOf<decltype(s)>::id) == type) name = DtypeOf<decltype(s)>::name;
+  });
+  if (!name.empty()) return name;
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
     case ScalarType::Bool: return "bool";
     case ScalarType::Long: return "int64";
     case ScalarType::Int: return "int32";
@@ -204,12 +216,27 @@ inline Cell cell_of(const std::string& name) {
   return *found;
 }
 
-inline cuda::Precision precision_of(const std::string& dtype, bool allow_tf32) {
-  if (dtype == "bfloat16") return cuda::Precision::bfloat16;
-  if (dtype == "float16") return cuda::Precision::float16;
-  if (dtype == "float32") return allow_tf32 ? cuda::Precision::tf32 : cuda::Precision::float32;
-  if (dtype == "float64") return cuda::Precision::float64;
-  fail("dtype", "float16, bfloat16, float32 or float64", "'" + dtype + "'");
+// Lists the storage types that a device has, "float32, float64 or bfloat16", `last` before the
+// last.
+inline std::string dtype_names(bool on_cpu, const char* last = " or ") {
+  std::vector<std::string> names;
+  for_each_dtype([&](auto s) {
+    if (!on_cpu || DtypeOf<decltype(s)>::on_cpu) names.push_back(DtypeOf<decltype(s)>::name);
+  });
+  std::string list = names[0];
+  for (size_t i = 1; i < names.size(); ++i) list += (i + 1 < names.size() ? ", " : last) + names[i];
+  return list;
+}
+
+// Calls use(S{}) for the storage type of that name, one that the device has.
+template <class Use>
+void with_dtype(const std::string& name, bool on_cpu, const Use& use) {
+  bool found = false;
+  for_each_dtype([&](auto s) {
+    using S = decltype(s);
+    if (name == DtypeOf<S>::name && (!on_cpu || DtypeOf<S>::on_cpu)) use(s), found = true;
+  });
+  if (!found) fail("dtype", dtype_names(on_cpu), "'" + name + "'");
 }
 
 // These check the sizes that a plan is asked for, and that a kernel can count its rows, which are
@@ -255,22 +282,28 @@ inline void check_layer(int64_t G, const Tensor& x, const Tensor& h0, const Opti
   check_resets(resets, x);
 }
 
+// This checks that a device has x's storage type.
+inline void check_storage(const Tensor& x, bool on_cpu) {
+  bool found = false;
+  for_each_dtype([&](auto s) {
+    using D = DtypeOf<decltype(s)>;
+    if (x.scalar_type() == scalar_type(D::id)) found = !on_cpu || D::on_cpu;
+  });
+  const char* const where = on_cpu ? " on the CPU" : " on CUDA";
+  if (!found) fail("x", "dtype " + dtype_names(on_cpu) + where, dtype_name(x.scalar_type()));
+}
+
 // This checks what the CPU engine can run.
 inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
   if (engine != "auto" && engine != "cpu")
     fail("engine", "auto or cpu for x on the CPU", "'" + engine + "'");
-  const auto type = x.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::BFloat16)
-    fail("x", "dtype float32, float64 or bfloat16 on the CPU", dtype_name(type));
+  check_storage(x, true);
 }
 
 // This checks what the CUDA engines can run.
 inline void check_cuda_engine(const Tensor& x, const std::string& engine) {
   cuda::engine_of(engine);
-  const auto type = x.scalar_type();
-  if (type != ScalarType::Half && type != ScalarType::BFloat16 && type != ScalarType::Float &&
-      type != ScalarType::Double)
-    fail("x", "dtype float16, bfloat16, float32 or float64 on CUDA", dtype_name(type));
+  check_storage(x, false);
   check_cuda_rows(x.size(0), x.size(1));
 }
 

@@ -184,17 +184,10 @@ void fill(Layer<S>& layer, const LayerTensors& t, const Options& options) {
 // Calls use(S{}) for the storage type of x, which the backend has: Backend::check has seen to that.
 template <class Backend, class Use>
 void with_storage_type(const Tensor& x, const Use& use) {
-  const auto call = [&](auto s) {
-    if constexpr (Backend::template has<decltype(s)>) return use(s);
-    checks::fail("x", "a dtype with a fused engine", checks::dtype_name(x.scalar_type()));
-  };
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return call(float{});
-    case ScalarType::Double: return call(double{});
-    case ScalarType::BFloat16: return call(bfloat16{});
-    case ScalarType::Half: return call(float16{});
-    default: checks::fail("x", "a dtype with a fused engine", checks::dtype_name(x.scalar_type()));
-  }
+  for_each_dtype([&](auto s) {
+    if constexpr (Backend::template has<decltype(s)>)
+      if (x.scalar_type() == checks::scalar_type(DtypeOf<decltype(s)>::id)) use(s);
+  });
 }
 
 inline void check_layer(Cell cell, const LayerTensors& t) {

@@ -298,27 +298,22 @@ std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t
         << ", \"scratch_bytes_backward\": " << run.backward_scratch_bytes(which, backward, threads)
         << "}";
   };
-  if (type == "float64")
-    describe(double{});
-  else if (type == "bfloat16")
-    describe(bfloat16{});
-  else if (type == "float32")
-    describe(float{});
-  else
-    checks::fail("dtype", "float32, float64 or bfloat16", "'" + type + "'");
+  checks::with_dtype(type, true, [&](auto s) {
+    if constexpr (DtypeOf<decltype(s)>::on_cpu) describe(s);
+  });
   return out.str();
 }
 
 // Makes float products on all threads, as many as the processor can, and returns their number: who
 // takes the time has the peak that layers are measured by.
-double cpu_products() {
+double cpu_fmas() {
   const cpu::Host host = cpu::host(1e12);
   std::vector<double> made(static_cast<size_t>(host.threads));
   host.parallel_for(
       host.threads,
       [](void* made, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-          static_cast<double*>(made)[i] = cpu::isa().count_products();
+          static_cast<double*>(made)[i] = cpu::isa().count_fmas();
       },
       made.data());
   return std::accumulate(made.begin(), made.end(), 0.0);
@@ -357,16 +352,22 @@ std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_
   const Cell which = checks::cell_of(taken(cell));
   checks::check_sizes(T, B, I, H);
   checks::check_cuda_rows(T, B);
-  const cuda::Problem problem{.cell = which,
-                              .T = T,
-                              .B = B,
-                              .I = I,
-                              .H = H,
-                              .precision = checks::precision_of(taken(dtype), allow_tf32),
-                              .untied_h = untied,
-                              .save = save};
+  cuda::Problem problem{.cell = which,
+                        .T = T,
+                        .B = B,
+                        .I = I,
+                        .H = H,
+                        .precision = {},
+                        .untied_h = untied,
+                        .save = save};
+  checks::with_dtype(taken(dtype), false, [&](auto s) {
+    problem.precision = cuda::precision_of(DtypeOf<decltype(s)>::id, allow_tf32);
+  });
   return cuda::describe(cuda::plan(problem, device_of(taken(gpu)), taken(engine)));
 }
+
+// Lists the storage types that the fused engines for a device have.
+std::string fused_dtypes(bool on_cpu) { return checks::dtype_names(on_cpu, ", "); }
 
 // Writes JSON for bayesrnn_cuda.info.
 std::string build_info() {
@@ -395,12 +396,13 @@ STABLE_TORCH_LIBRARY(bayesrnn, m) {
   m.def(
       "sample_layer_keep(Tensor seeds, SymInt sets, SymInt B, SymInt I, SymInt H, float p_x, "
       "float p_h) -> (Tensor keep_x, Tensor keep_h)");
-  m.def("cpu_products() -> float");
+  m.def("cpu_fmas() -> float");
   m.def("cpu_phases(bool on) -> str");
   m.def("cpu_plan(str cell, int T, int B, int I, int H, str dtype) -> str");
   m.def(
       "cuda_plan(str cell, int T, int B, int I, int H, str dtype, str gpu, bool allow_tf32=False, "
       "bool untied=True, bool save=True, str engine=\"auto\") -> str");
+  m.def("fused_dtypes(bool on_cpu) -> str");
   m.def("known_gpus() -> str");
   m.def("cuda_engines() -> str");
   m.def("build_info() -> str");
@@ -415,11 +417,12 @@ STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CUDA, m) { brnn::implement<brnn::cuda::Backe
 
 STABLE_TORCH_LIBRARY_IMPL(bayesrnn, CompositeExplicitAutograd, m) {
   m.impl("check_layer", TORCH_BOX(&brnn::check_layer_op));
-  m.impl("cpu_products", TORCH_BOX(&brnn::cpu_products));
+  m.impl("cpu_fmas", TORCH_BOX(&brnn::cpu_fmas));
   m.impl("cpu_phases", TORCH_BOX(&brnn::cpu_phases));
   m.impl("cpu_plan", TORCH_BOX(&brnn::cpu_plan));
   m.impl("cuda_plan", TORCH_BOX(&brnn::cuda_plan));
   m.impl("cuda_engines", TORCH_BOX(&brnn::cuda::engine_names));
+  m.impl("fused_dtypes", TORCH_BOX(&brnn::fused_dtypes));
   m.impl("known_gpus", TORCH_BOX(&brnn::cuda::known_device_names));
   m.impl("build_info", TORCH_BOX(&brnn::build_info));
   m.impl("cuda_architectures", TORCH_BOX(&brnn::cuda_architectures));

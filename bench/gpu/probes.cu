@@ -8,16 +8,6 @@
 namespace brnn::cuda {
 namespace {
 
-// Of one word; and a line into L2, for a load to come. The kernels have no use for them yet.
-BRNN_DEVICE uint32_t load_word(const uint32_t* from) {
-  uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0,[%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
-BRNN_DEVICE void prefetch_l2(const void* line) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory");
-}
-
 struct Params {
   uint32_t* memory;
   int64_t words;    // of memory
@@ -118,7 +108,7 @@ PROBE(32, hops) {
   if (threadIdx.x != 0 || !(first || second)) return;
   const auto await = [](const uint32_t* word) {
     uint32_t value;
-    while ((value = load_word(word)) == ~0u) {
+    while ((value = load_relaxed(word)) == ~0u) {
     }
     return value;
   };
@@ -204,7 +194,7 @@ PROBE(256, masked_products) {
 
 constexpr int kAllChunks = 24, kBatchTiles = 2;
 constexpr int kWordsOfChunk = 128;
-constexpr int kPlane = kBatchTiles * kAllChunks * kWordsOfChunk;  // words of a plane of a slot
+constexpr int kPlane = kBatchTiles * kAllChunks * kWordsOfChunk;  // words of a plane of a stage
 
 BRNN_DEVICE bool has_empty(const uint4& v) {
   const uint32_t xy = v.x > v.y ? v.x : v.y, zw = v.z > v.w ? v.z : v.w;
@@ -212,7 +202,7 @@ BRNN_DEVICE bool has_empty(const uint4& v) {
 }
 
 // Planes: 1 of forward, 4 of backward. Ahead: loads of a thread under way beyond those it waits
-// for. Prefetch: one warp asks for a share of the slot four steps ahead to be brought into L2.
+// for. Prefetch: one warp asks for a share of the stage four steps ahead to be brought into L2.
 template <int Planes, int Ahead, bool Prefetch>
 BRNN_DEVICE void exchange(const Params& p) {
   constexpr int kLoads = 3 * Planes, kLines = Planes * kPlane / 32;

@@ -27,19 +27,19 @@ class Product<bfloat16> {
     const auto kernel = count > 16   ? width > 16 ? multiply<2, 2> : multiply<2, 1>
                         : width > 16 ? multiply<1, 2>
                                      : multiply<1, 1>;
-    if (!to.keep && (count == 32 || count == 16))
+    if (!to.bits && (count == 32 || count == 16))
       return kernel(K, a, b, ahead, to.add, to.c, to.stride);
     alignas(64) float sums[32 * 32];
     const auto each = [&](const auto& f) {
       for (int r = 0; r < count; ++r)
         for (int v = 0; v < width; v += 16) f(r, v, to.c + r * to.stride + v, sums + r * width + v);
     };
-    const bool add = to.add && !to.keep;  // to what is there, as whole tiles do
+    const bool add = to.add && !to.bits;  // to what is there, as whole tiles do
     if (add) each([](int, int, const float* c, float* sum) { store(sum, load(c)); });
     kernel(K, a, b, ahead, add, sums, width);
     each([&](int r, int v, float* c, const float* sum) {
       const Vec<float> made = load(sum);
-      store(c, to.keep ? load(c) + select(to.keep[r][to.offset + v / 16], made) : made);
+      store(c, to.bits ? load(c) + select(to.bits[r][to.offset + v / 16], made) : made);
     });
   }
 

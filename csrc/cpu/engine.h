@@ -49,7 +49,7 @@ struct Isa {
   // Draws keep[count]: each is 1 with probability 1 - p, the same for a seed on every instruction
   // set.
   void (*sample_keep)(uint8_t* keep, int64_t count, uint64_t seed, double p);
-  double (*count_products)();  // see peak.h
+  double (*count_fmas)();  // see peak.h
 
   template <class S>
   const Engine<S>& engine() const {

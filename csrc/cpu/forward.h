@@ -22,9 +22,9 @@ constexpr int64_t kInputRows = 96;
 template <class S, class E, template <class> class CellOf>
 class ForwardPass {
   using C = typename Element<E>::Sum;
-  using Cell = CellOf<Math<C, S>>;
+  using Algebra = CellOf<Math<C, S>>;
   using V = Vec<C>;
-  static constexpr int G = Cell::gates;
+  static constexpr int G = Algebra::gates;
   static constexpr int kTile = Panels<E>::kTile;
   static constexpr int kRows = kTileRows<E>;
 
@@ -77,12 +77,12 @@ class ForwardPass {
   // A Part has the sequences of one part of the batch and their scratch.
   struct Part {
     int64_t b0, rows;
-    Rows<E> x;      // masked input of a chunk, row = step * rows + sequence
-    C* input;       // W (m x) of a chunk: [panel][G][chunk rows][width]
-    Rows<E> h;      // masked h_{t-1}: as many sets for each piece, see pack_hidden
-    Rows<E> reset;  // r * masked h_{t-1}; reset_before only
-    C* r;           // [rows][pitch]; reset_before only
-    C* state;       // [rows][pitch] what the cell carries
+    Rows<E> x;    // masked input of a chunk, row = step * rows + sequence
+    C* input;     // W (m x) of a chunk: [panel][G][chunk rows][width]
+    Rows<E> h;    // masked h_{t-1}: as many sets for each piece, see pack_hidden
+    Rows<E> r_h;  // r * masked h_{t-1}; reset_before only
+    C* r;         // [rows][pitch]; reset_before only
+    C* state;     // [rows][pitch] what the cell carries
 
     Part(const ForwardPass& f, int64_t index, Arena& arena) {
       const Share share = share_of(f.p_.B, index, f.split_.batch);
@@ -95,8 +95,8 @@ class ForwardPass {
       x = rows_of(f.keep_x_.sets, chunk, f.p_.I);
       input = arena.take<C>(G * chunk * f.pitch_);
       h = rows_of(f.split_.units * f.keep_h_.sets, most, H);
-      if (Cell::reset_before) reset = rows_of(1, most, H);
-      r = arena.take<C>(Cell::reset_before ? most * f.pitch_ : 0);
+      if (Algebra::reset_before) r_h = rows_of(1, most, H);
+      r = arena.take<C>(Algebra::reset_before ? most * f.pitch_ : 0);
       state = arena.take<C>(most * f.pitch_);
     }
   };
@@ -140,7 +140,7 @@ class ForwardPass {
       run([&](int64_t i, const Piece& piece) { pack_input(part(i), piece, s0, steps); });
       run([&](int64_t i, const Piece& piece) { input_part(part(i), piece, steps); });
       for (int64_t s = s0; s < s0 + steps; ++s) {
-        if constexpr (Cell::reset_before)
+        if constexpr (Algebra::reset_before)
           run([&](int64_t i, const Piece& piece) { reset_gates(part(i), piece, s, s - s0); });
         run([&](int64_t i, const Piece& piece) { update(part(i), piece, s, s - s0); });
       }
@@ -151,13 +151,13 @@ class ForwardPass {
     piece.each(part.rows, [&](int64_t row) {
       const int64_t b = part.b0 + row;
       const S* h0 = p_.h0 + b * p_.H;
-      const S* state0 = Cell::has_c ? p_.c0 + b * p_.H : h0;
-      if (Cell::reset_before) part.reset.clear_tail(1, row, p_.H);
+      const S* state0 = Algebra::has_c ? p_.c0 + b * p_.H : h0;
+      if (Algebra::reset_before) part.r_h.clear_tail(1, row, p_.H);
       for (int64_t u = 0; u < p_.H; u += V::size) {
         const int n = lanes(u);
         store(part.state + row * pitch_ + u, load(state0 + u, n));
         store(p_.h_n + b * p_.H + u, load(h0 + u, n), n);  // stays where the length is 0
-        if (Cell::has_c) store(p_.c_n + b * p_.H + u, load(state0 + u, n), n);
+        if (Algebra::has_c) store(p_.c_n + b * p_.H + u, load(state0 + u, n), n);
       }
     });
   }
@@ -234,12 +234,12 @@ class ForwardPass {
         for (int i = 0; i < count; ++i) {
           const V a = load(input + i * width(panel) + v) * scale_x_ + b_ih;
           V r;
-          if constexpr (Cell::reset_before)
-            Cell::forward_reset(a, load(q + i * width(panel) + v) * scale_h_ + b_hh, r);
+          if constexpr (Algebra::reset_before)
+            Algebra::forward_reset(a, load(q + i * width(panel) + v) * scale_h_ + b_hh, r);
           store(part.r + (row + i) * pitch_ + u, r);
-          const E* const own = h.at(keep_h_.set_of(Cell::candidate), row + i, u);
+          const E* const own = h.at(keep_h_.set_of(Algebra::candidate), row + i, u);
           const V masked_h = to_sum(load_lanes<E>(own, V::size));
-          store(part.reset.at(0, row + i, u), to_lanes<E>(first_lanes(lanes(u), r * masked_h)));
+          store(part.r_h.at(0, row + i, u), to_lanes<E>(first_lanes(lanes(u), r * masked_h)));
         }
       }
       laps.end(Phase::gates);
@@ -249,13 +249,13 @@ class ForwardPass {
   // Makes the recurrent part and does the gate algebra of step s.
   void update(const Part& part, const Piece& piece, int64_t s, int64_t step) const {
     const Product<E> product;
-    const Rows<E> h = Cell::reset_before ? own_hidden(part, piece) : pack_hidden(part, piece, s);
+    const Rows<E> h = Algebra::reset_before ? own_hidden(part, piece) : pack_hidden(part, piece, s);
     for_each_tile(part, piece, s, [&](int64_t panel, int64_t row, int count) {
       alignas(64) C q[G][kTile];
       Laps laps;
-      for (int gate = Cell::reset_before ? 1 : 0; gate < G; ++gate) {
-        const bool by_reset = Cell::reset_before && gate == Cell::candidate;
-        const Rows<E>& from = by_reset ? part.reset : h;
+      for (int gate = Algebra::reset_before ? 1 : 0; gate < G; ++gate) {
+        const bool by_reset = Algebra::reset_before && gate == Algebra::candidate;
+        const Rows<E>& from = by_reset ? part.r_h : h;
         multiply_rows(product, count, from, by_reset ? 0 : keep_h_.set_of(gate), row, panels_hh_,
                       gate, panel, {q[gate], width(panel), false});
       }
@@ -294,18 +294,18 @@ class ForwardPass {
     }
     const V scale_x = scale_x_, scale_h = scale_h_;
     S* gates = p_.gates ? p_.gates + at * G + u : nullptr;
-    S* all_saved = Cell::has_saved && p_.saved ? p_.saved + at + u : nullptr;
+    S* all_saved = Algebra::has_saved && p_.saved ? p_.saved + at + u : nullptr;
     C* carried = part.state + row * pitch + u;
-    const C* reset = part.r + row * pitch + u;
-    for (int i = 0; i < count; ++i, carried += pitch, reset += pitch) {
+    const C* r = part.r + row * pitch + u;
+    for (int i = 0; i < count; ++i, carried += pitch, r += pitch) {
       V a[G], q[G], gate[G], saved{}, state;
       for (int k = 0; k < G; ++k) {
         a[k] = load(input[k] + i * width) * scale_x + b_ih[k];
         q[k] = load(product + k * kTile + i * width) * scale_h + b_hh[k];
       }
-      if constexpr (Cell::reset_before) gate[0] = load(reset);
+      if constexpr (Algebra::reset_before) gate[0] = load(r);
       const V entering = p_.resets_at(b + i, t) ? V{} : load(carried);
-      Cell::forward(a, q, entering, gate, saved, state);
+      Algebra::forward(a, q, entering, gate, saved, state);
       store(product + (G - 1) * kTile + i * width, gate[G - 1]);
       if (p_.inside(b + i, t)) {
         store(carried, state);
@@ -336,13 +336,13 @@ class ForwardPass {
         continue;
       }
       const V state = load(carried + i * pitch);
-      V out = Cell::output(load(last_gate + i * width), state);
+      V out = Algebra::output(load(last_gate + i * width), state);
       if constexpr (!std::is_same_v<S, E>) out = rounded_to<S>(out);
       const auto result = to_lanes<E>(out);
       store(y + i * H, result, n);
       if (p_.ends(b + i, t)) {
         store(p_.h_n + (b + i) * H + u, result, n);
-        if (Cell::has_c) store(p_.c_n + (b + i) * H + u, state, n);
+        if (Algebra::has_c) store(p_.c_n + (b + i) * H + u, state, n);
       }
     }
   }
@@ -354,7 +354,7 @@ class ForwardPass {
   const V scale_x_ = broadcast(C(p_.mask_x.scale)), scale_h_ = broadcast(C(p_.mask_h.scale));
   Arena arena_;
   Panels<E> panels_ih_, panels_hh_;
-  Keep<C> keep_x_, keep_h_;
+  MaskBits<C> keep_x_, keep_h_;
   C *bias_ih_, *bias_hh_;  // [G][pitch]
   int64_t* taken_;         // see Piece
   S* zeros_;               // [H] what enters where there is a reset

@@ -85,17 +85,17 @@ struct Ahead {
 };
 
 // Says where the sums of some rows go: c [rows][width] = (add ? c : 0) + sums. With masks, c += m
-// sums; row r's are at keep[r] + offset, a word of bits for each vector.
+// sums; row r's are at bits[r] + offset, a word of bits for each vector.
 template <class C>
 struct Sums {
   C* c;
   int64_t stride;
   bool add;
-  const uint16_t* const* keep = nullptr;
+  const uint16_t* const* bits = nullptr;
   int64_t offset = 0;
 
   BRNN_INLINE Sums from_row(int64_t row) const {
-    return {c + row * stride, stride, add, keep ? keep + row : nullptr, offset};
+    return {c + row * stride, stride, add, bits ? bits + row : nullptr, offset};
   }
 };
 
@@ -112,13 +112,13 @@ template <class C, int MR, int NV>
 BRNN_INLINE void store_sums(const Vec<C> (&sum)[MR][NV], const Sums<C>& to) {
   constexpr int size = Vec<C>::size;
   C* row = to.c;
-  if (to.keep) {
+  if (to.bits) {
 #pragma GCC unroll 12
     for (int r = 0; r < MR; ++r, row = next_row(row, to.stride)) {
-      const uint16_t* const keep = to.keep[r] + to.offset;
+      const uint16_t* const bits = to.bits[r] + to.offset;
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v)
-        store(row + v * size, load(row + v * size) + select(keep[v], sum[r][v]));
+        store(row + v * size, load(row + v * size) + select(bits[v], sum[r][v]));
     }
   } else {
 #pragma GCC unroll 12
@@ -140,7 +140,7 @@ void microkernel(int64_t K, const E* a, const E* b, Ahead ahead,
   V sum[chains][MR][NV];
 #pragma GCC unroll 48
   for (int i = 0; i < chains * MR * NV; ++i) sum[i / (MR * NV)][i / NV % MR][i % NV] = nothing;
-  if (to.add && !to.keep) load_sums(sum[0], to);
+  if (to.add && !to.bits) load_sums(sum[0], to);
   // Where sums are two vectors wide, five rows in eight are broadcast within the products. That
   // saves an instruction and costs a load, since each product loads the number again: 12 rows are
   // then 21 loads and 24 products, about the two and two that a cycle can do.

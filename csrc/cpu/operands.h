@@ -199,18 +199,18 @@ void pack_plain(const S* weight, const Panels<E>& to, int64_t panel) {
       });
 }
 
-// Keep is a mask as the loops over time read it: a bit a place, ones where nothing is dropped,
+// MaskBits is a mask as the loops over time read it: a bit a place, ones where nothing is dropped,
 // zeros past K, a word for each vector. It has one set of them per gate, or one for all gates.
 template <class C>
-struct Keep {
+struct MaskBits {
   static constexpr int kSize = Vec<C>::size;
   Mask mask;
   int64_t K, vectors;
   int sets;
   uint16_t* bits;  // [B][sets][vectors]
 
-  Keep() = default;
-  Keep(Arena& arena, const Mask& mask, int gates, int64_t B, int64_t K)
+  MaskBits() = default;
+  MaskBits(Arena& arena, const Mask& mask, int gates, int64_t B, int64_t K)
       : mask(mask),
         K(K),
         vectors(divide_up(K, int64_t{kSize})),
@@ -241,7 +241,7 @@ struct Keep {
 
 // Copies one row of K columns of sequence b into Rows, masked for each set.
 template <class S, class E>
-void pack_row(const S* from, int64_t K, const Keep<typename Element<E>::Sum>& keep, int64_t b,
+void pack_row(const S* from, int64_t K, const MaskBits<typename Element<E>::Sum>& keep, int64_t b,
               const Rows<E>& to, int64_t row) {
   constexpr int size = Vec<typename Element<E>::Sum>::size;
   const uint16_t* bits = keep.at(b, 0, 0);

@@ -17,7 +17,7 @@ BRNN_INLINE void count_one(Vec<float>& sum, Vec<float> one) {
 
 // Multiplies and adds in float for some milliseconds. Returns how many products it made: every sum
 // counts its own.
-inline double count_products() {
+inline double count_fmas() {
   using V = Vec<float>;
   constexpr int kSums = Product<float>::sums, kRounds = 1 << 20;  // floats count to 2^24
   volatile float start = 0, step = 1;  // known at run time only: equal sums would be made once

@@ -9,17 +9,17 @@ namespace brnn::cpu {
 namespace {
 
 constexpr int kPhases = static_cast<int>(Phase::count);
-constexpr int kSlots = 64;  // threads beyond so many share one
+constexpr int kThreads = 64;  // threads beyond so many share one
 
-struct alignas(64) Slot {
+struct alignas(64) Counters {
   std::atomic<int64_t> spent[kPhases];
 };
-Slot slots[kSlots];
+Counters counters[kThreads];
 
-Slot& own_slot() {
+Counters& own_counters() {
   static std::atomic<int> threads;
-  thread_local const int index = threads++ % kSlots;
-  return slots[index];
+  thread_local const int index = threads++ % kThreads;
+  return counters[index];
 }
 
 }  // namespace
@@ -32,12 +32,12 @@ int64_t nanoseconds() {
 }
 
 void add_phase(Phase phase, int64_t nanoseconds) {
-  own_slot().spent[static_cast<int>(phase)].fetch_add(nanoseconds, std::memory_order_relaxed);
+  own_counters().spent[static_cast<int>(phase)].fetch_add(nanoseconds, std::memory_order_relaxed);
 }
 
 int64_t take_phase(Phase phase) {
   int64_t sum = 0;
-  for (Slot& slot : slots) sum += slot.spent[static_cast<int>(phase)].exchange(0);
+  for (Counters& counter : counters) sum += counter.spent[static_cast<int>(phase)].exchange(0);
   return sum;
 }
 

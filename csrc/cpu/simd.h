@@ -50,7 +50,6 @@ struct Vec {
   BRNN_INLINE friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
   BRNN_INLINE friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
   BRNN_INLINE friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
-  BRNN_INLINE friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 };
 
 template <class C>

@@ -66,7 +66,7 @@ class Backend {
  public:
   static constexpr uintptr_t alignment = 1;
   template <class S>
-  static constexpr bool has = !std::is_same_v<S, float16>;
+  static constexpr bool has = DtypeOf<S>::on_cpu;
 
   static void check(const Tensor& x, const Options& options) {
     checks::check_cpu_engine(x, options.engine);

@@ -58,8 +58,8 @@ size_t forward_scratch_bytes(const Plan& plan, Cell cell, const Forward<S>& laye
   return arena.used() + rest;
 }
 
-// Where the persistent kernel is refused, stepwise finds the input part in `gates`, takes the scratch
-// memory of the one that did not run, and writes every result again.
+// Where the persistent kernel is refused, stepwise finds the input part in `gates`, takes the
+// scratch memory of the one that did not run, and writes every result again.
 template <class S>
 void forward(const Plan& plan, Cell cell, const Forward<S>& layer, const Host& host,
              void* scratch) {

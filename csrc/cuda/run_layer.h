@@ -25,8 +25,8 @@ struct Matrix {
   int64_t batch_stride, row_stride, column_stride;
 };
 
-// A Product is c = a b, or c += a b: [batch, M, K] times [batch, K, N]. c has column_stride 1.
-struct Product {
+// A Gemm is c = a b, or c += a b: [batch, M, K] times [batch, K, N]. c has column_stride 1.
+struct Gemm {
   Dtype dtype;
   int64_t batch, M, N, K;
   Matrix a, b, c;
@@ -36,7 +36,7 @@ struct Product {
 struct Host {
   void* stream;  // cudaStream_t: everything is launched there
   void* context;
-  void (*multiply)(void* context, const Product& product);  // on the same stream
+  void (*multiply)(void* context, const Gemm& gemm);  // on the same stream
 };
 
 // These run the whole layer under a plan. They throw std::runtime_error where a launch fails.

@@ -67,7 +67,7 @@ Tensor view(const Matrix& m, Dtype dtype, int64_t batch, int64_t rows, int64_t c
 
 // This is Host::multiply. cuBLAS's handle and workspace, and what a graph capture asks of them, are
 // torch's.
-void multiply(void* context, const Product& p) {
+void multiply(void* context, const Gemm& p) {
   const int device = static_cast<const Stream*>(context)->device();
   const Tensor a = view(p.a, p.dtype, p.batch, p.M, p.K, device);
   const Tensor b = view(p.b, p.dtype, p.batch, p.K, p.N, device);
@@ -75,8 +75,7 @@ void multiply(void* context, const Product& p) {
   const AOTITorchError error =
       p.accumulate ? torch_cuda().baddbmm_out(c.get(), c.get(), a.get(), b.get(), 1.0, 1.0)
                    : torch_cuda().bmm_out(c.get(), a.get(), b.get());
-  if (error != AOTI_TORCH_SUCCESS)
-    checks::torch_failed("a matrix product", checks::Silent::other);
+  if (error != AOTI_TORCH_SUCCESS) checks::torch_failed("a matrix product", checks::Silent::other);
 }
 
 Device read_device(int index) {
@@ -126,12 +125,10 @@ Stream::Stream(const Tensor& tensor) : device_(tensor.get_device_index()), guard
 }
 
 Backend::Backend(Cell cell, const Tensor& x, const Options& options)
-    : cell_(cell),
-      x_(x),
-      stream_(x),
-      engine_(options.engine),
-      precision_(checks::precision_of(checks::dtype_name(x.scalar_type()), options.allow_tf32)),
-      save_(options.save) {}
+    : cell_(cell), x_(x), stream_(x), engine_(options.engine), precision_{}, save_(options.save) {
+  with_storage_type<Backend>(
+      x, [&](auto s) { precision_ = precision_of(DtypeOf<decltype(s)>::id, options.allow_tf32); });
+}
 
 void Backend::draw(const Tensor& seeds, const Draw& first, const Draw& second) {
   const Stream stream(seeds);

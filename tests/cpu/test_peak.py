@@ -29,7 +29,7 @@ def test_every_chain_is_computed(isa, tmp_path):
     source = tmp_path / "peak.cpp"
     source.write_text(
         '#define BRNN_ISA here\n#include "cpu/peak.h"\n'
-        "double peak() { return brnn::here::count_products(); }\n"
+        "double peak() { return brnn::here::count_fmas(); }\n"
     )
     compiler = shutil.which("g++")
     assert compiler, "g++: expected on PATH, it also builds the package"
@@ -44,7 +44,7 @@ def test_every_chain_is_computed(isa, tmp_path):
 @pytest.mark.parametrize("isa", AVAILABLE)
 def test_products_are_counted(isa):
     code = "import torch, bayesrnn_cuda; torch.set_num_threads(2)\n"
-    process = in_process(isa, code + "print(torch.ops.bayesrnn.cpu_products())")
+    process = in_process(isa, code + "print(torch.ops.bayesrnn.cpu_fmas())")
     assert process.returncode == 0, process.stderr
     chains, lanes = CHAINS[isa]
     assert float(process.stdout) == 2 * ROUNDS * chains * lanes

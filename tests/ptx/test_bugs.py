@@ -69,10 +69,10 @@ def change(instruction: str, new: str | Callable, source: str = "") -> Callable[
     return lambda k: k.change(instruction, new, source)
 
 
-def one_slot(which: int) -> Callable[[Kernel], int]:
-    """Slots do not take turns: `which` of the exchanges that have two."""
-    turns = {"next_output": "slot_", "next_input": "input_slot_"}
-    lines = [f"void {name}() {{ {slot} ^= 1; }}" for name, slot in turns.items()]
+def one_stage(which: int) -> Callable[[Kernel], int]:
+    """Stages do not take turns: `which` of the exchanges that have two."""
+    turns = {"next_output": "stage_", "next_input": "input_stage_"}
+    lines = [f"void {name}() {{ {stage} ^= 1; }}" for name, stage in turns.items()]
     source = "|".join(at(EXCHANGE, line, which) for line in lines)
     return change(r"(xor|not)\.(b32|pred|b16) (%\w+), (%\w+).*", r"mov.\2 \3, \4", source)
 
@@ -104,7 +104,7 @@ SHARED_COMMIT = at(EXCHANGE, "      __syncthreads();")
 FLAG_COMMIT = at(EXCHANGE, "named_barrier(barrier_, Tile::makers);")
 READY_MASK = at(f"{PERSISTENT}/word_masks.cuh", "return word & ")
 FLAG_WAIT = at(EXCHANGE, "while (load_acquire(theirs_ + n * tiles_)")
-RESET_ROW = at(f"{PERSISTENT}/time_pass.cuh", "return rows >> at_.row(cell) & 1;")
+RESET_ROW = at(f"{PERSISTENT}/time_pass.cuh", "return rows >> at_.row(element) & 1;")
 SUMS = at(f"{PERSISTENT}/time_pass.cuh", "% kSumBuffers * kLayout.buffer")
 
 BUGS = {
@@ -129,7 +129,7 @@ BUGS = {
     "half of the words not awaited": Bug(
         FORWARD, change(r"max\.u32 (%r\d+), .*", r"mov.b32 \1, 0",
                         at(EXCHANGE, "zw = higher(zw, higher(v[i].z, v[i].w));")), LSTM, "grid"),
-    "data in one slot, not refilled": Bug(
+    "data in one stage, not refilled": Bug(
         FORWARD, change(r"add\.s64 (%rd\d+), (%rd\d+), .*", r"mov.b64 \1, \2",
                         at(EXCHANGE, "void next_output() { out_ += Planes * plane_; }")
                         + "|" + at(EXCHANGE, "void next_input() { in_ += Planes * plane_; }")),
@@ -152,9 +152,9 @@ BUGS = {
         FORWARD, never("le", FLAG_WAIT), WIDE, "grid_flags"),
     "flags of the step before": Bug(
         FORWARD, both(change(r"setp\.le\.u32", "setp.lt.u32", FLAG_WAIT)), WIDE, "grid_flags"),
-    "one slot, flags": Bug(FORWARD, one_slot(0), WIDE, "grid_flags"),
+    "one stage, flags": Bug(FORWARD, one_stage(0), WIDE, "grid_flags"),
     "no block barrier": Bug(FORWARD, drop(r"bar\.sync", SHARED_COMMIT), LSTM, "block"),
-    "one slot, block": Bug(FORWARD, one_slot(1), LSTM, "block"),
+    "one stage, block": Bug(FORWARD, one_stage(1), LSTM, "block"),
     "block barrier in a cluster": Bug(
         FORWARD, both(
             change(r"barrier\.cluster\.arrive.*", "bar.sync 0",
@@ -165,7 +165,7 @@ BUGS = {
         FORWARD, drop(r"barrier\.cluster",
                       at(EXCHANGE, "if (Cluster) cluster_arrive(), cluster_wait();")),
         WIDE, "cluster"),
-    "one slot, cluster": Bug(FORWARD, one_slot(1), WIDE, "cluster"),
+    "one stage, cluster": Bug(FORWARD, one_stage(1), WIDE, "cluster"),
     "shuffle left out": Bug(
         BACKWARD, change(r"shfl\.sync\.bfly\.b32 (%r\d+)\|%p\d+, (%r\d+), .*",
                                     r"mov.b32 \1, \2"), WIDE, "grid"),
@@ -207,7 +207,7 @@ BUGS = {
         BACKWARD, not_carried("backward.cuh", "held_[i] = carried(0, n, i)"), LSTM, "grid", 3),
     "dz of another step published again": Bug(
         BACKWARD, change(r"selp\.b32 (%r\d+), (%r\d+), (%r\d+), ", r"selp.b32 \1, \3, \2, ",
-                         at(f"{PERSISTENT}/backward.cuh", "place_of_dz(p_.T - first(), n, i)")),
+                         at(f"{PERSISTENT}/backward.cuh", "offset_of_dz(p_.T - first(), n, i)")),
         LSTM, "grid", 3),
     # ---- the products
     "no barrier between tiles": Bug(
@@ -310,6 +310,6 @@ def test_an_exchange_that_is_not_filled_is_found(engines, engine):
 
 
 def test_an_exchange_that_is_not_filled_again_is_found(engines):
-    """The slots of the next launch hold what was published in the one before."""
+    """The stages of the next launch hold what was published in the one before."""
     engines.device(fills_nothing=2)
     assert findings(engines, Bug("", lambda k: 0, WIDE, "grid", 3), races=True)[0]

@@ -57,7 +57,7 @@ class InputGradient {
   const CellTraits& cell_;
   const V scale_ = broadcast(C(p_.mask_x.scale));
   Panels<E> panels_;
-  Keep<C> keep_;
+  MaskBits<C> keep_;
   Rows<E> dz_;
 };
 

@@ -10,12 +10,12 @@
 
 namespace brnn::BRNN_ISA {
 
-template <class S, class E, class Cell>
+template <class S, class E, class Algebra>
 class Recurrence {
   using C = typename Element<E>::Sum;
   using V = Vec<C>;
-  static constexpr int G = Cell::gates;
-  static constexpr int kSlots = Cell::slots;
+  static constexpr int G = Algebra::gates;
+  static constexpr int kSlots = Algebra::slots;
   static constexpr int kTile = Panels<E>::kTile;
 
  public:
@@ -29,7 +29,7 @@ class Recurrence {
         dz_(shared.dz),
         dz_next_(rows_of<E>(arena, kSlots, p_.B, p_.H)),
         carry_(arena.take<C>(p_.B * pitch_)),
-        dh_masked_(arena.take<C>(Cell::reset_before ? p_.B * pitch_ : 0)) {}
+        dh_masked_(arena.take<C>(Algebra::reset_before ? p_.B * pitch_ : 0)) {}
 
   // Runs the steps end-1 .. begin.
   template <class Run>
@@ -38,7 +38,7 @@ class Recurrence {
     run([&](int64_t part, const Piece& piece) { start_chunk(sequences(part), piece, begin, end); });
     for (int64_t s = end - 1; s >= begin; --s) {
       run([&](int64_t part, const Piece& piece) { step(sequences(part), piece, s, begin, end); });
-      if constexpr (Cell::reset_before)
+      if constexpr (Algebra::reset_before)
         run([&](int64_t part, const Piece& piece) {
           reset_gradients(sequences(part), piece, s, begin);
         });
@@ -59,7 +59,7 @@ class Recurrence {
   }
   // Gives the state that is carried and never masked: c_{t-1} of the LSTM, h_{t-1} of the GRU.
   V state_before(int64_t s, int64_t b, int64_t u, int n) const {
-    if constexpr (!Cell::has_c) return hidden_before(s, b, u, n);
+    if constexpr (!Algebra::has_c) return hidden_before(s, b, u, n);
     return p_.resets_at(b, p_.time(s)) ? V{} : load(row_before(p_, p_.c0, p_.saved, s, b) + u, n);
   }
 
@@ -110,9 +110,9 @@ class Recurrence {
   // scale is left out.
   void through_recurrence(const Product<E>& product, const Rows<E>& dz, int64_t row, int64_t panel,
                           int64_t b, int count, C* dh) const {
-    constexpr int gates = gates_of_h<Cell>();  // the others went through reset_gradients
+    constexpr int gates = gates_of_h<Algebra>();  // the others went through reset_gradients
     masked_sum(product, dz, row, panels_, panel, keep_, p_.B, b, count, gates, slots_of_q_, dh);
-    if constexpr (Cell::reset_before) {
+    if constexpr (Algebra::reset_before) {
       const int width = panels_.width(panel);
       for (int i = 0; i < count; ++i)
         for (int v = 0; v < width; v += V::size)
@@ -129,7 +129,7 @@ class Recurrence {
     const int n = lanes(u);
     const S* const dy = p_.dy ? p_.dy + at + u : nullptr;
     const S* const gates = p_.gates + at * G + u;
-    const S* const all_saved = Cell::has_saved ? p_.saved + at + u : nullptr;
+    const S* const all_saved = Algebra::has_saved ? p_.saved + at + u : nullptr;
     C* const carried = carry_ + b0 * pitch + u;
     E* to = dz_.at(0, dz_row, u);
     const int64_t slot_stride = dz_.set_stride();
@@ -144,11 +144,11 @@ class Recurrence {
         if (p_.dh_n && p_.ends(b, t)) dh_b = dh_b + load(p_.dh_n + b * H + u, n);
         V gate[G];
         for (int k = 0; k < G; ++k) gate[k] = load(gates + (i * G + k) * H, n);
-        const V saved = Cell::has_saved ? load(all_saved + i * H, n) : V{};
+        const V saved = Algebra::has_saved ? load(all_saved + i * H, n) : V{};
         V carry = load(carried + i * pitch);
-        V factor[Cell::factors];
-        Cell::weigh(gate, saved, state_before(s, b, u, n), factor);
-        Cell::backward(factor, dh_b, carry, dslot);
+        V factor[Algebra::factors];
+        Algebra::weigh(gate, saved, state_before(s, b, u, n), factor);
+        Algebra::backward(factor, dh_b, carry, dslot);
         store(carried + i * pitch, resets && resets[i] ? V{} : carry);
       } else if (began_later(b) && t == p_.length(b)) {
         write_dh0(b, u, n, dh_b);
@@ -160,7 +160,7 @@ class Recurrence {
   // Goes the way through r of a GRU that resets before U. It needs dz_n of all units, so it is a
   // phase of its own.
   void reset_gradients(const Share& sequences, const Piece& piece, int64_t s, int64_t begin) const {
-    constexpr int n_gate = Cell::candidate, n_slot = Cell::slot_of_q(n_gate);
+    constexpr int n_gate = Algebra::candidate, n_slot = Algebra::slot_of_q(n_gate);
     const Product<E> product;
     const int64_t t = p_.time(s);
     for_each_tile(sequences, piece, s, [&](int64_t panel, int64_t b0, int count) {
@@ -179,9 +179,9 @@ class Recurrence {
           if (p_.inside(b, t)) {
             const V r = load(row_at(p_, p_.gates, t, b, G * p_.H) + u, n);
             const V h = hidden_before(s, b, u, n);
-            if constexpr (Cell::reset_before)
-              dmasked = Cell::backward_reset(r, keep_(n_gate, b, u, h) * scale_,
-                                             first_lanes(n, load(dq + i * width + v)), dr);
+            if constexpr (Algebra::reset_before)
+              dmasked = Algebra::backward_reset(r, keep_(n_gate, b, u, h) * scale_,
+                                                first_lanes(n, load(dq + i * width + v)), dr);
             dmasked = keep_(n_gate, b, u, dmasked);
           }
           store(dz_.at(0, dz_row + i, u), to_lanes<E>(dr));
@@ -203,8 +203,7 @@ class Recurrence {
         for (int v = 0; v < width; v += V::size) {
           const int64_t b = b0 + i, u = panels_.begin(panel) + v;
           const int n = lanes(u);
-          if (n <= 0) break;
-          if (Cell::has_c) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
+          if (Algebra::has_c) store(p_.dc0 + b * p_.H + u, load(carry_ + b * pitch_ + u), n);
           V d = resets && resets[i] ? V{} : load(dh + i * width + v) * scale_;
           if (p_.dh_n && p_.length(b) == 0) d = d + load(p_.dh_n + b * p_.H + u, n);
           if (!began_later(b)) write_dh0(b, u, n, d);
@@ -220,7 +219,7 @@ class Recurrence {
 
   void write_dh0(int64_t b, int64_t u, int n, V dh) const {
     const V carry =
-        Cell::has_c ? V{} : load(carry_ + b * pitch_ + u);  // of the GRU it is part of dh
+        Algebra::has_c ? V{} : load(carry_ + b * pitch_ + u);  // of the GRU it is part of dh
     store(p_.dh0 + b * p_.H + u, dh + carry, n);
   }
 
@@ -232,7 +231,7 @@ class Recurrence {
   const int64_t pitch_;          // units of a row of carry, rounded up to whole vectors
   const V scale_ = broadcast(C(p_.mask_h.scale));
   Panels<E> panels_;
-  Keep<C> keep_;
+  MaskBits<C> keep_;
   Rows<E> dz_;
   Rows<E> dz_next_;  // [slots][..][B][..] dz of the step after this chunk
   C* carry_;         // [B][pitch] dc of the LSTM, the part of dh that skips the gates of the GRU

@@ -40,7 +40,7 @@ struct BackwardShared {
   const CellTraits& cell;
   const int64_t chunk;  // steps
   Panels<E> panels_hh, panels_ih;
-  Keep<C> keep_x, keep_h;
+  MaskBits<C> keep_x, keep_h;
   Rows<E> dz;  // [slots][..][chunk rows][..] gradients of the gates, row = step * B + b
 
   BackwardShared(const Backward<S>& layer, const CellTraits& cell, const Split& split, Arena& arena)
@@ -98,7 +98,7 @@ const S* row_before(const Backward<S>& layer, const S* first, const S* after, in
 // slots[k]; rows are sequences from b on of B, and from 0 again after the last.
 template <class E, class C>
 void masked_sum(const Product<E>& product, const Rows<E>& dz, int64_t row, const Panels<E>& panels,
-                int64_t panel, const Keep<C>& keep, int64_t B, int64_t b, int count, int gates,
+                int64_t panel, const MaskBits<C>& keep, int64_t B, int64_t b, int count, int gates,
                 const int* slots, C* sums) {
   const int width = panels.width(panel);
   const uint16_t* bits[kTileRows<E>];

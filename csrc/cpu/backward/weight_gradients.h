@@ -132,7 +132,7 @@ class WeightGradients {
  private:
   // This is what dz is multiplied with, and where the sums go.
   struct Operand {
-    Keep<C> keep;
+    MaskBits<C> keep;
     int sets;  // a packed operand per gate, or one for all
     int64_t N;
     E* packed = nullptr;  // of a chunk
@@ -153,7 +153,7 @@ class WeightGradients {
     constexpr int group = Element<E>::group;
     const int candidate = cell_.candidate;
     const Panels<E> to = operand.panels(rows);
-    const Keep<C>& keep = operand.keep;
+    const MaskBits<C>& keep = operand.keep;
     const V scale = broadcast(C(kSame ? keep.mask.scale : 1));
     const int64_t last = min(first + kSomeRows, Panels<E>::padded(to.K));
     struct Source {

@@ -37,7 +37,7 @@ extern const Isa kAmx = {
     &kAvx512Double,
     &BRNN_ISA::kEngine<bfloat16>,
     &BRNN_ISA::sample_keep,
-    &BRNN_ISA::count_products,
+    &BRNN_ISA::count_fmas,
 };
 
 }  // namespace brnn::cpu

@@ -12,7 +12,7 @@ extern const Isa kAvx512Bf16 = {
     &kAvx512Double,
     &BRNN_ISA::kEngine<bfloat16>,
     &BRNN_ISA::sample_keep,
-    &BRNN_ISA::count_products,
+    &BRNN_ISA::count_fmas,
 };
 
 }  // namespace brnn::cpu

@@ -60,8 +60,8 @@ constexpr cpu::Engine<S> kEngine = {microkernel_of<E>(2),
 
 // An instruction set with engines of its own for every type.
 constexpr cpu::Isa own_isa(const char* name, bool (*supported)()) {
-  return {name,        supported,     &kEngine<float>, &kEngine<double>, &kEngine<bfloat16>,
-          sample_keep, count_products};
+  return {name,        supported, &kEngine<float>, &kEngine<double>, &kEngine<bfloat16>,
+          sample_keep, count_fmas};
 }
 
 }  // namespace brnn::BRNN_ISA

@@ -1,5 +1,6 @@
 // intrinsics.cuh has every device primitive that the kernels use, its PTX and nothing else, so that
-// no other file has inline assembly and each primitive can be tested by itself.
+// no other file has inline assembly (barriers and shuffles of a warp have CUDA's own words) and
+// each primitive can be tested by itself.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -141,6 +142,11 @@ BRNN_DEVICE uint4 load_relaxed(const uint4* from) {
                : "l"(from)
                : "memory");
   return v;
+}
+BRNN_DEVICE uint32_t load_relaxed(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0,[%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
 }
 BRNN_DEVICE void store_relaxed(uint32_t* to, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0],%1;" ::"l"(to), "r"(value) : "memory");

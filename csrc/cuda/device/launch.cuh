@@ -14,7 +14,7 @@ struct Grid {
   unsigned x = 1, y = 1;
   int threads = 1;
   int shared_bytes = 0;
-  int cluster = 0;           // blocks along x that form a cluster; 0: no clusters
+  int cluster = 0;           // blocks along x that form a cluster, at most 8; 0: no clusters
   bool cooperative = false;  // all blocks run at the same time, or the launch fails
 };
 
@@ -40,11 +40,6 @@ struct LaunchConfig {
 
   LaunchConfig(const void* kernel, const Grid& grid, void* stream) {
     if (grid.shared_bytes > 48 * 1024) allow_shared_memory(kernel);
-    // A device without such clusters says so again where it is asked for room.
-    if (grid.cluster > 8 &&
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
-            cudaSuccess)
-      cudaGetLastError();
     config.gridDim = dim3(grid.x, grid.y);
     config.blockDim = dim3(grid.threads);
     config.dynamicSmemBytes = grid.shared_bytes;

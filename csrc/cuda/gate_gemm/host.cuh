@@ -44,9 +44,9 @@ Operand<S> input_of(const Layer<S>& layer) {
           .vector = vector_of<S>(layer.I),
           .reverse = false,
           .sequences = Divider(layer.B),
-          .reset = nullptr,
-          .reset_pitch = 0,
-          .reset_gate = -1};
+          .r = nullptr,
+          .r_pitch = 0,
+          .r_gate = -1};
 }
 
 template <class S>
@@ -60,7 +60,7 @@ Operand<S> state_of(Cell cell, const Backward<S>& layer) {
   h.reverse = layer.reverse;
   const CellTraits is = traits(cell);
   if (is.reset_before)  // U_n sees r * m h
-    h.reset = layer.gates, h.reset_pitch = int(is.gates * layer.H), h.reset_gate = is.candidate;
+    h.r = layer.gates, h.r_pitch = int(is.gates * layer.H), h.r_gate = is.candidate;
   return h;
 }
 
@@ -174,9 +174,9 @@ void input_gradient(Cell cell, const Backward<S>& layer, const S* dz, void* stre
 // Describes dW or dU, without its tiles: `of` names the slots that flow into a, or into q.
 template <class S>
 WeightProduct<S> weight_product_of(const Operand<S>& operand, const Mask& mask, int gates,
-                                   const int (&of)[4], int64_t H, S* weight, S* bias) {
-  bool together = !mask.untied() &&
-                  operand.reset_gate < 0;  // gates that see one operand, in slots side by side
+                                   const int (&of)[kMostGates], int64_t H, S* weight, S* bias) {
+  bool together =
+      !mask.untied() && operand.r_gate < 0;  // gates that see one operand, in slots side by side
   for (int gate = 0; gate < gates; ++gate) together &= of[gate] == of[0] + gate;
   const int groups = together ? 1 : gates;
   WeightProduct<S> p{.operand = operand,

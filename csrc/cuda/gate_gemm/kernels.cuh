@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape, 2>)
   const int m0 = int(blockIdx.x) / tiles * Shape::kM, K = p.x.K;
 
   auto a = masked<S, TileA, Shape::kThreads, true>(
-      p.x, group, [&](int step) { return Place{m0, step * kDepth<S>}; });
+      p.x, group, [&](int step) { return Coord{m0, step * kDepth<S>}; });
   const S* const weight = p.weight + (int64_t{group} * p.units + n0) * K;
   auto b = plain<S, TileB, Shape::kThreads>([&](int step) {
     const int k = step * kDepth<S>;
@@ -88,7 +88,7 @@ struct InputGradient {
   const uint8_t* keep;  // [G, B, I], gate_stride apart, or nullptr
   int64_t gate_stride;
   int pitch;
-  int column[4];  // of dz, where the gradients of a gate begin
+  int column[kMostGates];  // of dz, where the gradients of a gate begin
   int gates, rows, H, I;
   int tiles_n;
   int vector_dz, vector;  // of dz; of weight, dx and keep
@@ -158,10 +158,10 @@ __global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape, 1>)
 template <class S>
 struct WeightProduct {
   Operand<S> operand;
-  S* weight;          // [groups * units, K]
-  S* bias;            // [groups * units] or nullptr
-  int groups, units;  // a group: rows that see the same operand, one gate or all
-  int column[4];      // of dz, where a group begins
+  S* weight;               // [groups * units, K]
+  S* bias;                 // [groups * units] or nullptr
+  int groups, units;       // a group: rows that see the same operand, one gate or all
+  int column[kMostGates];  // of dz, where a group begins
   int tiles_m, tiles_n;
   int64_t partial_weight, partial_bias;  // where they begin in a set of partial sums
   float scale;
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape, 2>)
                            p.vector_dz};
   });
   auto b = masked<S, TileB, Shape::kThreads, false>(
-      q.operand, group, [&](int step) { return Place{step * kDepth<S>, n0}; });
+      q.operand, group, [&](int step) { return Coord{step * kDepth<S>, n0}; });
 
   const bool with_bias = q.bias && n0 == 0;
   Sums<Shape> sums = {};

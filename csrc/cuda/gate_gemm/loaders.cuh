@@ -67,15 +67,15 @@ BRNN_DEVICE Chunk<S> load_chunk(const S* from, int count, int vector) {
   return chunk;
 }
 
-// Keep has a byte for each number of a chunk, 1 where it is kept: all in a row where loads are of 8
-// or 16 bytes, or those of each word by themselves.
-struct Keep {
+// MaskChunk has a byte for each number of a chunk, 1 where it is kept: all in a row where loads are
+// of 8 or 16 bytes, or those of each word by themselves.
+struct MaskChunk {
   uint32_t word[4] = {};
 };
 
 template <class S>
-BRNN_DEVICE Keep load_keep(const uint8_t* from, int count, int vector) {
-  Keep keep;
+BRNN_DEVICE MaskChunk load_mask_chunk(const uint8_t* from, int count, int vector) {
+  MaskChunk keep;
   if (vector == kLanes<S> || (kPerWord<S> == 2 && vector == kHalf<S>)) {
 #pragma unroll
     for (int i = 0; i < kLanes<S> / 4; ++i)
@@ -105,7 +105,7 @@ BRNN_DEVICE Keep load_keep(const uint8_t* from, int count, int vector) {
 
 // Clears what is not kept.
 template <class S>
-BRNN_DEVICE void mask_chunk(Chunk<S>& chunk, const Keep& keep, int vector) {
+BRNN_DEVICE void mask_chunk(Chunk<S>& chunk, const MaskChunk& keep, int vector) {
   constexpr uint32_t kFirst =
       kPerWord<S> == 2 ? 0x1100 : 0;  // spreads the bytes of a word's numbers
   if (vector >= kHalf<S>) {
@@ -166,16 +166,16 @@ BRNN_DEVICE void copy_chunk(unsigned char* to, const S* from, int count, int vec
 // These are the chunks of a tile that this thread brings: number j stands in row(j), all in one
 // column. They are made anew for every tile, because registers are scarcer than instructions.
 template <class S, class Tile, int kThreads>
-struct Share {
-  static_assert(Tile::kRows * Tile::kChunks == kShare * kThreads);
+struct ThreadChunks {
+  static_assert(Tile::kRows * Tile::kChunks == kThreadChunks * kThreads);
   int thread = int(threadIdx.x);
 
-  BRNN_DEVICE Share() { opaque(thread); }
+  BRNN_DEVICE ThreadChunks() { opaque(thread); }
   BRNN_DEVICE int row(int j) const {
     return thread / Tile::kChunks + j * (kThreads / Tile::kChunks);
   }
   BRNN_DEVICE int column() const { return thread % Tile::kChunks * kLanes<S>; }
-  BRNN_DEVICE unsigned char* place(unsigned char* tile, int j) const {
+  BRNN_DEVICE unsigned char* address(unsigned char* tile, int j) const {
     return tile + Tile::offset(row(j), thread % Tile::kChunks);
   }
 };
@@ -190,24 +190,23 @@ class Plain {
 
   BRNN_DEVICE void copy(unsigned char* tile, int step) {
     const Window<const S> from = where_(step);
-    const Share<S, Tile, kThreads> mine;
+    const ThreadChunks<S, Tile, kThreads> mine;
 #pragma unroll
-    for (int j = 0; j < kShare; ++j) {
+    for (int j = 0; j < kThreadChunks; ++j) {
       const int count = mine.row(j) < from.rows ? from.columns - mine.column() : 0;
       const S* const source = from.corner + int64_t{mine.row(j)} * from.pitch + mine.column();
-      copy_chunk(mine.place(tile, j), source, count, from.vector);
+      copy_chunk(mine.address(tile, j), source, count, from.vector);
     }
   }
   BRNN_DEVICE void fetch(int) {}
   // A copy cannot round; the thread that asked for a chunk does, when it has arrived.
   BRNN_DEVICE void finish(unsigned char* tile) {
     if constexpr (DtypeOf<S>::rounds_operands) {
-      const Share<S, Tile, kThreads> mine;
+      const ThreadChunks<S, Tile, kThreads> mine;
 #pragma unroll
-      for (int j = 0; j < kShare; ++j) {
-        unsigned char* const place = mine.place(tile, j);
-        store_chunk(place,
-                    rounded(load_chunk(reinterpret_cast<const S*>(place), kLanes<S>, kLanes<S>)));
+      for (int j = 0; j < kThreadChunks; ++j) {
+        unsigned char* const to = mine.address(tile, j);
+        store_chunk(to, rounded(load_chunk(reinterpret_cast<const S*>(to), kLanes<S>, kLanes<S>)));
       }
     }
   }
@@ -234,11 +233,11 @@ struct Operand {
   int T, K, vector;
   bool reverse;
   Divider sequences;  // B
-  const S* reset;     // [T, B, reset_pitch] is multiplied in for reset_gate, if that is not -1
-  int reset_pitch, reset_gate;
+  const S* r;         // [T, B, r_pitch] is multiplied in for r_gate, if that is not -1
+  int r_pitch, r_gate;
 };
 
-struct Place {
+struct Coord {
   int row, column;
 };
 
@@ -252,41 +251,41 @@ class Masked {
   BRNN_DEVICE Masked(const Operand<S>& from, int gate, const Where& where)
       : from_(from), gate_(gate), where_(where) {
 #pragma unroll
-    for (int j = 0; j < kShare; ++j) row_[j] = locate(where_(0).row + Mine().row(j));
+    for (int j = 0; j < kThreadChunks; ++j) row_[j] = locate(where_(0).row + Mine().row(j));
   }
 
   BRNN_DEVICE void copy(unsigned char*, int) {}
   BRNN_DEVICE void fetch(int step) {
     const Mine mine;
-    const Place place = where_(step);
-    const int column = place.column + mine.column();
+    const Coord corner = where_(step);
+    const int column = corner.column + mine.column();
 #pragma unroll
-    for (int j = 0; j < kShare; ++j) {
-      const Row row = kSameRows ? row_[j] : locate(place.row + mine.row(j));
+    for (int j = 0; j < kThreadChunks; ++j) {
+      const Row row = kSameRows ? row_[j] : locate(corner.row + mine.row(j));
       const int count = row.at >= 0 ? from_.K - column : 0;
       const S* const values = row.first ? from_.first : from_.values;
       chunk_[j] = load_chunk(values + int64_t{row.at} * from_.K + column, count, from_.vector);
-      if (!kSameRows && gate_ == from_.reset_gate) {
-        const int64_t own = place.row + mine.row(j);
+      if (!kSameRows && gate_ == from_.r_gate) {
+        const int64_t own = corner.row + mine.row(j);
         multiply(chunk_[j],
-                 load_chunk(from_.reset + own * from_.reset_pitch + column, count, from_.vector));
+                 load_chunk(from_.r + own * from_.r_pitch + column, count, from_.vector));
       }
       if (from_.keep)
-        keep_[j] =
-            load_keep<S>(from_.keep + int64_t{row.keep} * from_.K + column, count, from_.vector);
+        keep_[j] = load_mask_chunk<S>(from_.keep + int64_t{row.keep} * from_.K + column, count,
+                                      from_.vector);
     }
   }
   BRNN_DEVICE void finish(unsigned char* tile) {
     const Mine mine;
 #pragma unroll
-    for (int j = 0; j < kShare; ++j) {
+    for (int j = 0; j < kThreadChunks; ++j) {
       if (from_.keep) mask_chunk(chunk_[j], keep_[j], from_.vector);
-      store_chunk(mine.place(tile, j), rounded(chunk_[j]));
+      store_chunk(mine.address(tile, j), rounded(chunk_[j]));
     }
   }
 
  private:
-  using Mine = Share<S, Tile, kThreads>;
+  using Mine = ThreadChunks<S, Tile, kThreads>;
 
   struct Row {
     int at;      // row of x, y or h0 that is seen; -1: zeros, whatever stands there
@@ -310,9 +309,9 @@ class Masked {
   const Operand<S>& from_;
   const int gate_;
   const Where where_;
-  Row row_[kShare];
-  Chunk<S> chunk_[kShare];
-  Keep keep_[kShare];
+  Row row_[kThreadChunks];
+  Chunk<S> chunk_[kThreadChunks];
+  MaskChunk keep_[kThreadChunks];
 };
 
 template <class S, class Tile, int kThreads, bool kSameRows, class Where>

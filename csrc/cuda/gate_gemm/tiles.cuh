@@ -15,7 +15,7 @@ template <class S>
 constexpr int kHalf = kLanes<S> / 2;  // numbers of 8 bytes
 template <class S>
 constexpr int kDepth = 64 / int(sizeof(S));  // k of a tile: two tensor-core steps
-constexpr int kShare = 2;                    // chunks of a tile that a thread brings
+constexpr int kThreadChunks = 2;             // chunks of a tile that a thread brings
 
 // A Shape cuts a block's tile of the result into warps and those into fragments of 16 x 8.
 template <int kM_, int kN_, int kWarpsM, int kWarpsN>
@@ -203,7 +203,7 @@ BRNN_DEVICE void transpose_quad(uint32_t (&word)[4]) {
       }
 }
 
-// A Window is a place in a row-major matrix: `rows` and `columns` are left from there on. Loads and
+// A Window looks into a row-major matrix: `rows` and `columns` are left from there on. Loads and
 // stores of `vector` numbers are aligned: kLanes, kHalf, 2 or 1.
 template <class S>
 struct Window {

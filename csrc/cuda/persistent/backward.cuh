@@ -1,6 +1,6 @@
 // backward.cuh runs the recurrence backward, in one kernel or several. It has the shape of
-// forward.cuh in reverse: a block owns 16 units, U^T stays in registers, dz of every gate is the
-// exchanged operand.
+// forward.cuh in reverse: a block owns some tiles of 16 units, U^T stays in registers, dz of every
+// gate is the exchanged operand.
 //
 //   dh_{t-1} = sum over gates of m_k s (U_k^T dz_k)
 //
@@ -48,24 +48,24 @@ struct BackwardParams {
 
 template <template <class> class CellOf, class S, class Exchange, class Tile>
 class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, true> {
-  using Cell = CellOf<DeviceMath>;
-  static constexpr int G = Cell::gates;
-  static constexpr int kSlots = Cell::slots;
+  using Algebra = CellOf<DeviceMath>;
+  static constexpr int G = Algebra::gates;
+  static constexpr int kSlots = Algebra::slots;
   using Base = TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, true>;
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
-  using Base::C, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
   using Base::carried, Base::load_resets, Base::resets;
+  using Base::kElements, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
   static constexpr bool kEarly = Exchange::kTravels && Tile::chunks <= 4;  // see prepare
   static constexpr bool kResetsEarly = kEarly || Base::kResetsEarly;
   static constexpr int kResident = blocks_per_multiprocessor(Pass::backward, Tile::tiling, G, true);
   // Two lanes that have the halves of a word publish a gate each.
-  static constexpr bool kSharesWords = kEarly && C == 1 && Number<S>::per_word == 2;
+  static constexpr bool kSharesWords = kEarly && kElements == 1 && Number<S>::per_word == 2;
 
  public:
   BRNN_DEVICE explicit BackwardPass(const BackwardParams<S>& p)
-      : Base(p), exchange_(p.exchange, Base::slots(), at_) {}
+      : Base(p), exchange_(p.exchange, Base::stages(), at_) {}
 
   BRNN_DEVICE void run() {
     weights_.load(p_.weights, at_.slice(), at_.lane);
@@ -105,21 +105,21 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
 
   // Publishes dz of the round that ended the launch before, which is rounded already.
   BRNN_DEVICE void publish_again(int n) {
-    float dslot[C][kSlots] = {};
+    float dslot[kElements][kSlots] = {};
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       if (!exists(n, i)) continue;
-      const S* const from = p_.dz + place_of_dz(p_.T - first(), n, i);
+      const S* const from = p_.dz + offset_of_dz(p_.T - first(), n, i);
 #pragma unroll
       for (int k = 0; k < kSlots; ++k) dslot[i][k] = to_float(from[int64_t(k) * p_.H]);
     }
-    find_place(n);
+    find_offset(n);
     publish(dslot, n);
   }
 
   // Bit 4 * gate + j tells whether the gate keeps the unit of result j of this lane's accumulators.
   BRNN_DEVICE void load_masks(int n) {
-    const Keep keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
+    const MaskView keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
     masks_ = 0;
     for (int gate = 0; gate < G; ++gate)
       for (int j = 0; j < 4; ++j) {
@@ -132,7 +132,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
 
   BRNN_DEVICE void load_state(int n) {
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
       held_[i] = carry_[i] = 0.f;
       if (!exists(n, i)) continue;
@@ -151,7 +151,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     for (int n = 0; n < tiles(); ++n) {
       fetch_state(n);
 #pragma unroll
-      for (int i = 0; i < C; ++i)
+      for (int i = 0; i < kElements; ++i)
         if (exists(n, i)) carried(0, n, i) = held_[i], carried(1, n, i) = carry_[i];
     }
   }
@@ -160,14 +160,14 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   BRNN_DEVICE void store_state(int n) const {
     if constexpr (Tile::looped) {
 #pragma unroll
-      for (int i = 0; i < C; ++i)
+      for (int i = 0; i < kElements; ++i)
         stored_state(n, i)[0] = held_[i], stored_state(n, i)[1] = carry_[i];
     }
   }
   BRNN_DEVICE void fetch_state(int n) {
     if constexpr (Tile::looped) {
 #pragma unroll
-      for (int i = 0; i < C; ++i)
+      for (int i = 0; i < kElements; ++i)
         held_[i] = stored_state(n, i)[0], carry_[i] = stored_state(n, i)[1];
     }
   }
@@ -183,7 +183,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     else if (at_.maker)
       prepare(i, s, n);
     if (at_.maker) {
-      float dh[C] = {};
+      float dh[kElements] = {};
       if (i > 0) collect(dh, masked, buffer_of(i, n));
       if (!kEarly) fetch_state(n);
       if (cuts_) cut(dh);
@@ -191,7 +191,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
         write_initial(n, dh);
         return;
       }
-      float dslot[C][kSlots];
+      float dslot[kElements][kSlots];
       gate_gradients(dslot, dh, s);
       publish(dslot, n);
       exchange_.commit(i, n, true);
@@ -205,13 +205,14 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     }
   }
 
-  // Memory to L2, for later rounds: see fetch_ahead.cuh. The output slot is the one that round i +
+  // Memory to L2, for later rounds: see fetch_ahead.cuh. The output stage is the one that round i +
   // 1 reads.
   BRNN_DEVICE void fetch_ahead(int i, int s, int n) const {
-    if (fetches_slots(at_)) {
-      if (i + kSlotsAhead + 1 < end()) exchange_.fetch(at_, n, kSlotsAhead);
+    if (fetches_stages(at_)) {
+      if (i + kStagesAhead + 1 < end()) exchange_.fetch(at_, n, kStagesAhead);
     } else if (fetches_rows(at_) && s >= kStepsAhead && at_.tile * kTileUnits < p_.H) {
-      constexpr int kSavedRows = Cell::has_saved && !Cell::has_c;  // a saved c is the state before
+      constexpr int kSavedRows =
+          Algebra::has_saved && !Algebra::has_c;  // a saved c is the state before
       const int t = time(s - kStepsAhead), before = p_.reverse ? t + 1 : t - 1;
       fetch_rows<S, Tile, G + 2 + kSavedRows>(
           at_, n, p_.H, [&](int sequence, int which) -> const S* {
@@ -220,7 +221,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
             if (which == G) from = p_.dy ? p_.dy + row * p_.H : nullptr;
             if (which == G + 1)
               from = before < 0 || before >= p_.T ? nullptr
-                                                  : (Cell::has_c ? p_.saved : p_.y) +
+                                                  : (Algebra::has_c ? p_.saved : p_.y) +
                                                         (int64_t(before) * p_.B + sequence) * p_.H;
             if (kSavedRows && which == G + 2) from = p_.saved + row * p_.H;
             return sequence < p_.B ? from : nullptr;
@@ -237,15 +238,15 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
       fetch_state(n);
       if (s < 0) return;
 #pragma unroll
-      for (int c = 0; c < C; ++c) weigh(c, s);
+      for (int c = 0; c < kElements; ++c) weigh(c, s);
     }
-    find_place(n);
+    find_offset(n);
   }
   // Knows where this lane's first word of a pair of planes goes.
-  BRNN_DEVICE void find_place(int n) {
+  BRNN_DEVICE void find_offset(int n) {
     if constexpr (kSharesWords) {
-      place_ = exchange_.place_of_pair(at_.unit(0) % 2, n, word_place<S>(unit(0), at_.row(0)));
-      if (kResident < 2) opaque(place_);
+      offset_ = exchange_.offset_of_pair(at_.unit(0) % 2, n, word_offset<S>(unit(0), at_.row(0)));
+      if (kResident < 2) opaque(offset_);
     }
   }
 
@@ -254,7 +255,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     if (s >= 0) resets_ = load_resets(s, n);
   }
 
-  // Makes factors of dh from what step s left in a cell. Past its length a sequence has finite
+  // Makes factors of dh from what step s left in an element. Past its length a sequence has finite
   // ones.
   BRNN_DEVICE void weigh(int i, int s) {
     float gate[G];
@@ -262,7 +263,7 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     for (int k = 0; k < G; ++k) gate[k] = to_float(gates_[i][k]);
     inside_[i] = time(s) < length_[i];
     const bool sees = inside_[i] && !resets(resets_, i);
-    Cell::weigh(gate, to_float(saved_[i]), sees ? to_float(previous_[i]) : 0.f, factors_[i]);
+    Algebra::weigh(gate, to_float(saved_[i]), sees ? to_float(previous_[i]) : 0.f, factors_[i]);
     wide_dy_[i] = to_float(dy_[i]);
     if (!kEarly) return;
     opaque(inside_[i]);
@@ -270,8 +271,8 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     for (float& factor : factors_[i]) opaque(factor);
   }
 
-  // Makes what dz of the round before gives to the cells of this lane's accumulators, and leaves it
-  // for their makers.
+  // Makes what dz of the round before gives to the elements of this lane's accumulators, and leaves
+  // it for their makers.
   BRNN_DEVICE void multiply(float (&masked)[4], int i, int s, int n) {
     float sums[G][4] = {};
     exchange_.wait(i - 1, n);
@@ -298,41 +299,42 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
     if constexpr (!Tile::whole_sums) {
       const int buffer = buffer_of(i, n);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sums_[buffer + partial_slot_after(write_at_, j)] = masked[j];
+      for (int j = 0; j < 4; ++j) sums_[buffer + partial_index_after(write_at_, j)] = masked[j];
       group_barrier<Tile>(at_.local);
     }
   }
 
-  // Makes dh of this thread's cells.
-  BRNN_DEVICE void collect(float (&dh)[C], const float (&masked)[4], int buffer) const {
+  // Makes dh of this thread's elements.
+  BRNN_DEVICE void collect(float (&dh)[kElements], const float (&masked)[4], int buffer) const {
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
+    for (int c = 0; c < kElements; ++c) {
       if constexpr (Tile::whole_sums) {
         dh[c] = masked[c];
       } else {
         const int at = c ? sum_of(c) : read_at_;
 #pragma unroll
-        for (int w = 0; w < Tile::k_warps; ++w) dh[c] += sums_[buffer + at + w * kTileCells];
+        for (int w = 0; w < Tile::k_warps; ++w) dh[c] += sums_[buffer + at + w * kTileElements];
       }
       dh[c] *= p_.scale_h;
     }
   }
 
   // Nothing flows back from a step that zero enters. (held_ is zero then.)
-  BRNN_DEVICE void cut(float (&dh)[C]) {
+  BRNN_DEVICE void cut(float (&dh)[kElements]) {
 #pragma unroll
-    for (int i = 0; i < C; ++i)
+    for (int i = 0; i < kElements; ++i)
       if (resets(cuts_, i)) dh[i] = carry_[i] = 0.f;
   }
 
   // Makes dslot of step s; past its length a sequence passes dh on as it is.
-  BRNN_DEVICE void gate_gradients(float (&dslot)[C][kSlots], const float (&dh)[C], int s) {
+  BRNN_DEVICE void gate_gradients(float (&dslot)[kElements][kSlots], const float (&dh)[kElements],
+                                  int s) {
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       const float total = dh[i] + held_[i];
       if constexpr (kEarly) {  // no branch on the path
         float carry = inside_[i] ? carry_[i] : 0.f;
-        Cell::backward(factors_[i], inside_[i] ? total + wide_dy_[i] : 0.f, carry, dslot[i]);
+        Algebra::backward(factors_[i], inside_[i] ? total + wide_dy_[i] : 0.f, carry, dslot[i]);
         if (inside_[i]) carry_[i] = carry;
         held_[i] = inside_[i] ? 0.f : total;
       } else {
@@ -341,53 +343,53 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
         held_[i] = total;
         if (time(s) >= length_[i]) continue;
         weigh(i, s);
-        Cell::backward(factors_[i], total + wide_dy_[i], carry_[i], dslot[i]);
+        Algebra::backward(factors_[i], total + wide_dy_[i], carry_[i], dslot[i]);
         held_[i] = 0.f;
       }
     }
   }
 
-  BRNN_DEVICE void publish(const float (&dslot)[C][kSlots], int n) {
+  BRNN_DEVICE void publish(const float (&dslot)[kElements][kSlots], int n) {
     constexpr int kPaired = kSharesWords ? G / 2 * 2 : 0;
     if constexpr (kPaired > 0) {
 #pragma unroll
       for (int gate = 0; gate < kPaired; gate += 2)
-        publish_pair<S>(exchange_, gate, place_, at_.unit(0) % 2, dslot[0][Cell::slot_of_q(gate)],
-                        dslot[0][Cell::slot_of_q(gate + 1)]);
+        publish_pair<S>(exchange_, gate, offset_, at_.unit(0) % 2,
+                        dslot[0][Algebra::slot_of_q(gate)], dslot[0][Algebra::slot_of_q(gate + 1)]);
     }
 #pragma unroll
     for (int gate = kPaired; gate < G; ++gate) {
-      float values[C];
+      float values[kElements];
 #pragma unroll
-      for (int i = 0; i < C; ++i) values[i] = dslot[i][Cell::slot_of_q(gate)];
-      publish_cells<S, Tile>(exchange_, at_, gate, n, values);
+      for (int i = 0; i < kElements; ++i) values[i] = dslot[i][Algebra::slot_of_q(gate)];
+      publish_elements<S, Tile>(exchange_, at_, gate, n, values);
     }
   }
 
   // ---- off the path of dz
 
-  BRNN_DEVICE void write(const float (&dslot)[C][kSlots], int s, int n) const {
+  BRNN_DEVICE void write(const float (&dslot)[kElements][kSlots], int s, int n) const {
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       if (!exists(n, i)) continue;
-      S* const to = p_.dz + place_of_dz(s, n, i);
+      S* const to = p_.dz + offset_of_dz(s, n, i);
 #pragma unroll
       for (int k = 0; k < kSlots; ++k) to[int64_t(k) * p_.H] = round_to(S{}, dslot[i][k]);
     }
   }
 
-  // Says where the first slot of a cell's dz lies.
-  BRNN_DEVICE int64_t place_of_dz(int s, int n, int cell) const {
-    return (int64_t(time(s)) * p_.B + sequence(n, cell)) * kSlots * p_.H + unit(cell);
+  // Says where the first slot of an element's dz lies.
+  BRNN_DEVICE int64_t offset_of_dz(int s, int n, int element) const {
+    return (int64_t(time(s)) * p_.B + sequence(n, element)) * kSlots * p_.H + unit(element);
   }
 
-  BRNN_DEVICE void write_initial(int n, const float (&dh)[C]) const {
+  BRNN_DEVICE void write_initial(int n, const float (&dh)[kElements]) const {
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       if (!exists(n, i)) continue;
       const int64_t to = int64_t(sequence(n, i)) * p_.H + unit(i);
-      p_.dh0[to] = round_to(S{}, dh[i] + held_[i] + (Cell::has_c ? 0.f : carry_[i]));
-      if (Cell::has_c) p_.dc0[to] = round_to(S{}, carry_[i]);
+      p_.dh0[to] = round_to(S{}, dh[i] + held_[i] + (Algebra::has_c ? 0.f : carry_[i]));
+      if (Algebra::has_c) p_.dc0[to] = round_to(S{}, carry_[i]);
     }
   }
 
@@ -395,19 +397,19 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   BRNN_DEVICE void prefetch(int s, int n) {
     const int t = time(s), before = p_.reverse ? t + 1 : t - 1;
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       if (!exists(n, i)) continue;
       const int b = sequence(n, i);
       const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
 #pragma unroll
       for (int k = 0; k < G; ++k) gates_[i][k] = load_l2(p_.gates + (row * G + k) * p_.H + unit(i));
-      if (Cell::has_saved) saved_[i] = load_l2(p_.saved + at);
+      if (Algebra::has_saved) saved_[i] = load_l2(p_.saved + at);
       if (p_.dy) dy_[i] = load_l2(p_.dy + at);
       // This spells out starts_at, so that only a reversed run loads the length.
       const bool starts = t == (p_.reverse ? length(b) - 1 : 0);
       const int64_t own = int64_t(b) * p_.H + unit(i);
-      const S* states = Cell::has_c ? p_.saved : p_.y;
-      const S* initial = Cell::has_c ? p_.c0 : p_.h0;
+      const S* states = Algebra::has_c ? p_.saved : p_.y;
+      const S* initial = Algebra::has_c ? p_.c0 : p_.h0;
       const bool first = starts || before < 0 || before >= p_.T;
       previous_[i] = first ? load_l2(initial + own)
                            : load_l2(states + (int64_t(before) * p_.B + b) * p_.H + unit(i));
@@ -420,11 +422,13 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   uint32_t masks_ = 0;
   uint32_t resets_ = 0;  // rows of the batch tile that zero enters at the step at work
   uint32_t cuts_ = 0;    // those at the step after it
-  float held_[C] = {}, carry_[C] = {};  // carry: see Cell::backward
-  S gates_[C][G] = {}, saved_[C] = {}, previous_[C] = {}, dy_[C] = {};
-  float factors_[C][Cell::factors] = {}, wide_dy_[C] = {};  // of the step at work: Cell::weigh
-  int inside_[C] = {};
-  int place_ = 0;  // where this lane's first word of a pair of planes goes
+  float held_[kElements] = {}, carry_[kElements] = {};  // carry: see Algebra::backward
+  S gates_[kElements][G] = {}, saved_[kElements] = {}, previous_[kElements] = {},
+    dy_[kElements] = {};
+  float factors_[kElements][Algebra::factors] = {},
+        wide_dy_[kElements] = {};  // of the step at work: Algebra::weigh
+  int inside_[kElements] = {};
+  int offset_ = 0;  // where this lane's first word of a pair of planes goes
 };
 
 template <template <class> class CellOf, class S, class Exchange, class Tile>

@@ -1,7 +1,7 @@
 // exchange.cuh says how the operand of the next step travels from the threads that make it to the
 // warps that multiply by it: h_t forward (one plane), dz of every gate backward (G planes).
 //
-// A slot holds one step: [planes][batch tiles][chunks][8 sequences][16 words]. Each step of a
+// A stage holds one step: [planes][batch tiles][chunks][8 sequences][16 words]. Each step of a
 // launch reads the next one; the first is filled before the first step like any other, which is
 // therefore not special.
 #pragma once
@@ -13,14 +13,14 @@
 namespace brnn::cuda {
 
 struct ExchangeMemory {
-  uint32_t* slots;   // grid: of a launch's steps, 0xFF; grid_flags: [2]; else none
-  uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: slots published; else none
+  uint32_t* stages;  // grid: of a launch's steps, 0xFF; grid_flags: [2]; else none
+  uint32_t* flags;   // grid_flags: [batch tiles, unit tiles], zero: stages published; else none
   int chunks;        // of the layer: every unit tile has its place
   int batch_tiles;   // of the layer, padded to those of all blocks
   int cluster_size;  // blocks
 };
 
-// Counts the words of one slot and plane, which are far below 2^31, unlike those of all slots.
+// Counts the words of one stage and plane, which are far below 2^31, unlike those of all stages.
 BRNN_DEVICE int plane_words(const ExchangeMemory& m) {
   return m.batch_tiles * m.chunks * kChunkWords;
 }
@@ -41,14 +41,14 @@ struct StreamOrder {
 
 // Says where a word lies within a batch tile, and where a lane's fragments of a chunk begin.
 template <class S>
-BRNN_DEVICE int word_place(int unit, int row) {
+BRNN_DEVICE int word_offset(int unit, int row) {
   return unit / Number<S>::chunk_units * kChunkWords + row * 16 +
          unit % Number<S>::chunk_units / Number<S>::per_word;
 }
 
 // Through L2, the data is the flag: a reader looks until no word is 0xFFFFFFFF, which no published
 // word can be. One trip through L2, no fence: words arrive whole, and no order between words is
-// assumed. A launch uses a slot once, because a refill would not be ordered with a later
+// assumed. A launch uses a stage once, because a refill would not be ordered with a later
 // publication.
 template <class S, class Tile, int Planes>
 class GridExchange {
@@ -66,8 +66,9 @@ class GridExchange {
   BRNN_DEVICE GridExchange(const ExchangeMemory& m, uint32_t*, const Place<Tile>& at)
       : plane_(plane_words(m)),
         tile_(m.chunks * kChunkWords),
-        in_(m.slots + (int64_t(at.batch_tile0) * m.chunks + at.chunk0) * kChunkWords + at.lane * 4),
-        out_(m.slots + int64_t(at.batch_tile0) * tile_) {}
+        in_(m.stages + (int64_t(at.batch_tile0) * m.chunks + at.chunk0) * kChunkWords +
+            at.lane * 4),
+        out_(m.stages + int64_t(at.batch_tile0) * tile_) {}
 
   // It is called before the first put of all.
   BRNN_DEVICE void begin() {}
@@ -87,22 +88,23 @@ class GridExchange {
     }
     __syncwarp();
   }
-  BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
-    store_relaxed(out_ + (plane * plane_ + n * tile_ + place), word);
+  BRNN_DEVICE void put(int plane, int n, int offset, uint32_t word) {
+    store_relaxed(out_ + (plane * plane_ + n * tile_ + offset), word);
   }
   // Where a word goes if put() is told batch tile 0 and, where it is `odd`, the plane before.
-  BRNN_DEVICE int place_of_pair(int odd, int n, int place) const {
-    return odd * plane_ + n * tile_ + place;
+  BRNN_DEVICE int offset_of_pair(int odd, int n, int offset) const {
+    return odd * plane_ + n * tile_ + offset;
   }
-  // Brings this block's words of a slot to L2, which the output slot becomes `later` steps from
+  // Brings this block's words of a stage to L2, which the output stage becomes `later` steps from
   // now.
   BRNN_DEVICE void fetch(const Place<Tile>& at, int n, int later) const {
     constexpr int kWords = kSectorBytes / 4, kUnits = kWords * Number<S>::per_word;
     constexpr int kSectors = kTileSequences * kTileUnits / kUnits;  // of a plane
     share_out<Planes * kSectors>(at.lane, [&](int i) {
       const int unit = at.tile * kTileUnits + i / kTileSequences % (kTileUnits / kUnits) * kUnits;
-      const int place = i / kSectors * plane_ + n * tile_ + word_place<S>(unit, i % kTileSequences);
-      prefetch_l2(out_ + (int64_t(later) * Planes * plane_ + place));
+      const int offset =
+          i / kSectors * plane_ + n * tile_ + word_offset<S>(unit, i % kTileSequences);
+      prefetch_l2(out_ + (int64_t(later) * Planes * plane_ + offset));
     });
   }
   // It is called after all puts of a batch tile.
@@ -133,9 +135,10 @@ class GridExchange {
   uint32_t* out_;
 };
 
-// Through L2, a release/acquire flag per unit tile and batch tile, two slots. A slot can be reused
-// without another barrier: a block publishes step s + 2 only after all its warps together have seen
-// every producer's s + 1, and a producer publishes that only after all its warps have read s.
+// Through L2, a release/acquire flag per unit tile and batch tile, two stages. A stage can be
+// reused without another barrier: a block publishes step s + 2 only after all its warps together
+// have seen every producer's s + 1, and a producer publishes that only after all its warps have
+// read s.
 template <class S, class Tile, int Planes>
 class FlagExchange {
   static constexpr int kFlags =
@@ -150,8 +153,9 @@ class FlagExchange {
         tiles_(m.chunks * Number<S>::chunk_units / kTileUnits),
         barrier_(9 + (Tile::unit_tiles > 1 ? at.local : 0)),
         publishes_(at.thread == 0),
-        in_(m.slots + (int64_t(at.batch_tile0) * m.chunks + at.chunk0) * kChunkWords + at.lane * 4),
-        out_(m.slots + int64_t(at.batch_tile0) * tile_),
+        in_(m.stages + (int64_t(at.batch_tile0) * m.chunks + at.chunk0) * kChunkWords +
+            at.lane * 4),
+        out_(m.stages + int64_t(at.batch_tile0) * tile_),
         mine_(m.flags + at.batch_tile0 * tiles_ + at.tile) {
     // Lanes past the last producer look at the last one's flag.
     const int producer = at.lane < kFlags ? at.lane : kFlags - 1;
@@ -167,30 +171,30 @@ class FlagExchange {
   }
   BRNN_DEVICE uint4 load(int plane, int chunk, int n) const {
     return load_l2(reinterpret_cast<const uint4*>(
-        in_ + ((input_slot_ * Planes + plane) * plane_ + n * tile_ + chunk * kChunkWords)));
+        in_ + ((input_stage_ * Planes + plane) * plane_ + n * tile_ + chunk * kChunkWords)));
   }
   template <int From, int Count, int Size>
   BRNN_DEVICE void ready(uint4 (&)[Size], int) const {}
-  BRNN_DEVICE void put(int plane, int n, int place, uint32_t word) {
-    out_[(slot_ * Planes + plane) * plane_ + n * tile_ + place] = word;
+  BRNN_DEVICE void put(int plane, int n, int offset, uint32_t word) {
+    out_[(stage_ * Planes + plane) * plane_ + n * tile_ + offset] = word;
   }
-  BRNN_DEVICE int place_of_pair(int odd, int n, int place) const {
-    return odd * plane_ + n * tile_ + place;
+  BRNN_DEVICE int offset_of_pair(int odd, int n, int offset) const {
+    return odd * plane_ + n * tile_ + offset;
   }
-  BRNN_DEVICE void fetch(const Place<Tile>&, int, int) const {}  // its slots stay in L2
-  // `s` is the step that reads the slot.
+  BRNN_DEVICE void fetch(const Place<Tile>&, int, int) const {}  // its stages stay in L2
+  // `s` is the step that reads the stage.
   BRNN_DEVICE void commit(int s, int n, bool maker) {
     if (!maker) return;
     named_barrier(barrier_, Tile::makers);
     if (publishes_) store_release(mine_ + n * tiles_, uint32_t(s + 1));
   }
-  BRNN_DEVICE void next_output() { slot_ ^= 1; }
-  BRNN_DEVICE void next_input() { input_slot_ ^= 1; }
+  BRNN_DEVICE void next_output() { stage_ ^= 1; }
+  BRNN_DEVICE void next_input() { input_stage_ ^= 1; }
 
  private:
   const int plane_, tile_, tiles_, barrier_;
   const bool publishes_;
-  int slot_ = 0, input_slot_ = 0;
+  int stage_ = 0, input_stage_ = 0;
   const uint32_t* in_;
   uint32_t* out_;
   const uint32_t* theirs_;
@@ -203,7 +207,7 @@ BRNN_DEVICE int rotated(int row, int c) {
   return (row / 2 * 8 + (((row & 1) * 4 + c) ^ (row & 6))) * 4;
 }
 
-// The block's own shared memory has the two slots (shared_layout.h), for one block barrier a step.
+// The block's own shared memory has the two stages (shared_layout.h), for one block barrier a step.
 // With a cluster every block of it has them, written by all, for one cluster barrier a step.
 template <class S, class Tile, int Planes, bool Cluster>
 class SharedExchange {
@@ -224,14 +228,14 @@ class SharedExchange {
     if (Cluster) cluster_wait();
   }
   BRNN_DEVICE uint4 load(int plane, int chunk, int) const {
-    return *reinterpret_cast<const uint4*>(in_ + (input_slot_ * Planes + plane) * plane_ +
+    return *reinterpret_cast<const uint4*>(in_ + (input_stage_ * Planes + plane) * plane_ +
                                            chunk * kChunkWords);
   }
   template <int From, int Count, int Size>
   BRNN_DEVICE void ready(uint4 (&)[Size], int) const {}
-  BRNN_DEVICE void put(int plane, int, int place, uint32_t word) {
-    const int row = place % kChunkWords / 16, column = place % 16;
-    uint32_t* to = out_ + (slot_ * Planes + plane) * plane_ + place / kChunkWords * kChunkWords +
+  BRNN_DEVICE void put(int plane, int, int offset, uint32_t word) {
+    const int row = offset % kChunkWords / 16, column = offset % 16;
+    uint32_t* to = out_ + (stage_ * Planes + plane) * plane_ + offset / kChunkWords * kChunkWords +
                    rotated(row, column / 4) + column % 4;
     if constexpr (!Cluster) {
       *to = word;
@@ -245,12 +249,12 @@ class SharedExchange {
     else
       __syncthreads();
   }
-  BRNN_DEVICE void next_output() { slot_ ^= 1; }
-  BRNN_DEVICE void next_input() { input_slot_ ^= 1; }
+  BRNN_DEVICE void next_output() { stage_ ^= 1; }
+  BRNN_DEVICE void next_input() { input_stage_ ^= 1; }
 
  private:
   const int plane_, blocks_;
-  int slot_ = 0, input_slot_ = 0;
+  int stage_ = 0, input_stage_ = 0;
   const uint32_t* in_;
   uint32_t* out_;
 };

@@ -1,9 +1,9 @@
-// fetch_ahead.cuh brings to L2 what a step will want, some steps before it does. Slots and gates of
-// a long layer do not stay in L2 from when they were written, and the first look at a word, or the
-// gates that cells wait for, would take the time of a trip to memory.
+// fetch_ahead.cuh brings to L2 what a step will want, some steps before it does. Stages and gates
+// of a long layer do not stay in L2 from when they were written, and the first look at a word, or
+// the gates that elements wait for, would take the time of a trip to memory.
 //
-// Warps that update no cells do it while they wait for the others. A block asks for its own share:
-// the words that it publishes, the rows of its units.
+// Warps that update no elements do it while they wait for the others. A block asks for its own
+// share: the words that it publishes, the rows of its units.
 #pragma once
 
 #include "tile.cuh"
@@ -11,17 +11,17 @@
 namespace brnn::cuda {
 
 inline constexpr int kSectorBytes = 32;  // of L2, which fetches no less
-// Memory answers within a step or two. A slot is also polled a step early.
-inline constexpr int kSlotsAhead = 4, kStepsAhead = 2;
+// Memory answers within a step or two. A stage is also polled a step early.
+inline constexpr int kStagesAhead = 4, kStepsAhead = 2;
 
-// Whether a block has such warps, one for the slots and one for the rest, and registers for it:
+// Whether a block has such warps, one for the stages and one for the rest, and registers for it:
 // with 6 chunks, or two blocks on a multiprocessor, it would spill.
 template <class Tile, int Resident>
 inline constexpr bool kFetchesAhead =
     Tile::unit_tiles == 1 && Tile::group >= Tile::makers + 64 && Tile::chunks <= 4 && Resident < 2;
-// This thread's warp is the one for the slots, or the one for the rest.
+// This thread's warp is the one for the stages, or the one for the rest.
 template <class Tile>
-BRNN_DEVICE bool fetches_slots(const Place<Tile>& at) {
+BRNN_DEVICE bool fetches_stages(const Place<Tile>& at) {
   return at.warp == Tile::k_warps - 1;
 }
 template <class Tile>

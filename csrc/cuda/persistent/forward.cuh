@@ -59,18 +59,19 @@ template <template <class> class CellOf, class S, class Exchange, class Tile, Ma
           int InputChunks>
 class ForwardPass
     : TimePass<ForwardParams<S>, Tile, Pass::forward, CellOf, Form != MaskForm::none> {
-  using Cell = CellOf<DeviceMath>;
-  static constexpr int G = Cell::gates;
+  using Algebra = CellOf<DeviceMath>;
+  static constexpr int G = Algebra::gates;
   using Base = TimePass<ForwardParams<S>, Tile, Pass::forward, CellOf, Form != MaskForm::none>;
   using Base::buffer_of, Base::exists, Base::length, Base::load_lengths, Base::sequence,
       Base::sum_of;
-  using Base::C, Base::kLayout, Base::p_, Base::at_, Base::write_at_, Base::read_at_, Base::length_;
   using Base::carried, Base::kResetsEarly, Base::load_resets, Base::resets;
+  using Base::kElements, Base::kLayout, Base::p_, Base::at_, Base::write_at_, Base::read_at_,
+      Base::length_;
   using Base::stored_masks, Base::sums_, Base::stored_state, Base::tiles, Base::time, Base::unit;
-  static constexpr int kCandidate = Cell::candidate;
-  static constexpr bool kHasBias = kCandidate >= 0 && bias_is_recurrent<Cell>(kCandidate);
+  static constexpr int kCandidate = Algebra::candidate;
+  static constexpr bool kHasBias = kCandidate >= 0 && bias_is_recurrent<Algebra>(kCandidate);
   static constexpr bool kFused = InputChunks > 0;
-  using Input = std::conditional_t<kFused, FusedInput<S, Tile, Cell, kFused ? InputChunks : 1>,
+  using Input = std::conditional_t<kFused, FusedInput<S, Tile, Algebra, kFused ? InputChunks : 1>,
                                    StoredInput<S, Tile, G>>;
   using Words = WordMasks<Form, S, G, Tile::chunks>;
   static constexpr int kResident = blocks_per_multiprocessor(Pass::forward, Tile::tiling, G,
@@ -83,7 +84,7 @@ class ForwardPass
 
  public:
   BRNN_DEVICE explicit ForwardPass(const ForwardParams<S>& p)
-      : Base(p), exchange_(p.exchange, Base::slots(), at_) {}
+      : Base(p), exchange_(p.exchange, Base::stages(), at_) {}
 
   BRNN_DEVICE void run() {
     weights_.load(p_.weights, at_.slice(), at_.lane);
@@ -103,10 +104,10 @@ class ForwardPass
   BRNN_DEVICE int first() const { return Exchange::kGrows ? p_.first : 0; }
   BRNN_DEVICE int end() const { return Exchange::kGrows ? p_.end : p_.T; }
 
-  // ---- before the first step: masks, state, the first slot of the exchange
+  // ---- before the first step: masks, state, the first stage of the exchange
 
   BRNN_DEVICE void start() {
-    const Keep keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
+    const MaskView keep{p_.mask_h.keep, p_.mask_h.gate_stride, p_.B, p_.H};
     exchange_.begin();
     for (int n = 0; n < tiles(); ++n) {
       const int b = (at_.batch_tile0 + n) * kTileSequences + at_.g;
@@ -133,30 +134,31 @@ class ForwardPass
     }
   }
 
-  // One mask for all gates is applied before h is published: a bit for each of this thread's cells.
+  // One mask for all gates is applied before h is published: a bit for each of this thread's
+  // elements.
   BRNN_DEVICE uint32_t tied_units(int n) const {
-    const Keep tied{p_.mask_h.keep, 0, p_.B, p_.H};
+    const MaskView tied{p_.mask_h.keep, 0, p_.B, p_.H};
     uint32_t units = 0;
 #pragma unroll
-    for (int i = 0; i < C; ++i) units |= tied(0, sequence(n, i), unit(i)) << i;
+    for (int i = 0; i < kElements; ++i) units |= tied(0, sequence(n, i), unit(i)) << i;
     return units;
   }
 
   BRNN_DEVICE void load_state(int n) {
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       state_[i] = h_[i] = 0.f;
       if (!exists(n, i)) continue;
       const int64_t from = int64_t(sequence(n, i)) * p_.H + unit(i);
       h_[i] = first() > 0 ? carried(0, n, i) : to_float(p_.h0[from]);
-      state_[i] = !Cell::has_c ? h_[i] : first() > 0 ? carried(1, n, i) : to_float(p_.c0[from]);
+      state_[i] = !Algebra::has_c ? h_[i] : first() > 0 ? carried(1, n, i) : to_float(p_.c0[from]);
     }
     store_state(n);
   }
 
   BRNN_DEVICE void load_bias() {
 #pragma unroll
-    for (int i = 0; i < C; ++i)
+    for (int i = 0; i < kElements; ++i)
       bias_[i] = kHasBias && p_.bias_hh && unit(i) < p_.H
                      ? to_float(p_.bias_hh[kCandidate * p_.H + unit(i)])
                      : 0.f;
@@ -180,18 +182,18 @@ class ForwardPass
   BRNN_DEVICE void store_state(int n) const {
     if constexpr (Tile::looped) {
 #pragma unroll
-      for (int i = 0; i < C; ++i) {
+      for (int i = 0; i < kElements; ++i) {
         stored_state(n, i)[0] = state_[i];
-        if (Cell::has_c) stored_state(n, i)[1] = h_[i];
+        if (Algebra::has_c) stored_state(n, i)[1] = h_[i];
       }
     }
   }
   BRNN_DEVICE void fetch_state(int n) {
     if constexpr (Tile::looped) {
 #pragma unroll
-      for (int i = 0; i < C; ++i) {
+      for (int i = 0; i < kElements; ++i) {
         state_[i] = stored_state(n, i)[0];
-        h_[i] = Cell::has_c ? stored_state(n, i)[1] : state_[i];
+        h_[i] = Algebra::has_c ? stored_state(n, i)[1] : state_[i];
       }
     }
   }
@@ -200,23 +202,23 @@ class ForwardPass
 
   BRNN_DEVICE void step(int s, int n) {
     fetch_masks(n);
-    masks_.keep_packed();
+    masks_.stay_packed();
     if (Tile::looped && at_.maker) load_lengths(n);  // before the wait, off the path of h
-    uint32_t reset = 0;
-    if (kResetsEarly) reset = load_resets(s, n);
+    uint32_t reset_rows = 0;
+    if (kResetsEarly) reset_rows = load_resets(s, n);
     float sums[G][4] = {};
     exchange_.wait(s, n);
     multiply_stream<1, Tile::chunks, Tile::tiling.ahead>(
         exchange_, n, [] {}, [&](int chunk, const uint4& words) { multiply(sums, chunk, words); });
-    if (!kResetsEarly) reset = load_resets(s, n);
+    if (!kResetsEarly) reset_rows = load_resets(s, n);
     const int buffer = buffer_of(s, n);
     if constexpr (!Tile::whole_sums) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        sums_[buffer + partial_slot_after(write_at_, j)] = sum_of_gates(sums, j);
+        sums_[buffer + partial_index_after(write_at_, j)] = sum_of_gates(sums, j);
       group_barrier<Tile>(at_.local);
     }
-    if (at_.maker) update(s, n, buffer, reset, sums);
+    if (at_.maker) update(s, n, buffer, reset_rows, sums);
     if constexpr (kFused) input_.multiply();
     if (s + 1 < end()) exchange_.commit(s + 1, n, at_.maker);
     if (at_.maker) {
@@ -229,10 +231,10 @@ class ForwardPass
     }
   }
 
-  // Memory to L2, for later steps: see fetch_ahead.cuh. The output slot is the one of step s + 1.
+  // Memory to L2, for later steps: see fetch_ahead.cuh. The output stage is the one of step s + 1.
   BRNN_DEVICE void fetch_ahead(int s, int n) const {
-    if (fetches_slots(at_)) {
-      if (s + kSlotsAhead < end()) exchange_.fetch(at_, n, kSlotsAhead - 1);
+    if (fetches_stages(at_)) {
+      if (s + kStagesAhead < end()) exchange_.fetch(at_, n, kStagesAhead - 1);
     } else if (fetches_rows(at_) && s + kStepsAhead < p_.T && at_.tile * kTileUnits < p_.H) {
       const int64_t first = int64_t(time(s + kStepsAhead)) * p_.B;
       fetch_rows<S, Tile, G>(at_, n, p_.H, [&](int sequence, int gate) -> const S* {
@@ -262,17 +264,17 @@ class ForwardPass
     }
   }
 
-  // Makes the sums of one cell over all warps.
-  BRNN_DEVICE void sum_over_warps(float (&q)[G], int cell, int buffer,
+  // Makes the sums of one element over all warps.
+  BRNN_DEVICE void sum_over_warps(float (&q)[G], int element, int buffer,
                                   const float (&sums)[G][4]) const {
     if constexpr (Tile::whole_sums) {
 #pragma unroll
-      for (int k = 0; k < G; ++k) q[k] = sums[k][cell];
+      for (int k = 0; k < G; ++k) q[k] = sums[k][element];
     } else {
-      const int at = cell ? sum_of(cell) : read_at_;
+      const int at = element ? sum_of(element) : read_at_;
 #pragma unroll
       for (int w = 0; w < Tile::k_warps; ++w) {
-        const Sum part = sums_[buffer + at + w * kTileCells];
+        const Sum part = sums_[buffer + at + w * kTileElements];
         if constexpr (G == 1) {
           q[0] = w ? q[0] + part : part;
         } else {
@@ -286,9 +288,9 @@ class ForwardPass
   }
 
   // Zero enters the step in place of the state: a NaN of the segment before is gone, too.
-  BRNN_DEVICE void enter_zero(float (&q)[C][G], uint32_t rows) {
+  BRNN_DEVICE void enter_zero(float (&q)[kElements][G], uint32_t rows) {
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       if (!resets(rows, i)) continue;
       state_[i] = h_[i] = 0.f;
 #pragma unroll
@@ -296,23 +298,24 @@ class ForwardPass
     }
   }
 
-  // `reset` has the rows of the batch tile that zero enters.
-  BRNN_DEVICE void update(int s, int n, int buffer, uint32_t reset, const float (&sums)[G][4]) {
+  // `reset_rows` has the rows of the batch tile that zero enters.
+  BRNN_DEVICE void update(int s, int n, int buffer, uint32_t reset_rows,
+                          const float (&sums)[G][4]) {
     fetch_state(n);
     const int t = time(s);
-    float q[C][G];
+    float q[kElements][G];
 #pragma unroll
-    for (int i = 0; i < C; ++i) sum_over_warps(q[i], i, buffer, sums);
-    if (reset) enter_zero(q, reset);
+    for (int i = 0; i < kElements; ++i) sum_over_warps(q[i], i, buffer, sums);
+    if (reset_rows) enter_zero(q, reset_rows);
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       float a[G], state;
 #pragma unroll
       for (int k = 0; k < G; ++k) q[i][k] *= p_.scale_h;
       if constexpr (kHasBias) q[i][kCandidate] += bias_[i];
       input_.get(a, i);
-      Cell::forward(a, q[i], state_[i], gates_[i], saved_[i], state);
-      const float h = Cell::output(gates_[i][G - 1], state);
+      Algebra::forward(a, q[i], state_[i], gates_[i], saved_[i], state);
+      const float h = Algebra::output(gates_[i][G - 1], state);
       // Past its length a sequence keeps its state; padding must stay finite.
       if (t < length_[i]) state_[i] = state, h_[i] = h;
     }
@@ -320,12 +323,12 @@ class ForwardPass
     if (s + 1 < end()) publish(n);
   }
 
-  // Publishes h of this thread's cells for the readers of the output slot.
+  // Publishes h of this thread's elements for the readers of the output stage.
   BRNN_DEVICE void publish(int n) {
-    float h[C];
+    float h[kElements];
 #pragma unroll
-    for (int i = 0; i < C; ++i) h[i] = kept_units_ >> i & 1 ? h_[i] : 0.f;
-    publish_cells<S, Tile>(exchange_, at_, 0, n, h);
+    for (int i = 0; i < kElements; ++i) h[i] = kept_units_ >> i & 1 ? h_[i] : 0.f;
+    publish_elements<S, Tile>(exchange_, at_, 0, n, h);
   }
 
   // ---- off the path of h
@@ -333,14 +336,14 @@ class ForwardPass
   BRNN_DEVICE void write(int s, int n) const {
     const int t = time(s);
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
+    for (int i = 0; i < kElements; ++i) {
       if (!exists(n, i)) continue;
       const int b = sequence(n, i);
       const bool in = t < length_[i];
       const int64_t row = int64_t(t) * p_.B + b, at = row * p_.H + unit(i);
       p_.y[at] = round_to(S{}, in ? h_[i] : 0.f);
       if (p_.save) {
-        if constexpr (Cell::has_saved) p_.saved[at] = round_to(S{}, in ? saved_[i] : 0.f);
+        if constexpr (Algebra::has_saved) p_.saved[at] = round_to(S{}, in ? saved_[i] : 0.f);
 #pragma unroll
         for (int k = 0; k < G; ++k)
           p_.gates[(row * G + k) * p_.H + unit(i)] = round_to(S{}, in ? gates_[i][k] : 0.f);
@@ -356,8 +359,9 @@ class ForwardPass
       input_.prefetch(p_.x + first * p_.I, b < p_.B && time(s) < length(b));
     } else {
 #pragma unroll
-      for (int i = 0; i < C; ++i)
-        if (exists(n, i)) input_.prefetch_cell(i, p_.gates, first + sequence(n, i), unit(i), p_.H);
+      for (int i = 0; i < kElements; ++i)
+        if (exists(n, i))
+          input_.prefetch_element(i, p_.gates, first + sequence(n, i), unit(i), p_.H);
     }
   }
 
@@ -368,15 +372,15 @@ class ForwardPass
     for (int n = 0; n < tiles(); ++n) {
       fetch_state(n);
 #pragma unroll
-      for (int i = 0; i < C; ++i) {
+      for (int i = 0; i < kElements; ++i) {
         if (!exists(n, i)) continue;
         const int64_t last = int64_t(sequence(n, i)) * p_.H + unit(i);
         if (end() == p_.T) {
           p_.h_n[last] = round_to(S{}, h_[i]);
-          if (Cell::has_c) p_.c_n[last] = round_to(S{}, state_[i]);
+          if (Algebra::has_c) p_.c_n[last] = round_to(S{}, state_[i]);
         } else {
           carried(0, n, i) = h_[i];
-          if (Cell::has_c) carried(1, n, i) = state_[i];
+          if (Algebra::has_c) carried(1, n, i) = state_[i];
         }
       }
     }
@@ -387,8 +391,9 @@ class ForwardPass
   Weights<S, G, Tile::chunks> weights_;
   Words masks_;
   uint32_t kept_units_ = 0;
-  float state_[C] = {}, h_[C] = {}, bias_[C] = {};  // state: c where the cell has one, else h
-  float gates_[C][G] = {}, saved_[C] = {};
+  float state_[kElements] = {}, h_[kElements] = {},
+        bias_[kElements] = {};  // state: c where the cell has one, else h
+  float gates_[kElements][G] = {}, saved_[kElements] = {};
   Input input_;
 };
 

@@ -146,7 +146,7 @@ template <class S>
 struct Workspace {
   uint4 *weights, *input_weights;
   ExchangeMemory exchange;
-  int64_t slot_words, flags;
+  int64_t stage_words, flags;
   uint16_t* resets;
   float* carried;
   size_t bytes;
@@ -157,12 +157,12 @@ struct Workspace {
     const int chunks = published_chunks(t, plan.blocks_x, sizeof(S));
     const int batch_tiles = plan.blocks_y * plan.batch_tiles;
     const bool ring = plan.engine == Engine::grid_flags, whole = plan.steps >= layer.T;
-    // A launch reads a slot in each step; backward, the first of all but the first launch is what
+    // A launch reads a stage in each step; backward, the first of all but the first launch is what
     // the one before has left.
     const int64_t filled = whole ? layer.T : plan.steps + (pass == Pass::backward);
     const int planes = pass == Pass::forward ? 1 : gates;
-    const int64_t slots = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : filled;
-    slot_words = slots * planes * batch_tiles * chunks * kChunkWords;
+    const int64_t stages = !traits(plan.engine).waits_over_device ? 0 : ring ? 2 : filled;
+    stage_words = stages * planes * batch_tiles * chunks * kChunkWords;
     flags = ring ? int64_t{batch_tiles} * unit_tiles : 0;
 
     Arena<> arena(scratch);
@@ -171,7 +171,7 @@ struct Workspace {
     };
     weights = packed(t.chunks);
     input_weights = packed(plan.fused_input ? kFusedChunks : 0);
-    exchange = {.slots = arena.take<uint32_t>(slot_words),
+    exchange = {.stages = arena.take<uint32_t>(stage_words),
                 .flags = arena.take<uint32_t>(flags),
                 .chunks = chunks,
                 .batch_tiles = batch_tiles,
@@ -184,7 +184,7 @@ struct Workspace {
   // Fills the memory as the exchange expects it before the first step.
   void fill(Engine engine, void* stream) const {
     if (engine == Engine::grid)
-      fill_bytes(exchange.slots, 0xFF, slot_words * sizeof(uint32_t), stream);
+      fill_bytes(exchange.stages, 0xFF, stage_words * sizeof(uint32_t), stream);
     fill_bytes(exchange.flags, 0, flags * sizeof(uint32_t), stream);
   }
 };
@@ -221,7 +221,7 @@ const uint8_t* pack_resets(const Layer<S>& layer, int batch_tiles, uint16_t* to,
                       .packed = to};
   const int64_t count = packed_pairs(p.T, batch_tiles);
   const unsigned blocks = unsigned((count + kResetThreads - 1) / kResetThreads);
-  launch(pack_resets_kernel<S>, Grid{.x = blocks, .threads = kResetThreads}, stream, p);
+  launch(pack_resets_kernel<uint8_t>, Grid{.x = blocks, .threads = kResetThreads}, stream, p);
   return reinterpret_cast<const uint8_t*>(p.packed);
 }
 

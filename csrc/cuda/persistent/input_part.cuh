@@ -1,6 +1,6 @@
-// input_part.cuh gives the input part a = W (m x) + b of a step to the threads that update cells.
-// It is read from where gate_gemm left it, or computed here where a warp has registers left for its
-// slice of W: then it never goes through memory.
+// input_part.cuh gives the input part a = W (m x) + b of a step to the threads that update
+// elements. It is read from where gate_gemm left it, or computed here where a warp has registers
+// left for its slice of W: then it never goes through memory.
 #pragma once
 
 #include "packed_weights.cuh"
@@ -13,26 +13,26 @@ namespace brnn::cuda {
 template <class S, class Tile, int G>
 class StoredInput {
  public:
-  // Of cell `cell` at row (t, b) and a unit; held as loaded until it is used.
-  BRNN_DEVICE void prefetch_cell(int cell, const S* gates, int64_t row, int unit, int H) {
+  // Of element `element` at row (t, b) and a unit; held as loaded until it is used.
+  BRNN_DEVICE void prefetch_element(int element, const S* gates, int64_t row, int unit, int H) {
 #pragma unroll
-    for (int k = 0; k < G; ++k) raw_[cell][k] = load_l2(gates + (row * G + k) * H + unit);
+    for (int k = 0; k < G; ++k) raw_[element][k] = load_l2(gates + (row * G + k) * H + unit);
   }
-  BRNN_DEVICE void get(float (&a)[G], int cell) const {
+  BRNN_DEVICE void get(float (&a)[G], int element) const {
 #pragma unroll
-    for (int k = 0; k < G; ++k) a[k] = to_float(raw_[cell][k]);
+    for (int k = 0; k < G; ++k) a[k] = to_float(raw_[element][k]);
   }
 
  private:
-  S raw_[Tile::cells][G] = {};
+  S raw_[Tile::elements][G] = {};
 };
 
 // From x [T, B, I], of at most `Chunks` chunks, by the warp that has all of k: its accumulators lie
-// in the order of its cells. Cell: see cells.h.
-template <class S, class Tile, class Cell, int Chunks>
+// in the order of its elements. Algebra: see cells.h.
+template <class S, class Tile, class Algebra, int Chunks>
 class FusedInput {
   static_assert(Tile::whole_sums && !Tile::looped);
-  static constexpr int G = Cell::gates;
+  static constexpr int G = Algebra::gates;
 
  public:
   BRNN_DEVICE void start(const Place<Tile>& at, const uint4* weights, const S* bias_ih,
@@ -41,7 +41,7 @@ class FusedInput {
     sequence_ = at.batch_tile0 * kTileSequences + at.g;
     scale_ = float(mask.scale);
     weights_.load(weights, at.tile, at.lane);
-    masks_.load(Keep{mask.keep, mask.gate_stride, B, I}, sequence_, 0, 0, at.q);
+    masks_.load(MaskView{mask.keep, mask.gate_stride, B, I}, sequence_, 0, 0, at.q);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int unit = at.tile * kTileUnits + at.unit(2 * j);
@@ -50,7 +50,7 @@ class FusedInput {
         bias_[j][k] = 0.f;
         if (bias_ih && unit < H)
           bias_[j][k] = to_float(bias_ih[k * H + unit]) +
-                        (bias_is_recurrent<Cell>(k) ? 0.f : to_float(bias_hh[k * H + unit]));
+                        (bias_is_recurrent<Algebra>(k) ? 0.f : to_float(bias_hh[k * H + unit]));
       }
     }
   }
@@ -68,7 +68,7 @@ class FusedInput {
   }
   // What was asked for, times W: off the path of h.
   BRNN_DEVICE void multiply() {
-    masks_.keep_packed();
+    masks_.stay_packed();
 #pragma unroll
     for (int k = 0; k < G; ++k)
 #pragma unroll
@@ -85,9 +85,9 @@ class FusedInput {
       }
     }
   }
-  BRNN_DEVICE void get(float (&a)[G], int cell) const {
+  BRNN_DEVICE void get(float (&a)[G], int element) const {
 #pragma unroll
-    for (int k = 0; k < G; ++k) a[k] = sums_[k][cell] * scale_ + bias_[cell >> 1][k];
+    for (int k = 0; k < G; ++k) a[k] = sums_[k][element] * scale_ + bias_[element >> 1][k];
   }
   BRNN_DEVICE int sequence() const { return sequence_; }
 

@@ -1,4 +1,4 @@
-// operand_stream.cuh streams words from an exchange to the multiplications, and from the cells
+// operand_stream.cuh streams words from an exchange to the multiplications, and from the elements
 // back. Words are asked for before they are needed, as many as registers allow.
 #pragma once
 
@@ -44,38 +44,38 @@ BRNN_DEVICE void multiply_stream(const Exchange& exchange, int n, const Meanwhil
   use_stream<Order, kTotal, kAhead, 0>(exchange, n, words, meanwhile, use);
 }
 
-// A value of each of this thread's cells into the output slot of a plane.
+// A value of each of this thread's elements into the output stage of a plane.
 template <class S, class Tile, class Exchange>
-BRNN_DEVICE void publish_cells(Exchange& exchange, const Place<Tile>& at, int plane, int n,
-                               const float (&values)[Tile::cells]) {
-  const auto place = [&](int cell) {
-    return word_place<S>(at.tile * kTileUnits + at.unit(cell), at.row(cell));
+BRNN_DEVICE void publish_elements(Exchange& exchange, const Place<Tile>& at, int plane, int n,
+                                  const float (&values)[Tile::elements]) {
+  const auto offset = [&](int element) {
+    return word_offset<S>(at.tile * kTileUnits + at.unit(element), at.row(element));
   };
 #pragma unroll
-  for (int i = 0; i < Tile::cells; ++i) {
+  for (int i = 0; i < Tile::elements; ++i) {
     if constexpr (Number<S>::per_word == 1) {
-      exchange.put(plane, n, place(i), pack(S{}, values[i], 0.f));
-    } else if constexpr (Tile::whole_sums) {  // cells i and i + 2 are neighbouring units
-      if (i < Tile::cells / 2) {
-        const int j = i + Tile::cells / 2;
-        exchange.put(plane, n, place(i), pack(S{}, values[i], values[j]));
+      exchange.put(plane, n, offset(i), pack(S{}, values[i], 0.f));
+    } else if constexpr (Tile::whole_sums) {  // elements i and i + 2 are neighbouring units
+      if (i < Tile::elements / 2) {
+        const int j = i + Tile::elements / 2;
+        exchange.put(plane, n, offset(i), pack(S{}, values[i], values[j]));
       }
     } else {
       const float neighbour = __shfl_xor_sync(~0u, values[i], 1);
-      if (at.unit(i) % 2 == 0) exchange.put(plane, n, place(i), pack(S{}, values[i], neighbour));
+      if (at.unit(i) % 2 == 0) exchange.put(plane, n, offset(i), pack(S{}, values[i], neighbour));
     }
   }
 }
 
-// One cell's values for two planes, `plane` and the next, where lanes that are neighbours have the
-// halves of a word: the even one publishes in the first, the odd one in the second. So half the
-// shuffles are needed, and every lane stores. `place`: see place_of_pair.
+// One element's values for two planes, `plane` and the next, where lanes that are neighbours have
+// the halves of a word: the even one publishes in the first, the odd one in the second. So half the
+// shuffles are needed, and every lane stores. `offset`: see offset_of_pair.
 template <class S, class Exchange>
-BRNN_DEVICE void publish_pair(Exchange& exchange, int plane, int place, int odd, float first,
+BRNN_DEVICE void publish_pair(Exchange& exchange, int plane, int offset, int odd, float first,
                               float second) {
   const float other = __shfl_xor_sync(~0u, odd ? first : second, 1);
   const float low = odd ? other : first, high = odd ? second : other;
-  exchange.put(plane, 0, place, pack(S{}, low, high));
+  exchange.put(plane, 0, offset, pack(S{}, low, high));
 }
 
 }  // namespace brnn::cuda

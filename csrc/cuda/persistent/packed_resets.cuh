@@ -1,6 +1,7 @@
 // packed_resets.cuh - the resets of a step for a batch tile as the bits of one byte. So a thread
-// asks for one byte a step, however many cells it has, and one branch that all threads take alike
-// leads around what a reset costs. The bytes of a tile lie together, so that L1 has most of them.
+// asks for one byte a step, however many elements it has, and one branch that all threads take
+// alike leads around what a reset costs. The bytes of a tile lie together, so that L1 has most of
+// them.
 #pragma once
 
 #include "tile.cuh"
@@ -35,8 +36,8 @@ BRNN_DEVICE unsigned resetting_rows(const ResetParams& p, int tile, int t) {
   return rows;
 }
 
-// S only makes it an instance, which several objects may have.
-template <class S>
+// It is a template of one instance, pack_resets_kernel<uint8_t>, which several objects may have.
+template <class Flag>
 __global__ void __launch_bounds__(kResetThreads)
     pack_resets_kernel(const __grid_constant__ ResetParams p) {
   const int64_t pair = int64_t{blockIdx.x} * kResetThreads + threadIdx.x;

@@ -38,8 +38,9 @@ struct Tile {
   static constexpr bool looped = Cut.looped;
   static constexpr int threads = Cut.threads();
   static constexpr int group = 32 * k_warps;  // threads that share a unit tile
-  static constexpr int makers = group < kTileCells ? group : kTileCells;  // who updates cells
-  static constexpr int cells = kTileCells / makers;                       // of each maker
+  static constexpr int makers =
+      group < kTileElements ? group : kTileElements;       // who updates elements
+  static constexpr int elements = kTileElements / makers;  // of each maker
   static constexpr bool whole_sums = k_warps == 1;  // a warp's accumulators need no sum over warps
 };
 
@@ -70,31 +71,34 @@ struct Place {
     maker = thread < Tile::makers;
   }
 
-  // These give the cells that this thread updates. They are in fragment order where a warp holds
+  // These give the elements that this thread updates. They are in fragment order where a warp holds
   // whole sums, else 16 neighbouring units of a sequence per half warp.
-  BRNN_DEVICE int unit(int cell) const {
-    return Tile::whole_sums ? 2 * g + (cell >> 1) : (thread + cell * Tile::makers) % kTileUnits;
+  BRNN_DEVICE int unit(int element) const {
+    return Tile::whole_sums ? 2 * g + (element >> 1)
+                            : (thread + element * Tile::makers) % kTileUnits;
   }
   // Gives the warp's slice of a weight (packed_weights.cuh).
   BRNN_DEVICE int slice() const { return tile * Tile::k_warps + warp; }
-  BRNN_DEVICE int row(int cell) const {
-    return Tile::whole_sums ? 2 * q + (cell & 1) : (thread + cell * Tile::makers) / kTileUnits;
+  BRNN_DEVICE int row(int element) const {
+    return Tile::whole_sums ? 2 * q + (element & 1)
+                            : (thread + element * Tile::makers) / kTileUnits;
   }
 };
 
 // ---- sums over the warps that share a unit tile, through shared memory
 
-// Where a warp's partial sum of the cell (unit 2g + j/2, sequence 2q + j%2) lies: neither the lanes
-// of a writing warp (one j) nor those of a reading one (16 units, two sequences) meet in a bank, be
-// a sum 4 bytes or 16. With j = 0 at `first`, the others lie at partial_slot_after(first, j).
-BRNN_DEVICE int partial_slot(int g, int q, int j) {
+// Where a warp's partial sum of the element (unit 2g + j/2, sequence 2q + j%2) lies: neither the
+// lanes of a writing warp (one j) nor those of a reading one (16 units, two sequences) meet in a
+// bank, be a sum 4 bytes or 16. With j = 0 at `first`, the others lie at partial_index_after(first,
+// j).
+BRNN_DEVICE int partial_index(int g, int q, int j) {
   return j * 32 + ((q ^ j) & 3) * 8 + ((g + 2 * q + 2 * (j & 2)) & 7);
 }
-BRNN_DEVICE int partial_slot_after(int first, int j) {
+BRNN_DEVICE int partial_index_after(int first, int j) {
   return (first ^ ((j & 2) * 2 | j * 8)) + j * 32;
 }
-BRNN_DEVICE int partial_slot_of_cell(int unit, int row) {
-  return partial_slot(unit >> 1, row >> 1, (unit & 1) * 2 + (row & 1));
+BRNN_DEVICE int partial_index_of_element(int unit, int row) {
+  return partial_index(unit >> 1, row >> 1, (unit & 1) * 2 + (row & 1));
 }
 
 // Waits for all threads of the unit tile.

@@ -1,4 +1,4 @@
-// word_masks.cuh holds the recurrent mask of h_{t-1}, one per gate, in the order in which a lane
+// word_masks.cuh holds the mask of h_{t-1} or x_t, one per gate, in the order in which a lane
 // holds h. Chunks of another warp (Place::own0) count as dropped: their weights are zero here, but
 // 0 * inf is not.
 //
@@ -21,8 +21,8 @@ constexpr MaskForm untied_form(const Tiling& t, bool fused_input) {
   return packs_masks(t, fused_input) ? MaskForm::packed : MaskForm::ready;
 }
 
-// Keep tells which units of h a gate keeps.
-struct Keep {
+// MaskView tells which units of h a gate keeps.
+struct MaskView {
   const uint8_t* keep;  // [G, B, K] or nullptr: all
   int64_t gate_stride;
   int B, K;
@@ -39,8 +39,10 @@ template <class S, int G, int Chunks>
 class WordMasks<MaskForm::none, S, G, Chunks> {
  public:
   static constexpr int words = 0;
-  BRNN_DEVICE void load(const Keep&, int, int chunk0, int own0, int) { foreign_ = own0 - chunk0; }
-  BRNN_DEVICE void keep_packed() {}
+  BRNN_DEVICE void load(const MaskView&, int, int chunk0, int own0, int) {
+    foreign_ = own0 - chunk0;
+  }
+  BRNN_DEVICE void stay_packed() {}
   BRNN_DEVICE void save(uint32_t*, int) const {}
   BRNN_DEVICE void restore(const uint32_t*, int) {}
   BRNN_DEVICE uint32_t apply(uint32_t word, int, int i) const {
@@ -57,7 +59,7 @@ class WordMasks<MaskForm::ready, S, G, Chunks> {
   static constexpr int words = G * 4 * Chunks;
 
   // Loads those of sequence b, for the chunks from `chunk0` on; q is lane % 4.
-  BRNN_DEVICE void load(const Keep& keep, int b, int chunk0, int own0, int q) {
+  BRNN_DEVICE void load(const MaskView& keep, int b, int chunk0, int own0, int q) {
 #pragma unroll
     for (int gate = 0; gate < G; ++gate)
 #pragma unroll
@@ -70,7 +72,7 @@ class WordMasks<MaskForm::ready, S, G, Chunks> {
         words_[gate][i] = mask;
       }
   }
-  BRNN_DEVICE void keep_packed() {}
+  BRNN_DEVICE void stay_packed() {}
   BRNN_DEVICE void save(uint32_t*, int) const {}
   BRNN_DEVICE void restore(const uint32_t*, int) {}
   BRNN_DEVICE uint32_t apply(uint32_t word, int gate, int i) const {
@@ -90,7 +92,7 @@ class WordMasks<MaskForm::packed, S, G, Chunks> {
  public:
   static constexpr int words = G * kRegisters;
 
-  BRNN_DEVICE void load(const Keep& keep, int b, int chunk0, int own0, int q) {
+  BRNN_DEVICE void load(const MaskView& keep, int b, int chunk0, int own0, int q) {
 #pragma unroll
     for (int gate = 0; gate < G; ++gate)
 #pragma unroll
@@ -118,7 +120,7 @@ class WordMasks<MaskForm::packed, S, G, Chunks> {
     for (int i = 0; i < words; ++i) bits_[i / kRegisters][i % kRegisters] = from[i * stride];
   }
   // What is expanded from the registers stays in the time loop.
-  BRNN_DEVICE void keep_packed() {
+  BRNN_DEVICE void stay_packed() {
 #pragma unroll
     for (int i = 0; i < words; ++i) opaque(bits_[i / kRegisters][i % kRegisters]);
   }

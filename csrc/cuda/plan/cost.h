@@ -50,11 +50,11 @@ constexpr double microseconds(double cycles, const Rates& r) {
 // The latency of an engine (kEngines) is paid at every step. In L2: a store one way, a load both
 // ways, and what a poll loses; flags pay the way twice and a fence; a cluster 0.30, and a fence of
 // the whole GPU, 200 to 600 cycles. The start is the kernel that packs U, the launch, and U into
-// registers; of a grid a cooperative launch, and the slots that are filled. A layer in
-// several launches is charged it for each, although U is packed once. To fill 128 MB of slots takes
-// 40 us by the bandwidth of an H100's memory, which no part of the model has.
+// registers; of a grid a cooperative launch, and the stages that are filled. A layer in
+// several launches is charged it for each, although U is packed once. To fill 128 MB of stages
+// takes 40 us by the bandwidth of an H100's memory, which no part of the model has.
 
-// A unit tile of a batch tile sends 128 cells of four gates through MUFU, 10 results each, 16 a
+// A unit tile of a batch tile sends 128 elements of four gates through MUFU, 10 results each, 16 a
 // cycle.
 inline constexpr double kCells = 80;
 // The sum over warps costs a barrier and the latency of its loads, beside its bytes.
@@ -98,8 +98,9 @@ constexpr double work(Engine engine, Pass pass, const Tiling& t, const CellTrait
 // takes.
 inline constexpr double kLaunch = 2.5, kLibraryCall = 5;
 inline constexpr double kKernel = 2.5;
-// The library's products of a step reach this share of the rates of kRates.
-inline constexpr double kShare = 0.35;
+// The library's products of a step in 16 bit reach this share of the rate of tensor cores;
+// flop_rate has those of the other precisions.
+inline constexpr double kLibraryShare = 0.35;
 
 // The library's products reach so many FLOP a cycle and multiprocessor. tf32 names the setting of
 // the recurrence; products of float32 follow torch's for matrix products, which is float32
@@ -107,7 +108,7 @@ inline constexpr double kShare = 0.35;
 constexpr double flop_rate(Precision precision, const Rates& r) {
   switch (precision) {
     case Precision::bfloat16:
-    case Precision::float16: return kShare * r.matrix_flop;
+    case Precision::float16: return kLibraryShare * r.matrix_flop;
     case Precision::tf32:
     case Precision::float32: return 0.6 * r.float_flop;
     case Precision::float64: return 0.3 * r.float_flop;

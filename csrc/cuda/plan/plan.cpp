@@ -20,9 +20,9 @@ constexpr int kReservedShared = 1024;   // of each block that runs on a multipro
 constexpr int kMostThreads = 1536;      // of a multiprocessor, the least of 8.0 to 12.0
 constexpr int64_t kMostBlocks = 65535;  // along y
 
-// Slots of the exchange of a grid have about so many bytes at most, and a longer layer takes
+// Stages of the exchange of a grid have about so many bytes at most, and a longer layer takes
 // several launches. Those of all steps would be as large as y forward, as `gates` backward.
-constexpr int64_t kSlotBytes = int64_t{128} << 20;
+constexpr int64_t kStageBytes = int64_t{128} << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -86,14 +86,14 @@ int resident_blocks(const Sizes& s, const Tiling& t, int shared) {
   return std::max(1, std::min({by_registers, by_shared, kMostThreads / t.threads()}));
 }
 
-// Tells how many steps a launch runs: about as many in each, as few launches as slots allow.
+// Tells how many steps a launch runs: about as many in each, as few launches as stages allow.
 int steps_of_launch(const Sizes& s, const Recurrence& r) {
   const int64_t T = s.problem.T;
   if (r.engine != Engine::grid) return int(T);
   const int64_t chunks = published_chunks(r.tiling, r.blocks_x, s.bytes);
   const int64_t planes = s.pass == Pass::forward ? 1 : s.gates;
-  const int64_t slot = planes * r.blocks_y * r.batch_tiles * chunks * kChunkBytes;
-  const int64_t asked = grid_steps(), wanted = asked ? asked : kSlotBytes / slot;
+  const int64_t stage = planes * r.blocks_y * r.batch_tiles * chunks * kChunkBytes;
+  const int64_t asked = grid_steps(), wanted = asked ? asked : kStageBytes / stage;
   const int64_t most = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, T));
   return int(ceil_div(T, std::max<int64_t>(1, ceil_div(T, most))));
 }
@@ -329,14 +329,12 @@ std::string engine_names() {
 }
 
 const char* name(Precision precision) {
-  switch (precision) {
-    case Precision::bfloat16: return "bfloat16";
-    case Precision::float16: return "float16";
-    case Precision::tf32: return "tf32";
-    case Precision::float32: return "float32";
-    case Precision::float64: return "float64";
-  }
-  return "?";
+  const char* name = "tf32";
+  for_each_dtype([&](auto s) {
+    if (precision_of(DtypeOf<decltype(s)>::id, false) == precision)
+      name = DtypeOf<decltype(s)>::name;
+  });
+  return name;
 }
 
 Plan plan(const Problem& problem, const Device& device, const std::string& wanted) {

@@ -12,6 +12,15 @@
 namespace brnn::cuda {
 
 enum class Precision { bfloat16, float16, tf32, float32, float64 };
+constexpr Precision precision_of(Dtype dtype, bool allow_tf32) {
+  switch (dtype) {
+    case Dtype::bfloat16: return Precision::bfloat16;
+    case Dtype::float16: return Precision::float16;
+    case Dtype::float32: return allow_tf32 ? Precision::tf32 : Precision::float32;
+    case Dtype::float64: return Precision::float64;
+  }
+  return Precision::float64;
+}
 // Gives the bytes of a number in memory.
 constexpr int bytes_of(Precision precision) {
   switch (precision) {
@@ -75,7 +84,7 @@ Plan plan(const Problem& problem, const Device& device, const std::string& wante
 int backward_ahead();
 
 // Returns how many steps a launch of a grid runs at most, or 0 where the plan finds that out from
-// kSlotBytes: BAYESRNN_GRID_STEPS of the environment, for a measurement, which is not to change
+// kStageBytes: BAYESRNN_GRID_STEPS of the environment, for a measurement, which is not to change
 // while a layer runs.
 int64_t grid_steps();
 

@@ -4,9 +4,9 @@
 //
 // Everything is counted in words of 4 bytes. The parts, in this order:
 //   sums    [kSumBuffers][unit tiles][k warps][128]    what each warp sums, for one warp to add up
-//   states  [batch tiles][unit tiles][128]             of a looped block: what its cells carry
+//   states  [batch tiles][unit tiles][128]             of a looped block: what its elements carry
 //   masks   [batch tiles][words of a thread][threads]  of a looped block: masks as bits
-//   slots   [2][planes][chunks][128 words]             of an exchange that does not go through L2
+//   stages  [2][planes][chunks][128 words]             of an exchange that does not go through L2
 #pragma once
 
 #include "tilings.h"
@@ -17,7 +17,7 @@ namespace brnn::cuda {
 inline constexpr int kSumBuffers = 2;
 
 struct SharedLayout {
-  int sum, state, mask;  // words of a sum, of what a cell carries, of a thread's masks
+  int sum, state, mask;  // words of a sum, of what an element carries, of a thread's masks
   int buffer;            // sums of a step; none where a warp has all of k
   int states, masks;     // words of a batch tile; none unless a block is looped
 };
@@ -34,16 +34,16 @@ constexpr SharedLayout shared_layout(Pass pass, const Tiling& t, const CellTrait
   // what skips the gates.
   layout.state = forward && !cell.has_c ? 1 : 2;
   layout.mask = forward && untied ? cell.gates * packed_words(t.chunks) : 1;
-  layout.buffer = t.k_warps == 1 ? 0 : t.unit_tiles * t.k_warps * kTileCells;
+  layout.buffer = t.k_warps == 1 ? 0 : t.unit_tiles * t.k_warps * kTileElements;
   if (t.looped) {
-    layout.states = t.unit_tiles * kTileCells * layout.state;
+    layout.states = t.unit_tiles * kTileElements * layout.state;
     layout.masks = layout.mask * t.threads();
   }
   return layout;
 }
 
-// Counts the slots of h_t, or of dz of every gate, of one batch tile.
-constexpr int slot_words(Engine engine, Pass pass, int gates, int all_chunks) {
+// Counts the words of the stages of h_t, or of dz of every gate, of one batch tile.
+constexpr int stage_words(Engine engine, Pass pass, int gates, int all_chunks) {
   const int planes = pass == Pass::forward ? 1 : gates;
   return traits(engine).exchanges_shared ? 2 * planes * all_chunks * kChunkWords : 0;
 }
@@ -53,8 +53,8 @@ constexpr int shared_bytes(Engine engine, Pass pass, const Tiling& t, const Cell
                            bool untied, int batch_tiles, int all_chunks) {
   const SharedLayout layout = shared_layout(pass, t, cell, untied);
   const int sums = kSumBuffers * layout.buffer * layout.sum;
-  const int slots = slot_words(engine, pass, cell.gates, all_chunks);
-  return 4 * (sums + batch_tiles * (layout.states + layout.masks) + slots);
+  const int stages = stage_words(engine, pass, cell.gates, all_chunks);
+  return 4 * (sums + batch_tiles * (layout.states + layout.masks) + stages);
 }
 
 }  // namespace brnn::cuda

@@ -23,7 +23,7 @@ struct EngineTraits {
   bool persistent;         // one kernel for all steps, or for many
   bool waits_over_device;  // its blocks wait for each other wherever they run: all run at once
   bool exchanges_shared;   // h travels through shared memory, not through L2
-  double latency;          // microseconds from a cell's update until the last peer has its h
+  double latency;          // microseconds from an element's update until the last peer has its h
   double start;            // microseconds before the first step of a launch
 };
 // Every engine stands here, in the order of the enumeration and of messages.
@@ -57,7 +57,7 @@ struct Tiling {
 
 inline constexpr int kTileUnits = 16;
 inline constexpr int kTileSequences = 8;
-inline constexpr int kTileCells = kTileUnits * kTileSequences;
+inline constexpr int kTileElements = kTileUnits * kTileSequences;
 inline constexpr int kChunkBytes = 512;
 inline constexpr int kChunkWords = kChunkBytes / 4;  // 8 sequences times 16 words
 constexpr int units_of_chunk(int bytes) { return kChunkBytes / kTileSequences / bytes; }

@@ -93,7 +93,7 @@ struct SumRows {
   const S* dz;          // [rows, slots*H]
   Compute<S>* partial;  // [parts, slots*H]
   int64_t H, columns;   // columns: slots*H
-  int slot_a[4], slot_q[4];
+  int slot_a[kMostGates], slot_q[kMostGates];
   S* dbias_ih;  // [G*H] or nullptr
   S* dbias_hh;  // [G*H] or nullptr
 };
@@ -163,17 +163,17 @@ inline bool changes(const Mask& mask) { return mask.keep || mask.scale != 1; }
 
 // Returns `joins` of for_each_run for products with da: slots that are summed or multiplied
 // together must stand side by side.
-template <class Cell>
+template <class Algebra>
 auto joins_da(bool untied) {
   return [untied](int gate) {
-    return !untied && Cell::slot_of_a(gate) == Cell::slot_of_a(gate - 1) + 1;
+    return !untied && Algebra::slot_of_a(gate) == Algebra::slot_of_a(gate - 1) + 1;
   };
 }
 
 // `masked` is [T*B, I].
-template <class S, class Cell>
+template <class S, class Algebra>
 void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) {
-  constexpr int G = Cell::gates;
+  constexpr int G = Algebra::gates;
   const int64_t rows = l.T * l.B, I = l.I, H = l.H;
   const bool untied = l.mask_x.untied();
   for_each_run<G>([&](int) { return !untied; },
@@ -192,7 +192,7 @@ void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) 
                                 columns_of(l.weight_ih + gate * H * I, I),
                                 rows_of(gates + gate * H, G * H), false);
                   });
-  const int64_t hh_columns = biases_of_input<Cell>() * H;
+  const int64_t hh_columns = biases_of_input<Algebra>() * H;
   if (l.bias_ih || l.bias_hh)
     launch_elements(add_bias<S>, host,
                     {.elements = Elements(rows, G * H),
@@ -204,9 +204,9 @@ void run_input_part(const Forward<S>& l, S* gates, const Host& host, S* masked) 
 
 // `product` is [T*B, I], where masks are untied; else dx itself takes the sum over gates and its
 // mask.
-template <class S, class Cell>
+template <class S, class Algebra>
 void run_input_gradient(const Backward<S>& l, const S* dz, const Host& host, S* product) {
-  constexpr int G = Cell::gates;
+  constexpr int G = Algebra::gates;
   const int64_t rows = l.T * l.B, I = l.I, H = l.H;
   const bool untied = l.mask_x.untied();
   const auto mask = [&](int gate, const S* from, bool accumulate) {
@@ -219,8 +219,9 @@ void run_input_gradient(const Backward<S>& l, const S* dz, const Host& host, S* 
                      .from = from,
                      .to = l.dx});
   };
-  for_each_run<G>(joins_da<Cell>(untied), [&](int gate, int count) {
-    multiply<S>(host, rows, I, count * H, rows_of(dz + Cell::slot_of_a(gate) * H, Cell::slots * H),
+  for_each_run<G>(joins_da<Algebra>(untied), [&](int gate, int count) {
+    multiply<S>(host, rows, I, count * H,
+                rows_of(dz + Algebra::slot_of_a(gate) * H, Algebra::slots * H),
                 rows_of(l.weight_ih + gate * H * I, I), rows_of(untied ? product : l.dx, I),
                 !untied && gate > 0);
     if (untied) mask(gate, product, gate > 0);
@@ -228,16 +229,16 @@ void run_input_gradient(const Backward<S>& l, const S* dz, const Host& host, S* 
   if (!untied && changes(l.mask_x)) mask(0, l.dx, false);
 }
 
-template <class S, class Cell>
+template <class S, class Algebra>
 class WeightGradients {
-  static constexpr int G = Cell::gates;
+  static constexpr int G = Algebra::gates;
 
  public:
   WeightGradients(const Backward<S>& layer, const S* dz, void* block)
       : l_(layer), dz_(dz), rows_(layer.T * layer.B), arena_(block) {
     parts_ = std::clamp<int64_t>(rows_ / 64, 1, 256);
     operand_ = arena_.take<S>(rows_ * std::max(l_.I, l_.H));
-    partial_ = arena_.take<Compute<S>>(parts_ * Cell::slots * l_.H);
+    partial_ = arena_.take<Compute<S>>(parts_ * Algebra::slots * l_.H);
   }
 
   size_t scratch_bytes() const { return arena_.used(); }
@@ -251,7 +252,7 @@ class WeightGradients {
  private:
   void input_weights(const Host& host) {
     const bool untied = l_.mask_x.untied(), copied = changes(l_.mask_x) || l_.lengths;
-    for_each_run<G>(joins_da<Cell>(untied), [&](int gate, int count) {
+    for_each_run<G>(joins_da<Algebra>(untied), [&](int gate, int count) {
       if (copied && (untied || gate == 0))
         launch_elements(mask_operand<S>, host,
                         {.layer = l_,
@@ -261,14 +262,16 @@ class WeightGradients {
                          .r_pitch = 0,
                          .gate = gate,
                          .to = operand_});
-      product(host, Cell::slot_of_a(gate), count, copied ? operand_ : l_.x, l_.I,
+      product(host, Algebra::slot_of_a(gate), count, copied ? operand_ : l_.x, l_.I,
               l_.dweight_ih + gate * l_.H * l_.I);
     });
   }
 
   void recurrent_weights(const Host& host) {
     const bool untied = l_.mask_h.untied();
-    const auto by_reset = [](int gate) { return Cell::reset_before && gate == Cell::candidate; };
+    const auto by_reset = [](int gate) {
+      return Algebra::reset_before && gate == Algebra::candidate;
+    };
     const auto joins = [&](int gate) { return !untied && !by_reset(gate); };
     for_each_run<G>(joins, [&](int gate, int count) {
       launch_elements(mask_operand<S>, host,
@@ -279,19 +282,19 @@ class WeightGradients {
                        .r_pitch = G * l_.H,
                        .gate = gate,
                        .to = operand_});
-      product(host, Cell::slot_of_q(gate), count, operand_, l_.H,
+      product(host, Algebra::slot_of_q(gate), count, operand_, l_.H,
               l_.dweight_hh + gate * l_.H * l_.H);
     });
   }
 
   // Makes to [count*H, K] = dz^T operand, with dz of `count` slots and operand [T*B, K].
   void product(const Host& host, int slot, int count, const S* operand, int64_t K, S* to) const {
-    multiply<S>(host, count * l_.H, K, rows_, columns_of(dz_ + slot * l_.H, Cell::slots * l_.H),
+    multiply<S>(host, count * l_.H, K, rows_, columns_of(dz_ + slot * l_.H, Algebra::slots * l_.H),
                 rows_of(operand, K), rows_of(to, K), false);
   }
 
   void biases(const Host& host) {
-    const int64_t columns = Cell::slots * l_.H;
+    const int64_t columns = Algebra::slots * l_.H;
     SumRows<S> p{.elements = Elements(parts_, columns),
                  .rows = rows_,
                  .parts = parts_,
@@ -304,8 +307,8 @@ class WeightGradients {
                  .dbias_ih = l_.dbias_ih,
                  .dbias_hh = l_.dbias_hh};
     for (int gate = 0; gate < G; ++gate) {
-      p.slot_a[gate] = Cell::slot_of_a(gate);
-      p.slot_q[gate] = Cell::slot_of_q(gate);
+      p.slot_a[gate] = Algebra::slot_of_a(gate);
+      p.slot_q[gate] = Algebra::slot_of_q(gate);
     }
     launch_elements(sum_parts<S>, host, p);
     p.elements = Elements(1, G * l_.H);
@@ -324,25 +327,24 @@ class WeightGradients {
 // ---- products.h
 
 template <class S>
-size_t input_part_scratch_bytes(brnn::Cell, const Forward<S>& layer) {
+size_t input_part_scratch_bytes(Cell, const Forward<S>& layer) {
   return changes(layer.mask_x) ? size_t(layer.T * layer.B * layer.I) * sizeof(S) : 0;
 }
 
 template <class S>
-void input_part(brnn::Cell cell, const Forward<S>& layer, S* gates, const Host& host,
-                void* scratch) {
+void input_part(Cell cell, const Forward<S>& layer, S* gates, const Host& host, void* scratch) {
   with_algebra<S>(cell, [&](auto algebra) {
     run_input_part<S, decltype(algebra)>(layer, gates, host, static_cast<S*>(scratch));
   });
 }
 
 template <class S>
-size_t input_gradient_scratch_bytes(brnn::Cell, const Backward<S>& layer) {
+size_t input_gradient_scratch_bytes(Cell, const Backward<S>& layer) {
   return layer.mask_x.untied() ? size_t(layer.T * layer.B * layer.I) * sizeof(S) : 0;
 }
 
 template <class S>
-void input_gradient(brnn::Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
+void input_gradient(Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
                     void* scratch) {
   with_algebra<S>(cell, [&](auto algebra) {
     run_input_gradient<S, decltype(algebra)>(layer, dz, host, static_cast<S*>(scratch));
@@ -350,14 +352,14 @@ void input_gradient(brnn::Cell cell, const Backward<S>& layer, const S* dz, cons
 }
 
 template <class S>
-size_t weight_gradients_scratch_bytes(brnn::Cell cell, const Backward<S>& layer) {
+size_t weight_gradients_scratch_bytes(Cell cell, const Backward<S>& layer) {
   return with_algebra<S>(cell, [&](auto algebra) {
     return WeightGradients<S, decltype(algebra)>(layer, nullptr, nullptr).scratch_bytes();
   });
 }
 
 template <class S>
-void weight_gradients(brnn::Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
+void weight_gradients(Cell cell, const Backward<S>& layer, const S* dz, const Host& host,
                       void* scratch) {
   with_algebra<S>(cell, [&](auto algebra) {
     WeightGradients<S, decltype(algebra)>(layer, dz, scratch).run(host);

@@ -29,7 +29,7 @@ S narrow(double v) {
 }
 
 template <class S>
-void multiply_as(const Product& p) {
+void multiply_as(const Gemm& p) {
   const auto at = [](const Matrix& m, int64_t b, int64_t r, int64_t c) {
     return static_cast<S*>(const_cast<void*>(m.data)) + b * m.batch_stride + r * m.row_stride +
            c * m.column_stride;
@@ -42,7 +42,7 @@ void multiply_as(const Product& p) {
         *at(p.c, b, m, n) = narrow<S>(sum);
       }
 }
-void multiply(void*, const Product& p) {
+void multiply(void*, const Gemm& p) {
   if (ptx::runtime().dry) return;
   switch (p.dtype) {
     case Dtype::bfloat16: return multiply_as<bfloat16>(p);

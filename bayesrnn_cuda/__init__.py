@@ -20,12 +20,16 @@ from .keras_weights import from_keras, load_keras_weights
 from .modules import BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout
 from .objective import kl_penalty, weight_decay_groups
 from .predict import hold_masks, mc_dropout, mc_predict
-from .prediction import MCPrediction
+from .prediction import HeteroscedasticPrediction, MCPrediction
 from .switch import MaskDropout
 
-# A checkpoint of a whole module loads under torch.load's default, weights_only=True.
+# A checkpoint of a whole module, of masks or of a prediction loads under torch.load's default,
+# weights_only=True.
 torch.serialization.add_safe_globals(
     [BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout, MaskDropout]
+)
+torch.serialization.add_safe_globals(
+    [LayerMasks, LayerWeights, MCPrediction, HeteroscedasticPrediction]
 )
 
 __version__ = "0.1.0"

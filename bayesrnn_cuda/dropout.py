@@ -214,11 +214,15 @@ class LockedDropout(Settings, DropoutModule):
             keep: bool [B, F] from `sample_mask`, used in every mode.
 
         Raises:
-            ValueError: x of another rank, or a mask of another shape (a RuntimeError too).
+            ValueError: x of another rank or of integers, or a mask of another shape (a RuntimeError
+                too).
         """
         if (leaf := self._as_leaf(x, keep=keep)) is not None:
             return leaf  # type: ignore[return-value]
         check_tensor("x", x)
+        if not (x.is_floating_point() or x.is_complex()):
+            name = str(x.dtype).removeprefix("torch.")
+            raise ArgumentError(f"x: expected a floating-point dtype, got {name}")
         if x.dim() != 3:
             # [B, F] and [T, F] look alike; taking one for the other would share a mask silently.
             raise ArgumentError(

@@ -74,19 +74,20 @@ class MCPrediction(NamedTuple):
         as torch.quantile). Without: of the normal distribution with `mean` and `total_std`.
 
         Args:
-            q: probabilities in [0, 1], one or a list of K.
+            q: probabilities in [0, 1], one or a list of K >= 1.
 
         Returns:
             In the shape of the mean; for a list [K, ...].
 
         Raises:
-            ValueError: classes, which have no order, or a q outside [0, 1].
+            ValueError: classes, which have no order, a q outside [0, 1], an empty list.
             TypeError: a q that is no number.
         """
         self._refuse_classes("quantile")
         like = self.mean
         levels = torch.as_tensor(check_numbers("q", q), dtype=torch.float64, device=like.device)
-        if levels.dim() > 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
+        within = bool(((levels >= 0) & (levels <= 1)).all())
+        if levels.dim() > 1 or levels.numel() == 0 or not within:
             raise ValueError(f"q: expected probabilities in [0, 1], one or a list, got {shown(q)}")
         values = torch.stack([self._quantile(float(level)) for level in levels.reshape(-1)])
         return values[0] if levels.dim() == 0 else values

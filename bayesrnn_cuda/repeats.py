@@ -7,9 +7,12 @@ sample runs alone, and in the calls after it the layers' sequences and the outpu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
+
+from .recurrent import RecurrentLayer
 
 # Of the repeated inputs in one call of mc_predict that chooses its chunks: 16 MiB of float32. With
 # more a CPU streams the gates of the batch from beyond its caches, with less it packs weights anew.
@@ -54,6 +57,7 @@ class Repeats:
             (tuple(inputs), dict(kwargs or {})), is_leaf=lambda x: isinstance(x, PackedSequence)
         )
         self._leaves = leaves
+        self._states = _states(module, inputs, dict(kwargs or {}))
         self._samples, self._shared = samples, shared
         self._output_batch_dim = output_batch_dim
         self._cache = _Cache()
@@ -62,12 +66,12 @@ class Repeats:
         if samples == 1 or chunk == 1:  # nothing is repeated
             self._sizes = [1] * samples
             if batch_dim is not None:
-                _check_dims(self._tensors(), batch_dim)
+                _check_dims(self._placed(), batch_dim)
             return
         _check_inputs(inputs)
         self._dims = self._candidates(module, batch_dim)
         rest = samples - 1
-        default = _default_chunk(self._tensors(), rest, self._dims[0])
+        default = _default_chunk(self._placed(), rest, self._dims[0])
         self._sizes = [1, *_chunk_sizes(rest, chunk or default)]
 
     def draws(self, run: Run) -> Iterator[list[Tensor]]:
@@ -99,33 +103,40 @@ class Repeats:
         if pending:
             yield [a.unsqueeze(0) for a in pending]
 
-    def _tensors(self) -> list[Tensor]:
-        """Those with a batch."""
-        return [x for x in self._leaves if isinstance(x, Tensor) and x.dim()]
+    def _placed(self) -> list["_Placed"]:
+        """The tensors with a batch."""
+        return [
+            _Placed(x, state)
+            for x, state in zip(self._leaves, self._states, strict=True)
+            if isinstance(x, Tensor) and x.dim()
+        ]
 
     def _batch(self) -> int:
-        return self._tensors()[0].shape[self._dims[0]]
+        return self._placed()[0].size(self._dims[0])
 
     def _candidates(self, module: nn.Module, batch_dim: int | None) -> list[int]:
-        tensors = self._tensors()
+        placed = self._placed()
         if batch_dim is not None:
-            _check_batch(tensors, batch_dim)
+            _check_batch(placed, batch_dim)
             return [batch_dim]
         flags = _batch_first(module)
         self._disagree = len(flags) > 1
-        least = min((x.dim() for x in tensors), default=2)
+        ranks = [x.tensor.dim() for x in placed]
+        least = min(ranks, default=2)
         dim = 1 if flags == {False} or (self._disagree and least > 1) else 0
-        if dim >= least:
-            shapes = " and ".join(str(list(x.shape)) for x in tensors)
+        # A vector beside others has an entry for each sequence (lengths): then its size is theirs.
+        lone = max(ranks, default=2) == 1 or len({x.size(dim) for x in placed}) > 1
+        if dim >= least and lone:
+            shapes = " and ".join(str(list(x.tensor.shape)) for x in placed)
             raise ValueError(
                 "batch_dim: expected inputs with a batch dimension, 1 where batch_first=False, or "
                 f"batch_dim= for other inputs, got {shapes}. A single sequence needs a batch "
                 "dimension of size 1; chunk=1 repeats nothing"
             )
-        _check_batch(tensors, dim)
+        _check_batch(placed, dim)
         other = 1 - dim
-        fits = len({x.shape[other] if x.dim() > other else -1 for x in tensors}) == 1
-        return [dim, other] if fits and tensors[0].dim() > other else [dim]
+        fits = len({x.size(other) if x.has(other) else -1 for x in placed}) == 1
+        return [dim, other] if fits and placed[0].has(other) else [dim]
 
     def _arguments(self, size: int, dim: int) -> Arguments:
         def make() -> list[Any]:
@@ -134,8 +145,10 @@ class Repeats:
             if size == 1:  # what the module writes must reach neither the caller nor the next call
                 return [x.clone() if isinstance(x, Tensor) else x for x in self._leaves]
             return [
-                _repeat(x, size, dim) if isinstance(x, Tensor) and x.dim() else x
-                for x in self._leaves
+                _repeat(x, size, _Placed(x, state).dim(dim))
+                if isinstance(x, Tensor) and x.dim()
+                else x
+                for x, state in zip(self._leaves, self._states, strict=True)
             ]
 
         inputs, kwargs = pytree.tree_unflatten(self._cache.get((size, dim), make), self._spec)
@@ -152,24 +165,27 @@ class Repeats:
         cause = None
         while self._dims:
             dim, batch = self._dims[0], self._batch()
+            del self._dims[0]
             try:
                 outputs, saw = run(self._arguments(size, dim))
-            except Exception as error:
-                if not failed:
+            except (ValueError, RuntimeError) as error:  # where one sample alone raised nothing
+                if isinstance(error, torch.OutOfMemoryError):
                     raise
-                cause = error  # the second guess is worse than the first
-                break
+                cause = cause or error
+                said = str(error).partition("\n")[0]
+                failed.append(f"dimension {dim} (size {batch}) the module raised {said!r}")
+                continue
             if _grew(saw, alone, size) and not (self._shared and set(saw) - {size * batch}):
+                self._dims.insert(0, dim)
                 return outputs
             failed.append(
                 f"dimension {dim} (size {batch}) they saw {_listed(alone)} for one sample and "
                 f"{_listed(saw)} for {size}"
             )
-            del self._dims[0]
         raise ValueError(
             "batch_dim: expected the dimension of the sequences, of which each dropout layer sees "
             "samples * batch; repeated in " + ", in ".join(failed) + ". A single sequence needs a "
-            "batch dimension of size 1; chunk=1 repeats nothing"
+            "batch dimension of size 1; only tensors are repeated, and chunk=1 repeats nothing"
         ) from cause
 
     def _output_dims(self, alone: list[Tensor], outputs: list[Tensor], size: int) -> list[int]:
@@ -227,6 +243,8 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
     """Positional ones are tensors, or hold nothing else; keywords may be anything."""
     leaves, _ = pytree.tree_flatten(tuple(inputs), is_leaf=lambda x: isinstance(x, PackedSequence))
     for x in leaves:
+        if x is None:  # an optional one that is left out
+            continue
         if isinstance(x, PackedSequence):
             raise ValueError(
                 "inputs: expected padded tensors, or chunk=1, which repeats nothing, "
@@ -236,19 +254,52 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
             raise TypeError(f"inputs: expected tensors, got {type(x).__name__}")
 
 
-def _check_dims(tensors: Sequence[Tensor], batch_dim: int) -> None:
-    for x in tensors:
-        if not -x.dim() <= batch_dim < x.dim():
-            raise ValueError(f"batch_dim: expected a dimension of {list(x.shape)}, got {batch_dim}")
+class _Placed(NamedTuple):
+    """A tensor that is repeated, and where its batch is if the inputs' is in dimension `dim`."""
+
+    tensor: Tensor
+    state: bool  # of a recurrent layer: [layers, B, H], whatever batch_first says
+
+    def dim(self, dim: int) -> int:
+        return 1 if self.state else 0 if self.tensor.dim() == 1 else dim
+
+    def has(self, dim: int) -> bool:
+        return -self.tensor.dim() <= self.dim(dim) < self.tensor.dim()
+
+    def size(self, dim: int) -> int:
+        return self.tensor.shape[self.dim(dim)]
 
 
-def _check_batch(tensors: Sequence[Tensor], batch_dim: int) -> None:
-    if not tensors:
+def _states(module: nn.Module, inputs: Sequence[Any], kwargs: dict[str, Any]) -> list[bool]:
+    """Which leaves of the arguments are states that a recurrent layer is called with."""
+    recurrent = isinstance(module, (RecurrentLayer, nn.RNNBase))
+    named = [(str(i), x) for i, x in enumerate(inputs)] + list(kwargs.items())
+    found = []
+    for name, value in named:
+        leaves = pytree.tree_leaves(value, is_leaf=lambda x: isinstance(x, PackedSequence))
+        for x in leaves:
+            batched = isinstance(x, Tensor) and x.dim() == 3
+            found.append(recurrent and batched and name in ("1", "hx"))
+    return found
+
+
+def _check_dims(placed: Sequence[_Placed], batch_dim: int) -> None:
+    for x in placed:
+        if not x.has(batch_dim):
+            shape = list(x.tensor.shape)
+            raise ValueError(f"batch_dim: expected a dimension of {shape}, got {batch_dim}")
+
+
+def _check_batch(placed: Sequence[_Placed], batch_dim: int) -> None:
+    if not placed:
         raise ValueError("inputs: expected at least 1 tensor, got 0")
-    _check_dims(tensors, batch_dim)
-    sizes = [x.shape[batch_dim] for x in tensors]
+    _check_dims(placed, batch_dim)
+    sizes = [x.size(batch_dim) for x in placed]
     if len(set(sizes)) > 1:
-        raise ValueError(f"inputs: expected one size in dimension {batch_dim}, got {sizes}")
+        raise ValueError(
+            f"inputs: expected one size in dimension {batch_dim}, got {sizes}; batch_dim= names "
+            "another dimension, and chunk=1 repeats nothing"
+        )
 
 
 def _batch_first(module: nn.Module) -> set[bool]:
@@ -304,9 +355,10 @@ def _check_dim(output: Tensor, size: int, dim: int) -> int:
     return dim % output.dim()
 
 
-def _default_chunk(tensors: Sequence[Tensor], samples: int, batch_dim: int) -> int:
+def _default_chunk(placed: Sequence[_Placed], samples: int, batch_dim: int) -> int:
     """Samples per call within CHUNK_ELEMENTS, in calls of about one size."""
-    whole = max(1, CHUNK_ELEMENTS // max(1, sum(_elements(x, batch_dim) for x in tensors)))
+    elements = sum(_elements(x.tensor, x.dim(batch_dim)) for x in placed)
+    whole = max(1, CHUNK_ELEMENTS // max(1, elements))
     calls = -(-samples // whole)
     return -(-samples // calls)
 

@@ -68,6 +68,8 @@ class DropoutModule(nn.Module):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
+        # A copy, or what was saved, belongs to no block that the original was in.
+        self._in_block, self._traced, self._key = False, None, 0
         if "mask_dropout" not in self._modules:  # pickled by a version before there was a switch
             drew = self.__dict__.pop("mc", False) or self.training
             self._add_switch()
@@ -200,7 +202,11 @@ def _block_keep(
     sizes: Sequence[int],
     device: torch.device,
 ) -> Tensor:
-    module = _layers[layer]
+    module = _layers.get(layer)
+    if module is None:
+        raise RuntimeError(
+            "hold_masks: expected the layer that the graph was compiled of, got none"
+        )
     block = blocks.block_of(module)
     held = None if block is None else block.masks(module, sequences, features, device)
     if held is None:  # the block is another thread's

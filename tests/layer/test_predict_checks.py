@@ -295,8 +295,8 @@ def test_inputs_of_wrong_types_are_named():
     x = torch.zeros(3, 2)
     with pytest.raises(TypeError, match=r"module_kwargs: expected a mapping, got list"):
         brnn.mc_predict(nn.Dropout(), x, module_kwargs=[1], samples=3)
-    with pytest.raises(TypeError, match=r"inputs: expected tensors, got NoneType"):
-        brnn.mc_predict(nn.Dropout(), x, None, samples=3)
+    with pytest.raises(TypeError, match=r"inputs: expected tensors, got int"):
+        brnn.mc_predict(nn.Dropout(), x, 3, samples=3)
 
 
 def test_a_packed_sequence_runs_sample_by_sample():

@@ -182,8 +182,10 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     out = arguments.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     work = _compare if arguments.compare else _train_one
-    again = f"{command()} train{' --compare' if arguments.compare else ''} --resume --out {out}"
-    return run_stoppable(lambda workers: work(out, given, arguments.resume, workers), again)
+    again = ["train", *(["--compare"] if arguments.compare else []), "--resume", "--out", str(out)]
+    return run_stoppable(
+        lambda workers: work(out, given, arguments.resume, workers), command(*again)
+    )
 
 
 def _train_one(out: Path, given: dict[str, Any], resume: bool, workers: Workers) -> None:

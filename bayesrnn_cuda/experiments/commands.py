@@ -4,7 +4,6 @@ import argparse
 import itertools
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,12 +228,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if queue:
         out, jobs = arguments.out or Path("runs"), arguments.jobs or 1
         words = ["experiment", "run", *arguments.names, "--jobs", str(jobs), "--out", str(out)]
-        again = f"{command()} {shlex.join([*words, *option_arguments(given)])}"
+        again = command(*words, *option_arguments(given))
         return run_stoppable(lambda _: run_queue(arguments.names, out, given, jobs), again)
     out = arguments.out or Path("runs") / found.name
     run = _run_preset if isinstance(found, Preset) else _run_sweep
-    again = f"{command()} experiment run {arguments.names[0]} --resume --out {out}"
-    return run_stoppable(lambda workers: run(found, out, given, arguments.resume, workers), again)
+    again = ["experiment", "run", arguments.names[0], "--resume", "--out", str(out)]
+    return run_stoppable(
+        lambda workers: run(found, out, given, arguments.resume, workers), command(*again)
+    )
 
 
 def _check_queue(arguments: argparse.Namespace) -> None:
@@ -282,6 +283,10 @@ def _run_sweep(
     if resume:
         stored = _stored(out / _SWEEP_FILE)
         _check_same(sweep.name, stored.get("sweep"), out)
+        if not isinstance(stored.get("given"), dict):
+            raise UserError(
+                f"argument --resume: expected the options given in '{out / _SWEEP_FILE}', got none"
+            )
         options = {**stored["given"], **given}
     else:
         RunFolder(out).check_new()

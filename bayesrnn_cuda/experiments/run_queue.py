@@ -1,7 +1,6 @@
 """Members of sweeps as processes side by side, each at one thread and the lowest priority."""
 
 import ctypes
-import json
 import os
 import shutil
 import signal
@@ -41,9 +40,7 @@ class Member:
 
     def records(self) -> list[dict[str, Any]]:
         """Those of its epochs so far."""
-        metrics = RunFolder(self.path).metrics
-        lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        return [record for record in map(json.loads, lines) if not record.get("final")]
+        return [record for record in RunFolder(self.path).records() if not record.get("final")]
 
     def seconds_an_epoch(self) -> float | None:
         """As this process has it, evaluation included, or else an earlier one; None: unknown."""
@@ -145,8 +142,6 @@ class _Queue:
     def _begin(self, member: Member) -> None:
         folder = RunFolder(member.path)
         resumed = folder.exists()
-        if not resumed:
-            folder.discard_beginning()
         command = [*_PROGRAM, "experiment", "run", member.preset.name]
         command += ["--out", str(member.path), *(["--resume"] if resumed else [])]
         log = _log(member)
@@ -169,7 +164,7 @@ class _Queue:
         self.running.remove(member)
         status, epochs = _status(member.process), f"{len(member.records())} of {member.epochs}"
         if status == 0:
-            final = json.loads(RunFolder(member.path).metrics.read_text().splitlines()[-1])
+            final = RunFolder(member.path).records()[-1]
             words = " by patience" if final["ended"] == "patience" else ""
             self._say(f"{member.name}: finished{words}, {epochs} epochs")
             return
@@ -200,7 +195,8 @@ class _Queue:
         running = [f"{m.name} {len(m.records())}/{m.epochs}" for m in self.running]
         seconds = self._seconds_left()
         left = "time left unknown" if seconds is None else f"{_clock(seconds)} left at most"
-        return f"{done} of {len(self.members)} ended, {left}; running: {', '.join(running)}"
+        parts = [f"{done} of {len(self.members)} ended", ", ".join(running), left]
+        return "; ".join(filter(None, parts))
 
     def _seconds_left(self) -> float | None:
         """Until the last member ends if none ends early; None: no epoch has been timed."""

@@ -29,7 +29,7 @@ import json, os, sys, time
 from pathlib import Path
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(parents=True, exist_ok=True)
-assert not os.listdir(out)
+assert set(os.listdir(out)) <= {"config.json", "metrics.jsonl", "last.pt.tmp"}
 if out.name == "0.25":
     sys.exit(7)
 if "--pieces" in sys.argv:
@@ -171,6 +171,17 @@ def test_run_killed_before_its_first_checkpoint_begins_anew(stub):
     assert queue(NAMES[0], *OPTIONS) == 0
 
 
+@pytest.mark.parametrize(("file", "text"), [("metrics.jsonl", '{"fin'), ("config.json", "{")])
+def test_damaged_file_of_a_member_stops_no_other(stub, file, text):
+    """Its process says what is wrong, or makes the file anew."""
+    assert queue(NAMES[0], *OPTIONS) == 0
+    (stub / NAMES[0] / file).write_text(text)
+    assert not RunFolder(stub / NAMES[0]).finished({})
+    (stub / NAMES[0] / "seen.json").unlink()
+    queue(NAMES[0], "sentiment-lstm-lengths/50", *OPTIONS)
+    assert (stub / "sentiment-lstm-lengths" / "50" / "seen.json").is_file()
+
+
 def test_members_with_the_same_values_are_run_once(capsys, stub):
     names = ["sentiment-lstm-bayesian", "sentiment-lstm-lengths/200", "sentiment-lstm-p-e-200/0.5"]
     assert queue(*names, *OPTIONS) == 0
@@ -182,9 +193,8 @@ def test_members_with_the_same_values_are_run_once(capsys, stub):
 
 def test_time_is_up(capsys, stub):
     assert queue(*NAMES, *OPTIONS, "--pieces", "9", "--max-minutes", "0.01") == 3
-    assert (
-        "stopped by --max-minutes with 0 of 4 ended, time left unknown" in capsys.readouterr().err
-    )
+    err = capsys.readouterr().err
+    assert f"stopped by --max-minutes with 0 of 4 ended; {NAMES[0]} 0/1, " in err
 
 
 def test_time_left_counts_members_side_by_side(monkeypatch):
@@ -198,7 +208,7 @@ def test_time_left_counts_members_side_by_side(monkeypatch):
     waiting = run_queue._Queue(members, {}, 2, None)
     waiting.running, waiting.waiting = members[:2], members[2:]
     assert waiting._seconds_left() == 30 + 40
-    assert waiting._progress() == "0 of 3 ended, 0 h 01 min left at most; running: a 6/9, b 4/9"
+    assert waiting._progress() == "0 of 3 ended; a 6/9, b 4/9; 0 h 01 min left at most"
 
 
 @pytest.mark.parametrize(

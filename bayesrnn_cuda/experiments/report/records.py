@@ -35,7 +35,8 @@ class Run:
         key = EXPERIMENTS[self.experiment].best_key
         if key is None:
             return self.history[-1]
-        return min(self.history, key=lambda record: record.get(key, float("inf")))
+        infinite = float("inf")  # as a figure that is null is
+        return min(self.history, key=lambda r: infinite if r.get(key) is None else r[key])
 
     def figure(self, key: str) -> Any:
         """The figure of that name: of the finished run, else of the epoch that counts, or None."""
@@ -118,7 +119,27 @@ def _read_run(path: Path, name: str) -> Run:
                     f"'{folder.metrics}', got {value!r}"
                 )
     final = next((record for record in records if record.get("final")), None)
-    return Run(name, config, history, final, _preset(config))
+    if final is not None:
+        _check_final(final, experiment, folder.metrics)
+    preset = _preset(config)
+    return Run(name, {**(preset.values if preset else {}), **config}, history, final, preset)
+
+
+def _check_final(final: dict[str, Any], experiment: str, path: Path) -> None:
+    """Raises UserError where a figure of the last record is not what the report can show."""
+    entry = EXPERIMENTS[experiment]
+    columns = (*entry.paper, *entry.columns, *entry.uncertainty)
+    whole = {"best_epoch", *(column.key for column in columns if column.form == "d")}
+    for key in {*whole, *(column.key for column in columns)}:
+        value = final.get(key)
+        if value is None and key != "best_epoch":
+            continue
+        if not isinstance(value, int if key in whole else (int, float)):
+            kind = "a whole number" if key in whole else "a number"
+            raise UserError(
+                f"argument RUNS: expected {kind} for {key} in the last line of '{path}', got "
+                f"{value!r}"
+            )
 
 
 def _preset(config: dict[str, Any]) -> Preset | None:

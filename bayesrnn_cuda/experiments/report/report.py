@@ -52,17 +52,17 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         if experiment.sections is not None:
             lines += experiment.sections(runs, out)
     runs = [run for run in runs if EXPERIMENTS[run.experiment].sections is None]
-    drawn = True
+    missing = []
     for group in _groups(runs):
         lines += _section(group)
         for name, caption, draw, arguments in _figures(group):
             if save_figure(out / name, draw, *arguments):
                 lines += [f"![{caption}]({name})", ""]
             else:
-                drawn = False
+                missing.append(name)
     lines += _uncertainty(runs)
-    if not drawn:
-        lines += ["No figures: matplotlib is missing.", ""]
+    if missing:
+        lines += [f"Not drawn, for a reason that the command has told: {', '.join(missing)}.", ""]
     report = out / "report.md"
     write_text(report, "\n".join(lines))
     return report
@@ -229,7 +229,11 @@ def _uncertainty(runs: Sequence[Run]) -> list[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [headings, ["---"] * len(headings), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
+    return ["| " + " | ".join(map(_cell, row)) + " |" for row in lines]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _text(value: Any, form: str) -> str:

@@ -1,6 +1,7 @@
 """What the verbs that train share: how a run begins, how the program was called."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,9 +64,11 @@ def open_run(
     return trainer
 
 
-def command() -> str:
-    """How this program was called."""
-    name = Path(sys.argv[0])
+def command(*arguments: str) -> str:
+    """The command line that calls this program as it was called, with other arguments."""
+    name = Path(sys.argv[0]).name
+    program = [sys.executable, "-m", "bayesrnn_cuda"] if name == "__main__.py" else [name]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']} -m bayesrnn_cuda"
-    return f"{sys.executable} -m bayesrnn_cuda" if name.name == "__main__.py" else name.name
+        processes = os.environ["LOCAL_WORLD_SIZE"]
+        program = ["torchrun", "--nproc-per-node", processes, "-m", "bayesrnn_cuda"]
+    return shlex.join([*program, *arguments])

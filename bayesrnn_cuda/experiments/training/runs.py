@@ -47,27 +47,31 @@ class RunFolder:
         """Whether the run is at its end and the options ask for no more."""
         if not self.exists():
             return False
-        lines = self.metrics.read_text().splitlines()
-        config = json.loads(self.config.read_text())
+        records, config = self.records(), self._config()
         same = all(config.get(name) == value for name, value in options.items() if name not in _HOW)
-        return same and bool(lines) and bool(json.loads(lines[-1]).get("final"))
+        return same and bool(config and records) and bool(records[-1].get("final"))
 
-    def discard_beginning(self) -> None:
-        """Removes what a run that was killed before its first checkpoint has left."""
-        for path in (self.config, self.metrics):
-            for file in (path, path.with_name(f"{path.name}.tmp")):
-                file.unlink(missing_ok=True)
-        self.last.with_name(f"{self.last.name}.tmp").unlink(missing_ok=True)
+    def records(self) -> list[dict[str, Any]]:
+        """Those in metrics.jsonl, without what cannot be read: a resumed run writes them anew."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        return [record for record in map(_json_object, lines) if record]
+
+    def _config(self) -> dict[str, Any]:
+        return _json_object(self.config.read_text()) if self.config.is_file() else {}
 
     def check_new(self) -> None:
-        """Raises UserError unless the folder is missing or empty."""
+        """Raises UserError unless the folder is missing or empty, but for what a run that ended
+        before its first checkpoint may have left."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"argument --out: expected a folder, got the file '{self.path}'")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        files = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        begun = {file.name for file in (self.config, self.metrics, self.last)}
+        left = {name for name in files if name.removesuffix(".tmp") in begun}
+        if files > left or self.exists() or self.records():
+            hint = "; add --resume to continue its run" if self.exists() else ""
             raise UserError(
                 f"argument --out: expected a new or empty folder, got '{self.path}' with files in "
-                "it; "
-                "add --resume to continue its run"
+                f"it{hint}"
             )
 
     @contextmanager
@@ -117,6 +121,15 @@ class RunFolder:
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by one line a record."""
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """The object, or {} where it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def json_objects(argument: str, path: Path, texts: Iterable[str]) -> list[dict[str, Any]]:

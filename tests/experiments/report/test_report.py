@@ -216,12 +216,26 @@ def test_figures_are_files_that_the_report_shows(report, tmp_path):
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_a_record_lacks(report, tmp_path):
+    """A figure that is null is no best one; a setting that is not there is the preset's."""
+    records = language_records([150.0, 140.0], final=False)
+    records[1]["valid_perplexity"] = None
+    folder = write_run(tmp_path / "runs" / "line\nbreak", "sentiment-gru-lengths/50", [])
+    config = json.loads((folder / "config.json").read_text())
+    del config["seq_len"]
+    (folder / "config.json").write_text(json.dumps(config))
+    write_run(tmp_path / "runs" / "p", "ptb-small-naive", records)
+    lines = report()
+    assert any(line.startswith("| length = 50* | line break |") for line in lines)
+    assert "150.00" in next(line for line in lines if line.startswith("| naive* | p |"))
+
+
 def test_without_matplotlib_the_tables_and_a_note(report, tmp_path, monkeypatch, capsys):
     runs_module.note_once.cache_clear()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_run(tmp_path / "runs" / "p", "ptb-small-naive", language_records([150.0]))
     lines = report()
-    assert "No figures: matplotlib is missing." in lines
+    assert "Not drawn, for a reason that the command has told: ptb-small-curves.png." in lines
     assert not any(line.startswith("![") for line in lines)
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.md"]
     assert "matplotlib is missing" in capsys.readouterr().err
@@ -302,6 +316,11 @@ def test_calibration_has_the_diagonal(labelled):
     assert axes.get_xlim() == axes.get_ylim()
 
 
+def final(**figures) -> str:
+    """The last line of a run that had one epoch."""
+    return json.dumps(language_records([150.0])[-1] | figures)
+
+
 GOOD = json.dumps(asdict(PRESETS["ptb-small-naive"].config()) | {"experiment": "language_model"})
 
 
@@ -316,6 +335,9 @@ GOOD = json.dumps(asdict(PRESETS["ptb-small-naive"].config()) | {"experiment": "
         (GOOD, '{"epoch": 2}', "expected the record of epoch 1 in line 1 of .*, got that of 2"),
         (GOOD, '{"epoch": 1, "lr": "x"}', "expected a number for lr in line 1 of .*, got 'x'"),
         (GOOD, "3", "expected a JSON object in '.*metrics.jsonl', got another value in line 1"),
+        (GOOD, final(test_perplexity="x"), "expected a number for test_perplexity in .*, got 'x'"),
+        (GOOD, final(mc_samples=1.5), "expected a whole number for mc_samples in .*, got 1.5"),
+        (GOOD, final(best_epoch=None), "expected a whole number for best_epoch in .*, got None"),
     ],
 )
 def test_malformed_runs(tmp_path, config, metrics, expected):

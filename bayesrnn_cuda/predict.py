@@ -37,7 +37,8 @@ def mc_dropout(module: nn.Module, *, hold: bool = False) -> Iterator[nn.Module]:
     The block sets the `training` flag of each dropout (of this package's modules: that of their
     `mask_dropout`) and at its end restores what it found. `train()` and `eval()` within the block
     act on every dropout as elsewhere, until the block ends. Blocks nest, overlap and run in several
-    threads: while one is open that began later, dropout stays on.
+    threads: while one is open that began later, dropout stays on. A copy that is made within keeps
+    the flags that it found.
 
     Args:
         module: the model, or a part of it.
@@ -118,7 +119,9 @@ def mc_predict(
     Args:
         module: takes `inputs`, returns a tensor, a tuple whose first entry is taken (nn.LSTM), or a
             dict with "logits" or a single tensor (transformers).
-        inputs: tensors with the same batch dimension, size B there, or dicts and lists of such.
+        inputs: tensors with the same batch dimension, size B there, or dicts and lists of such; or
+            None. A vector beside others is an entry for each sequence (lengths), and the states
+            that a recurrent layer is called with have their batch in dimension 1.
         samples: S >= 1.
         likelihood: "gaussian": the output is a value, mean and std are its own;
             "heteroscedastic": it is a mean and the log of the variance of the noise, the two halves

@@ -69,7 +69,7 @@ class Masks(NamedTuple):
 
 MASKS = (
     Masks("as in training", 1.0, True),
-    Masks("embeddings not dropped", 1.0, False),
+    Masks("words not dropped", 1.0, False),
     Masks("half of p", 0.5, True),
     Masks("a quarter of p", 0.25, True),
 )

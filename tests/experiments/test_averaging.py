@@ -59,7 +59,7 @@ def test_ways_of_a_language_model_agree_with_its_test(state, mc_masks, tiny, cor
     # Jensen: the logarithm of a mean is at least the mean of logarithms, of every word.
     assert trained.error < ways[f"{ALONE}, {TRAINED}", 1].error
     names = {name for name, _ in ways}
-    assert {f"{ARITHMETIC}, half of p", f"{GEOMETRIC}, embeddings not dropped"} <= names
+    assert {f"{ARITHMETIC}, half of p", f"{GEOMETRIC}, words not dropped"} <= names
     assert math.isnan(ways[f"{ALONE}, {TRAINED}", 1].error_fitted)
 
 

@@ -1,6 +1,8 @@
 """hold_masks: one sampled model for the time of a block, and masks that a batch shares."""
 
 import contextlib
+import copy
+import pickle
 import threading
 
 import pytest
@@ -189,6 +191,25 @@ def test_a_compiled_module_holds(cell, dynamic):
     assert torch.equal(compiled(x)[0], compiled(x)[0])
     with brnn.mc_dropout(module):
         assert not torch.equal(compiled(x)[0], compiled(x)[0])
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_belongs_to_no_block_of_the_original(how):
+    """Once compiled it would ask the original's block for masks, or die with the original."""
+    torch._dynamo.reset()
+    module, x = made(), torch.randn(T, B, I)
+    with brnn.hold_masks(module):
+        twin = copy.deepcopy(module) if how == "deepcopy" else pickle.loads(pickle.dumps(module))
+    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    module.recurrent_dropout = 1.0
+    torch.manual_seed(1)
+    expected = twin(x)[0]
+    torch.manual_seed(1)
+    torch.testing.assert_close(compiled(x)[0], expected)
+    del module
+    compiled(x)
+    with brnn.hold_masks(twin):
+        assert torch.equal(compiled(x)[0], compiled(x)[0])
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

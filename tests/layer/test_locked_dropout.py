@@ -97,3 +97,10 @@ def test_locked_dropout_errors_and_repr():
     assert (
         repr(brnn.LockedDropout(0.5, batch_first=True)) == "LockedDropout(p=0.5, batch_first=True)"
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_integers_are_refused_by_name(training):
+    module = brnn.LockedDropout(0.5).train(training)
+    with pytest.raises(ValueError, match=r"^x: expected a floating-point dtype, got int64$"):
+        module(torch.ones(T, B, 3, dtype=torch.long))

@@ -256,3 +256,71 @@ def test_output_batch_dim_is_settled_by_the_first_chunk():
     """The last chunk is smaller: its 2 * 2 sequences must not be taken for the 4 time steps."""
     x = torch.randn(4, 2, I)
     assert brnn.mc_predict(tagger(), x, samples=5, chunk=3).mean.shape == (4, 2, 2)
+
+
+# Inputs whose batch stands elsewhere
+
+
+class Packing(nn.Module):
+    """The last states of sequences of these lengths."""
+
+    def __init__(self, batch_first=False):
+        super().__init__()
+        self.rnn = brnn.BayesianGRU(I, H, batch_first=batch_first, recurrent_dropout=0.5)
+
+    def forward(self, x, lengths, start=None):
+        sorted_or_not = {"batch_first": self.rnn.batch_first, "enforce_sorted": False}
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, **sorted_or_not)
+        return self.rnn(packed, start)[1][-1]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("batch_dim", [None, "given"])
+def test_lengths_are_a_vector_of_the_batch(batch_first, batch_dim):
+    module, lengths = Packing(batch_first), torch.tensor([T, 1, 2])[:B]
+    x = torch.randn(T, B, I).transpose(0, int(batch_first))
+    given = {"batch_dim": 1 - int(batch_first)} if batch_dim else {}
+    torch.manual_seed(1)
+    one = brnn.mc_predict(module, x, lengths, None, samples=5, keep_draws=True, **given)
+    torch.manual_seed(1)
+    loop = brnn.mc_predict(module, x, lengths, samples=5, keep_draws=True, chunk=1)
+    assert one.draws.shape == loop.draws.shape == (5, B, H)
+    torch.testing.assert_close(one.draws[0], loop.draws[0])
+    torch.manual_seed(2)
+    in_keywords = brnn.mc_predict(module, x, module_kwargs={"lengths": lengths}, samples=5, **given)
+    assert in_keywords.mean.shape == (B, H)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("layer", [brnn.BayesianLSTM, nn.LSTM])
+def test_states_have_their_batch_in_dimension_1(layer, keyword, batch_first):
+    dropout = {"recurrent_dropout": 0.5} if layer is brnn.BayesianLSTM else {"dropout": 0.5}
+    module = layer(I, H, 2, batch_first=batch_first, **dropout)
+    x = torch.randn(T, B, I).transpose(0, int(batch_first))
+    state = (torch.randn(2, B, H), torch.randn(2, B, H))
+    given = {"module_kwargs": {"hx": state}} if keyword else {}
+    got = brnn.mc_predict(module, x, *([] if keyword else [state]), samples=40, **given)
+    assert got.mean.shape == module(x)[0].shape and got.std.mean() > 0
+    other = [s.roll(1, dims=1) for s in state]
+    moved = brnn.mc_predict(module, x, other, samples=2)
+    assert not torch.allclose(moved.mean, got.mean, atol=0.05)
+
+
+def test_what_a_repeat_broke_is_said():
+    """One sample alone ran, so what the module raised is about the repetition."""
+
+    class Sorted(Packing):
+        def forward(self, x, lengths):
+            return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths))[1][-1]
+
+    x, lengths = torch.randn(T, B, I), torch.arange(B, 0, -1)
+    message = (
+        r"^batch_dim: .* dimension 1 \(size \d\) the module raised '`lengths` array must .*chunk=1"
+    )
+    with pytest.raises(ValueError, match=message):
+        brnn.mc_predict(Sorted(), x, lengths, samples=3)
+    assert brnn.mc_predict(Sorted(), x, lengths, samples=3, chunk=1).mean.shape == (B, H)
+    layer = brnn.BayesianLSTM(I, H, recurrent_dropout=0.5)
+    with pytest.raises(ValueError, match=rf"raised 'input: expected last dimension {I} .*chunk=1"):
+        brnn.mc_predict(layer, torch.randn(T, I), samples=3)

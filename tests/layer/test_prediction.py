@@ -265,6 +265,7 @@ def test_a_better_forecast_has_better_scores():
         (lambda p: p.quantile(1.5), r"q: expected probabilities in \[0, 1\]"),
         (lambda p: p.quantile(torch.tensor([[0.1]])), r"q: expected probabilities"),
         (lambda p: p.quantile(math.nan), r"q: expected probabilities"),
+        (lambda p: p.quantile([]), r"q: expected probabilities .*, got \[\]"),
         (lambda p: p.interval(), r"interval: expected either level or scale, got neither"),
         (lambda p: p.interval(0.9, scale=1.0), r"interval: .* got both"),
         (lambda p: p.interval(1.0), r"level: expected a probability in \(0, 1\), got 1\.0"),

@@ -94,6 +94,23 @@ def test_each_module_loads_under_weights_only(module):
     assert type(torch.load(file, weights_only=True)) is type(module)
 
 
+def test_masks_and_predictions_load_under_weights_only():
+    """Masks held over windows are part of what an exact resume stores."""
+    layer, x = brnn.BayesianLSTM(4, 6, recurrent_dropout=0.5), torch.randn(3, 2, 4)
+    kept = {
+        "masks": layer.sample_masks(2),
+        "normal": brnn.mc_predict(layer, x, samples=3, noise=0.1),
+        "both": brnn.mc_predict(layer, x, samples=3, likelihood="heteroscedastic", output=0),
+    }
+    file = io.BytesIO()
+    torch.save(kept, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert [type(x) for x in loaded.values()] == [type(x) for x in kept.values()]
+    assert torch.equal(layer(x, masks=loaded["masks"])[0], layer(x, masks=kept["masks"])[0])
+    assert torch.equal(loaded["both"].total_std, kept["both"].total_std)
+
+
 @pytest.mark.parametrize("cell", [brnn.BayesianLSTM, brnn.BayesianGRU])
 def test_numpy_scalars_and_arrays_are_taken(cell):
     layer = cell(

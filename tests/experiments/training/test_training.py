@@ -278,10 +278,15 @@ def test_resume_with_another_text(tiny, text, corpus, tmp_path):
 
 
 def test_folder_with_files_in_it(tiny, corpus, tmp_path, folder_bytes):
+    """It is not offered to resume a run that is not there, and is to one that is."""
     (tmp_path / "thesis.txt").write_text("precious")
     before = folder_bytes(tmp_path)
-    with pytest.raises(UserError, match=r"--out: expected a new or empty folder, got .*--resume"):
+    with pytest.raises(UserError, match=r"--out: expected a new or empty folder, got .* in it$"):
         start(tiny(), corpus, tmp_path)
+    run = tmp_path.parent / f"{tmp_path.name}-run"
+    start(tiny(epochs=1), corpus, run).run()
+    with pytest.raises(UserError, match=r"new or empty folder, got .*; add --resume to continue"):
+        start(tiny(), corpus, run)
     with pytest.raises(UserError, match=r"--resume: expected a run in .*, got no last.pt there"):
         read_run(LanguageModelTask, tmp_path, {})
     with pytest.raises(UserError, match="--out: expected a folder, got the file"):

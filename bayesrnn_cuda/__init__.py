@@ -26,10 +26,18 @@ from .switch import MaskDropout
 # A checkpoint of a whole module, of masks or of a prediction loads under torch.load's default,
 # weights_only=True.
 torch.serialization.add_safe_globals(
-    [BayesianEmbedding, BayesianGRU, BayesianLSTM, BayesianRNN, LockedDropout, MaskDropout]
-)
-torch.serialization.add_safe_globals(
-    [LayerMasks, LayerWeights, MCPrediction, HeteroscedasticPrediction]
+    [
+        BayesianEmbedding,
+        BayesianGRU,
+        BayesianLSTM,
+        BayesianRNN,
+        HeteroscedasticPrediction,
+        LayerMasks,
+        LayerWeights,
+        LockedDropout,
+        MCPrediction,
+        MaskDropout,
+    ]
 )
 
 __version__ = "0.1.0"

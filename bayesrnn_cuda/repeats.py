@@ -7,7 +7,6 @@ sample runs alone, and in the calls after it the layers' sequences and the outpu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
@@ -57,7 +56,7 @@ class Repeats:
             (tuple(inputs), dict(kwargs or {})), is_leaf=lambda x: isinstance(x, PackedSequence)
         )
         self._leaves = leaves
-        self._states = _states(module, inputs, dict(kwargs or {}))
+        self._axes = _axes(module, inputs, dict(kwargs or {}))
         self._samples, self._shared = samples, shared
         self._output_batch_dim = output_batch_dim
         self._cache = _Cache()
@@ -106,8 +105,8 @@ class Repeats:
     def _placed(self) -> list["_Placed"]:
         """The tensors with a batch."""
         return [
-            _Placed(x, state)
-            for x, state in zip(self._leaves, self._states, strict=True)
+            _Placed(x, axis)
+            for x, axis in zip(self._leaves, self._axes, strict=True)
             if isinstance(x, Tensor) and x.dim()
         ]
 
@@ -121,12 +120,10 @@ class Repeats:
             return [batch_dim]
         flags = _batch_first(module)
         self._disagree = len(flags) > 1
-        ranks = [x.tensor.dim() for x in placed]
-        least = min(ranks, default=2)
+        least = min((x.tensor.dim() for x in placed if x.axis is None), default=2)
         dim = 1 if flags == {False} or (self._disagree and least > 1) else 0
-        # A vector beside others has an entry for each sequence (lengths): then its size is theirs.
-        lone = max(ranks, default=2) == 1 or len({x.size(dim) for x in placed}) > 1
-        if dim >= least and lone:
+        vectors = [x for x in placed if x.axis == 0]
+        if dim >= least or any(x.size(dim) != placed[0].size(dim) for x in vectors):
             shapes = " and ".join(str(list(x.tensor.shape)) for x in placed)
             raise ValueError(
                 "batch_dim: expected inputs with a batch dimension, 1 where batch_first=False, or "
@@ -145,10 +142,10 @@ class Repeats:
             if size == 1:  # what the module writes must reach neither the caller nor the next call
                 return [x.clone() if isinstance(x, Tensor) else x for x in self._leaves]
             return [
-                _repeat(x, size, _Placed(x, state).dim(dim))
+                _repeat(x, size, _Placed(x, axis).dim(dim))
                 if isinstance(x, Tensor) and x.dim()
                 else x
-                for x, state in zip(self._leaves, self._states, strict=True)
+                for x, axis in zip(self._leaves, self._axes, strict=True)
             ]
 
         inputs, kwargs = pytree.tree_unflatten(self._cache.get((size, dim), make), self._spec)
@@ -165,23 +162,25 @@ class Repeats:
         cause = None
         while self._dims:
             dim, batch = self._dims[0], self._batch()
-            del self._dims[0]
             try:
                 outputs, saw = run(self._arguments(size, dim))
-            except (ValueError, RuntimeError) as error:  # where one sample alone raised nothing
-                if isinstance(error, torch.OutOfMemoryError):
+            except Exception as error:
+                if not failed:
+                    _add_note(
+                        error,
+                        f"mc_predict: one sample alone ran; {size} were repeated in "
+                        f"dimension {dim} of the inputs (batch_dim=). chunk=1 repeats nothing",
+                    )
                     raise
-                cause = cause or error
-                said = str(error).partition("\n")[0]
-                failed.append(f"dimension {dim} (size {batch}) the module raised {said!r}")
-                continue
+                cause = error  # the second guess is worse than the first
+                break
             if _grew(saw, alone, size) and not (self._shared and set(saw) - {size * batch}):
-                self._dims.insert(0, dim)
                 return outputs
             failed.append(
                 f"dimension {dim} (size {batch}) they saw {_listed(alone)} for one sample and "
                 f"{_listed(saw)} for {size}"
             )
+            del self._dims[0]
         raise ValueError(
             "batch_dim: expected the dimension of the sequences, of which each dropout layer sees "
             "samples * batch; repeated in " + ", in ".join(failed) + ". A single sequence needs a "
@@ -258,10 +257,10 @@ class _Placed(NamedTuple):
     """A tensor that is repeated, and where its batch is if the inputs' is in dimension `dim`."""
 
     tensor: Tensor
-    state: bool  # of a recurrent layer: [layers, B, H], whatever batch_first says
+    axis: int | None  # where it is all the same; see _axes
 
     def dim(self, dim: int) -> int:
-        return 1 if self.state else 0 if self.tensor.dim() == 1 else dim
+        return dim if self.axis is None else self.axis
 
     def has(self, dim: int) -> bool:
         return -self.tensor.dim() <= self.dim(dim) < self.tensor.dim()
@@ -270,17 +269,26 @@ class _Placed(NamedTuple):
         return self.tensor.shape[self.dim(dim)]
 
 
-def _states(module: nn.Module, inputs: Sequence[Any], kwargs: dict[str, Any]) -> list[bool]:
-    """Which leaves of the arguments are states that a recurrent layer is called with."""
+def _axes(module: nn.Module, inputs: Sequence[Any], kwargs: dict[str, Any]) -> list[int | None]:
+    """Of each leaf of the arguments the dimension of its batch, where that is not the inputs'.
+
+    A vector beside tensors of more dimensions has an entry for each sequence (lengths). The states
+    that a recurrent layer is called with are [layers, B, H], whatever batch_first says.
+    """
     recurrent = isinstance(module, (RecurrentLayer, nn.RNNBase))
     named = [(str(i), x) for i, x in enumerate(inputs)] + list(kwargs.items())
-    found = []
+    found: list[tuple[bool, int]] = []
     for name, value in named:
-        leaves = pytree.tree_leaves(value, is_leaf=lambda x: isinstance(x, PackedSequence))
-        for x in leaves:
-            batched = isinstance(x, Tensor) and x.dim() == 3
-            found.append(recurrent and batched and name in ("1", "hx"))
-    return found
+        for x in pytree.tree_leaves(value, is_leaf=lambda x: isinstance(x, PackedSequence)):
+            rank = x.dim() if isinstance(x, Tensor) else 0
+            found.append((recurrent and rank == 3 and name in ("1", "hx"), rank))
+    beside = any(rank > 1 for _, rank in found)
+    return [1 if state else 0 if rank == 1 and beside else None for state, rank in found]
+
+
+def _add_note(error: Exception, note: str) -> None:
+    if hasattr(error, "add_note"):  # from Python 3.11 on
+        error.add_note(note)
 
 
 def _check_dims(placed: Sequence[_Placed], batch_dim: int) -> None:

@@ -7,11 +7,11 @@ kernel is meant by a pattern of its short name as `make kernels` prints it. cuob
 of the toolkit, or of pip's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm (CUDA_HOME, PATH).
 
 A row is a part of the loop over time steps of a persistent recurrence, on the longest way of a
-thread that updates cells, resets and all:
+thread that updates elements, resets and all:
 
 before      until it looks at the words of other blocks; hidden while they are under way
 products    from there to the last mma
-path        from there until h or dz is published: sums, cells
+path        from there until h or dz is published: sums, elements
 after       what comes behind: results to memory, loads for the next step
 again       loops inside that ask again for words that were missing: once each, not in the sums
 
@@ -276,7 +276,7 @@ def cycles(code: Iterable[Instruction]) -> list[int]:
 
 
 def warps_of(name: str) -> tuple[int, int]:
-    """Warps of a block, and those of them that update cells."""
+    """Warps of a block, and those of them that update elements."""
     tile = re.search(r"(\d+)x(\d+)x(\d+)", name)
     if not tile:
         raise ValueError(f"{name}: expected a tile such as 3x8x1")

@@ -247,10 +247,10 @@ inline void check_size(const char* name, int64_t size) {
 inline void check_sizes(int64_t T, int64_t B, int64_t I, int64_t H) {
   check_size("T", T), check_size("B", B), check_size("I", I), check_size("H", H);
 }
-inline void check_cuda_rows(int64_t T, int64_t B) {
+inline void check_cuda_rows(const char* name, int64_t T, int64_t B) {
   constexpr int64_t kRows = int64_t{1} << 29;  // 32 bits, less a few that loaders use
   if (B > 0 && T > (kRows - 1) / B)
-    fail("x", "T * B below 2^29 on CUDA", std::to_string(T) + " * " + std::to_string(B));
+    fail(name, "T * B below 2^29 on CUDA", std::to_string(T) + " * " + std::to_string(B));
 }
 
 // This checks what every layer takes, whatever engine runs it. c0 is there where the cell has a c.
@@ -304,7 +304,7 @@ inline void check_cpu_engine(const Tensor& x, const std::string& engine) {
 inline void check_cuda_engine(const Tensor& x, const std::string& engine) {
   cuda::engine_of(engine);
   check_storage(x, false);
-  check_cuda_rows(x.size(0), x.size(1));
+  check_cuda_rows("x", x.size(0), x.size(1));
 }
 
 }  // namespace brnn::checks

@@ -351,7 +351,7 @@ std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_
                       StringHandle engine) {
   const Cell which = checks::cell_of(taken(cell));
   checks::check_sizes(T, B, I, H);
-  checks::check_cuda_rows(T, B);
+  checks::check_cuda_rows("T", T, B);
   cuda::Problem problem{.cell = which,
                         .T = T,
                         .B = B,

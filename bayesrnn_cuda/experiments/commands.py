@@ -289,7 +289,7 @@ def _run_sweep(
             )
         options = {**stored["given"], **given}
     else:
-        RunFolder(out).check_new()
+        RunFolder(out).check_new(resumable=(out / _SWEEP_FILE).is_file())
     for preset in sweep.members.values():  # a mistake must not show when some are trained
         config = preset.config(stored["given"] if resume else given)
         resumed_config(config, given)

@@ -48,7 +48,8 @@ class Member:
         trained = len(records) - self.epochs_before
         if self.process is not None and trained > 0:
             return (RunFolder(self.path).metrics.stat().st_mtime - self.began) / trained
-        return sum(record["seconds"] for record in records) / len(records) if records else None
+        seconds = [record["seconds"] for record in records if "seconds" in record]
+        return sum(seconds) / len(seconds) if seconds else None
 
 
 def run_queue(names: Sequence[str], out: Path, options: Mapping[str, Any], jobs: int) -> int:
@@ -164,8 +165,8 @@ class _Queue:
         self.running.remove(member)
         status, epochs = _status(member.process), f"{len(member.records())} of {member.epochs}"
         if status == 0:
-            final = RunFolder(member.path).records()[-1]
-            words = " by patience" if final["ended"] == "patience" else ""
+            final = (RunFolder(member.path).records() or [{}])[-1]
+            words = " by patience" if final.get("ended") == "patience" else ""
             self._say(f"{member.name}: finished{words}, {epochs} epochs")
             return
         text = f"{member.name}: failed with status {status} after {epochs} epochs: {_log(member)}"

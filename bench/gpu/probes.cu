@@ -127,7 +127,7 @@ PROBE(32, hops) {
   if (first) p.seen[0] = sum;
 }
 
-// The sum over 8 warps of four gates, 128 cells each: stores, barrier, loads.
+// The sum over 8 warps of four gates, 128 elements each: stores, barrier, loads.
 PROBE(256, warp_sums) {
   float4* const shared = shared_memory<float4>();
   const int t = threadIdx.x, warp = t / 32, lane = t % 32;

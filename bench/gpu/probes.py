@@ -10,7 +10,7 @@ release     cycles of a word and its flag with release, as grid_flags publishes
 cluster     cycles of a cluster's barrier
 hops        cycles of a word through L2 from one block to another
 exchange    microseconds a step of a grid's exchange alone, at H = 768, B = 16, by planes (1
-            forward, 4 backward), loads asked for ahead, and prefetch; its slots in L2, or flushed
+            forward, 4 backward), loads asked for ahead, and prefetch; its stages in L2, or flushed
 launch      microseconds from one kernel to the next: plain, cooperative, in a CUDA graph
 library     torch's own: copy, products at the size of a step and of all steps
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path(__file__).with_name("libprobes.so")
 ROUNDS = 5
 EXCHANGES = ("1_3_0", "1_3_1", "1_1_1", "4_12_0", "4_12_1", "4_6_1", "4_3_1")
-SLOT = 2 * 24 * 128 * 4  # bytes of a plane of a slot at H = 768, B = 16
+STAGE = 2 * 24 * 128 * 4  # bytes of a plane of a stage at H = 768, B = 16
 STEPS = {"in L2": 128, "flushed": 1024}
 FLUSH = 256 << 20  # bytes, more than any L2
 
@@ -217,15 +217,15 @@ def hops() -> dict[str, Any]:
 
 def exchange(which: str, where: str) -> dict[str, Any]:
     planes, steps = int(which[0]), STEPS[where]
-    slots = zeros(steps * planes * SLOT)
+    stages = zeros(steps * planes * STAGE)
     other = zeros(FLUSH)
 
     def before() -> None:
-        slots.fill_(-1)
+        stages.fill_(-1)
         if where == "flushed":
             other.add_(1)
 
-    launch = Launch(f"exchange_{which}", slots, steps, (48, 2), cooperative=True)
+    launch = Launch(f"exchange_{which}", stages, steps, (48, 2), cooperative=True)
     return {"us_a_step": seconds(launch, before) / steps * 1e6, "cycles": cycles(launch)}
 
 

@@ -348,16 +348,21 @@ def test_run_that_ended_before_its_first_checkpoint_begins_anew(capsys, ptb, tmp
     """As a full disk leaves it. Records without a checkpoint are somebody's results, and stay."""
     out = tmp_path / "a folder"
     out.mkdir()
-    (out / "config.json").write_text("{}")
-    (out / "metrics.jsonl.tmp").write_text("")
+    (out / "config.json").write_text('{"experiment": "language_model"}')
+    (out / "metrics.jsonl").write_text("")
+    (out / "last.pt.tmp").write_text("half")
     line = mistake(capsys, "run", "ptb-small-naive", "--resume", "--out", out)
     assert line == f"argument --resume: expected a run in '{out}', got no last.pt there"
     assert experiment("run", "ptb-small-naive", *ptb, "--max-minutes", "0.0001", "--out", out) == 3
     assert f"experiment run ptb-small-naive --resume --out '{out}'" in capsys.readouterr().err
-    (out / "last.pt").unlink()
-    (out / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    line = mistake(capsys, "run", "ptb-small-naive", *ptb, "--out", out)
-    assert line == (f"argument --out: expected a new or empty folder, got '{out}' with files in it")
+    for file, text in (("metrics.jsonl", '{"epoch": 1}\n'), ("config.json", '{"other": "tool"}')):
+        (out / "last.pt").unlink(missing_ok=True)
+        (out / "metrics.jsonl").write_text("")
+        (out / file).write_text(text)
+        line = mistake(capsys, "run", "ptb-small-naive", *ptb, "--out", out)
+        assert line == (
+            f"argument --out: expected a new or empty folder, got '{out}' with files in it"
+        )
 
 
 def test_folders_of_something_else(capsys, whole_sweep, ptb, tmp_path):

@@ -44,6 +44,8 @@ records = [{"epoch": 1, "seconds": 1.0}, {"final": True, "ended": "patience"}]
 
 
 EPOCHS = 10
+# What a run leaves that ended before its first checkpoint.
+BEGINNING = {"config.json": '{"experiment": "x"}', "metrics.jsonl": "", "last.pt.tmp": "{"}
 
 
 def queue(*arguments: str | Path) -> int:
@@ -166,16 +168,25 @@ def test_second_queue_is_refused(capsys, stub):
 
 def test_run_killed_before_its_first_checkpoint_begins_anew(stub):
     (stub / NAMES[0]).mkdir(parents=True)
-    for left in ("config.json", "metrics.jsonl", "last.pt.tmp"):
-        (stub / NAMES[0] / left).write_text("{")
+    for left, text in BEGINNING.items():
+        (stub / NAMES[0] / left).write_text(text)
     assert queue(NAMES[0], *OPTIONS) == 0
 
 
-@pytest.mark.parametrize(("file", "text"), [("metrics.jsonl", '{"fin'), ("config.json", "{")])
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.jsonl", b'{"fin'),
+        ("config.json", b"{"),
+        ("config.json", b"\xff"),
+        ("metrics.jsonl", b"\xff"),
+        ("metrics.jsonl", b'{"epoch": 1}\n'),
+    ],
+)
 def test_damaged_file_of_a_member_stops_no_other(stub, file, text):
     """Its process says what is wrong, or makes the file anew."""
     assert queue(NAMES[0], *OPTIONS) == 0
-    (stub / NAMES[0] / file).write_text(text)
+    (stub / NAMES[0] / file).write_bytes(text)
     assert not RunFolder(stub / NAMES[0]).finished({})
     (stub / NAMES[0] / "seen.json").unlink()
     queue(NAMES[0], "sentiment-lstm-lengths/50", *OPTIONS)

@@ -1,6 +1,7 @@
 """mc_predict: samples as batch, in chunks, and which dimension is the batch."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -307,20 +308,53 @@ def test_states_have_their_batch_in_dimension_1(layer, keyword, batch_first):
     assert not torch.allclose(moved.mean, got.mean, atol=0.05)
 
 
-def test_what_a_repeat_broke_is_said():
-    """One sample alone ran, so what the module raised is about the repetition."""
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions take no notes before")
+def test_what_a_repeat_broke_has_a_note():
+    """One sample alone ran, so the repetition may be the reason; the error stays what it was."""
 
     class Sorted(Packing):
         def forward(self, x, lengths):
             return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths))[1][-1]
 
     x, lengths = torch.randn(T, B, I), torch.arange(B, 0, -1)
-    message = (
-        r"^batch_dim: .* dimension 1 \(size \d\) the module raised '`lengths` array must .*chunk=1"
-    )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RuntimeError, match=r"^`lengths` array must be sorted") as caught:
         brnn.mc_predict(Sorted(), x, lengths, samples=3)
+    (note,) = caught.value.__notes__
+    assert note == (
+        "mc_predict: one sample alone ran; 2 were repeated in dimension 1 of the inputs "
+        "(batch_dim=). chunk=1 repeats nothing"
+    )
     assert brnn.mc_predict(Sorted(), x, lengths, samples=3, chunk=1).mean.shape == (B, H)
     layer = brnn.BayesianLSTM(I, H, recurrent_dropout=0.5)
-    with pytest.raises(ValueError, match=rf"raised 'input: expected last dimension {I} .*chunk=1"):
+    with pytest.raises(ValueError, match=rf"^input: expected last dimension {I} ") as caught:
         brnn.mc_predict(layer, torch.randn(T, I), samples=3)
+    assert "repeated in dimension 1" in caught.value.__notes__[0]
+
+
+def test_a_module_that_raises_is_not_repeated_elsewhere():
+    """Along the time it would run, and mix the samples."""
+    module = nn.Dropout(0.5)
+    mixing = Function(lambda v: module(v) + torch.zeros(B, 1, I))
+    mixing.add_module("dropout", module)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        brnn.mc_predict(mixing, torch.randn(B, T, I), samples=3)
+
+
+@pytest.mark.parametrize("batch_dim", [1, 7, -2])
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_batch_dim_of_a_lone_vector(batch_dim, chunk):
+    with pytest.raises(ValueError, match=rf"^batch_dim: .* dimension of \[3\], got {batch_dim}$"):
+        brnn.mc_predict(nn.Dropout(), torch.zeros(3), samples=3, batch_dim=batch_dim, chunk=chunk)
+
+
+def test_lengths_where_the_modules_disagree():
+    class Both(Packing):
+        def __init__(self):
+            super().__init__()
+            self.second = brnn.BayesianGRU(H, H, batch_first=True, recurrent_dropout=0.5)
+
+        def forward(self, x, lengths):
+            return self.second(super().forward(x, lengths).unsqueeze(1))[0]
+
+    got = brnn.mc_predict(Both(), torch.randn(T, B, I), torch.full((B,), T), samples=4)
+    assert got.mean.shape == (B, 1, H)

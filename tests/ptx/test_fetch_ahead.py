@@ -6,22 +6,22 @@ import pytest
 from cases import Case
 from layer import How
 
-SLOTS, STEPS = 4, 2  # ahead: csrc/cuda/persistent/fetch_ahead.cuh
+STAGES, STEPS = 4, 2  # ahead: csrc/cuda/persistent/fetch_ahead.cuh
 BYTES = {"bfloat16": 2, "tf32": 4}
 
 
 def expected(case: Case, precision: str, chunks: int, backward: bool) -> int:
-    """Sectors of slots and rows that a pass fetches, where H is a multiple of 16."""
+    """Sectors of stages and rows that a pass fetches, where H is a multiple of 16."""
     size = BYTES[precision]
     per_row = case.H // 16 * (16 * size // 32)  # of [T, B, H]
     planes = case.gates if backward else 1
-    slots = (case.T - SLOTS) * -(-case.B // 8) * chunks * 512 // 32 * planes
+    stages = (case.T - STAGES) * -(-case.B // 8) * chunks * 512 // 32 * planes
     steps = case.T - STEPS
     rows = steps * case.gates
     if backward:
         rows += steps + steps - 1  # dy, and the state before
         rows += steps * (case.cell == "gru")  # what is saved beside it
-    return slots + rows * case.B * per_row
+    return stages + rows * case.B * per_row
 
 
 @pytest.mark.parametrize("reverse", (False, True))

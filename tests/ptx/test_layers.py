@@ -214,8 +214,8 @@ def test_launches_of_some_steps_take_less_memory(engines):
     cut = layer.run(engines, case, "bfloat16", inputs, replace(how, grid_steps=4))
     for planes, all_steps, some in zip((1, 4), whole.scratch, cut.scratch, strict=True):
         left = 2 * case.B * case.H * 4
-        slots = (40 - 4 - (planes > 1)) * planes * 1024
-        assert slots - left - 512 < all_steps - some < slots
+        stages = (40 - 4 - (planes > 1)) * planes * 1024
+        assert stages - left - 512 < all_steps - some < stages
 
 
 # ---- sizes
@@ -245,7 +245,7 @@ def test_forward_without_saving_gives_the_same(engines, name, cell):
 @pytest.mark.parametrize("value", (torch.nan, torch.inf), ids=("nan", "inf"))
 @pytest.mark.parametrize("name", ("grid", "looped", "flags", "block", "cluster"))
 def test_nan_and_inf_stall_nobody(engines, name, where, value):
-    """No result can look like an empty slot. A NaN reaches what it reaches in the reference."""
+    """No result can look like an empty stage. A NaN reaches what it reaches in the reference."""
     case, how = case_of(name, "lstm", "float16", "untied", T=4)
     inputs = cases.sample(case, torch.float16)
     getattr(inputs.weights if where == "weight_hh" else inputs, where)[..., 1] = value

@@ -111,8 +111,8 @@ def test_masked_products(machine):
 
 def test_sums_over_warps(machine):
     seen, _, _ = run(machine, "warp_sums", np.zeros(4, np.uint32), 3, shared_bytes=32768)
-    cells = np.arange(128)
-    own = sum(((32 * w + cells % 32) % 7) for w in range(8))
+    elements = np.arange(128)
+    own = sum(((32 * w + elements % 32) % 7) for w in range(8))
     expected = (own + 8 * (1 + 2 + 3)).astype(np.float32)
     np.testing.assert_array_equal(seen.view(np.float32)[0, :128], expected)
 
@@ -147,12 +147,12 @@ def test_exchanges(machine, planes):
     memory = np.full(steps * count * plane, 0xFFFFFFFF, np.uint32)
     seen, _, memory = run(machine, f"exchange_{planes}", memory, steps, grid=(48, 2, 1),
                           shared_bytes=64, cooperative=True)  # fmt: skip
-    slots = memory.reshape(steps, count, 2, 24, 128)
-    assert (slots != 0xFFFFFFFF).all()
+    stages = memory.reshape(steps, count, 2, 24, 128)
+    assert (stages != 0xFFFFFFFF).all()
     expected = np.zeros((2, 48), np.uint32)
     for s in range(steps):
         # A warp's own sum is that of its first lane: 4 words of its chunks and planes.
-        chunks = slots[s][:, :, :, :4].sum(axis=(0, 3), dtype=np.uint32)  # [2, 24]
+        chunks = stages[s][:, :, :, :4].sum(axis=(0, 3), dtype=np.uint32)  # [2, 24]
         warps = chunks.reshape(2, 8, 3).sum(axis=2, dtype=np.uint32)
         expected += warps[:, s % 8, None]
     np.testing.assert_array_equal(seen[:, 0].reshape(2, 48), expected)

@@ -81,7 +81,8 @@ def compare(
             )
         config = next(iter(begun.values()))[1]
     else:
-        RunFolder(out).check_new()
+        resumable = any(RunFolder(path).exists() for path in runs.values())
+        RunFolder(out).check_new(runs.values(), resumable=resumable)
         config = LanguageModelConfig(**given)
     workers.barrier()  # all have seen the folders as they were
     corpus = load_corpus(config.data, config.min_count)

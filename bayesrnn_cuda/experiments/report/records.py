@@ -18,7 +18,7 @@ class Run:
     """One run folder, finished or not."""
 
     name: str  # folder, relative to the one that was searched
-    config: dict[str, Any]  # content of config.json
+    config: dict[str, Any]  # config.json, and the preset's values for what it lacks
     history: list[dict[str, Any]]  # records of the epochs
     final: dict[str, Any] | None  # the last line of metrics.jsonl if the run is finished
     preset: Preset | None  # that it was made from
@@ -128,14 +128,15 @@ def _read_run(path: Path, name: str) -> Run:
 def _check_final(final: dict[str, Any], experiment: str, path: Path) -> None:
     """Raises UserError where a figure of the last record is not what the report can show."""
     entry = EXPERIMENTS[experiment]
-    columns = (*entry.paper, *entry.columns, *entry.uncertainty)
-    whole = {"best_epoch", *(column.key for column in columns if column.form == "d")}
-    for key in {*whole, *(column.key for column in columns)}:
+    figures = (*entry.paper, *entry.columns, *entry.uncertainty)
+    forms = {"best_epoch": "d", **{column.key: column.form for column in figures}}
+    for key, form in forms.items():
         value = final.get(key)
         if value is None and key != "best_epoch":
             continue
-        if not isinstance(value, int if key in whole else (int, float)):
-            kind = "a whole number" if key in whole else "a number"
+        whole = form == "d"
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            kind = "a whole number" if whole else "a number"
             raise UserError(
                 f"argument RUNS: expected {kind} for {key} in the last line of '{path}', got "
                 f"{value!r}"

@@ -62,7 +62,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
                 missing.append(name)
     lines += _uncertainty(runs)
     if missing:
-        lines += [f"Not drawn, for a reason that the command has told: {', '.join(missing)}.", ""]
+        lines += [f"Not drawn (the command said why): {', '.join(missing)}.", ""]
     report = out / "report.md"
     write_text(report, "\n".join(lines))
     return report

@@ -53,26 +53,42 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """Those in metrics.jsonl, without what cannot be read: a resumed run writes them anew."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
-        return [record for record in map(_json_object, lines) if record]
+        return [record for record in map(_json_object, _text(self.metrics).splitlines()) if record]
 
     def _config(self) -> dict[str, Any]:
-        return _json_object(self.config.read_text()) if self.config.is_file() else {}
+        """config.json, or {} where there is none that can be read."""
+        return _json_object(_text(self.config))
 
-    def check_new(self) -> None:
+    def check_new(self, members: Iterable[Path] = (), *, resumable: bool | None = None) -> None:
         """Raises UserError unless the folder is missing or empty, but for what a run that ended
-        before its first checkpoint may have left."""
+        before its first checkpoint has left there or in the folders of `members`.
+
+        Args:
+            members: folders of runs directly below.
+            resumable: whether the message is to offer --resume; None: where there is a checkpoint.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"argument --out: expected a folder, got the file '{self.path}'")
-        files = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        begun = {file.name for file in (self.config, self.metrics, self.last)}
-        left = {name for name in files if name.removesuffix(".tmp") in begun}
-        if files > left or self.exists() or self.records():
-            hint = "; add --resume to continue its run" if self.exists() else ""
+        files = set(self.path.iterdir()) if self.path.is_dir() else set()
+        if files - self._beginning() - set(members):
+            offer = self.exists() if resumable is None else resumable
+            hint = "; add --resume to continue its run" if offer else ""
             raise UserError(
                 f"argument --out: expected a new or empty folder, got '{self.path}' with files in "
                 f"it{hint}"
             )
+        for path in files & set(members):
+            RunFolder(path).check_new()
+
+    def _beginning(self) -> set[Path]:
+        """The files of a run that has no checkpoint yet: config.json, and no record."""
+        files = (self.config, self.metrics, self.last)
+        found = {path.with_name(f"{path.name}.tmp") for path in files}
+        if "experiment" in self._config():
+            found.add(self.config)
+        if self.metrics.is_file() and self.metrics.stat().st_size == 0:
+            found.add(self.metrics)
+        return found
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -121,6 +137,10 @@ class RunFolder:
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl by one line a record."""
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -122,13 +122,14 @@ class Trainer:
         """
         deadline = deadline_after(self.config.max_minutes) if deadline is None else deadline
         self.workers.barrier()  # all have seen the folder as it was
-        with self._folder(), Interruption() as self.interruption, self._open_writer() as writer:
+        with self._folder(), Interruption() as self.interruption:
             room = True  # for a plot
             try:
                 self.save()
-                while not self.finished():
-                    self._epoch(deadline)
-                    self._report(writer)
+                with self._open_writer() as writer:  # no file of it where there is no checkpoint
+                    while not self.finished():
+                        self._epoch(deadline)
+                        self._report(writer)
                 return self._test()
             except Interrupted as stop:
                 self.save()

@@ -423,10 +423,10 @@ class BackwardPass : TimePass<BackwardParams<S>, Tile, Pass::backward, CellOf, t
   uint32_t resets_ = 0;  // rows of the batch tile that zero enters at the step at work
   uint32_t cuts_ = 0;    // those at the step after it
   float held_[kElements] = {}, carry_[kElements] = {};  // carry: see Algebra::backward
-  S gates_[kElements][G] = {}, saved_[kElements] = {}, previous_[kElements] = {},
-    dy_[kElements] = {};
-  float factors_[kElements][Algebra::factors] = {},
-        wide_dy_[kElements] = {};  // of the step at work: Algebra::weigh
+  S gates_[kElements][G] = {}, saved_[kElements] = {};
+  S previous_[kElements] = {}, dy_[kElements] = {};
+  // Of the step at work; see Algebra::weigh.
+  float factors_[kElements][Algebra::factors] = {}, wide_dy_[kElements] = {};
   int inside_[kElements] = {};
   int offset_ = 0;  // where this lane's first word of a pair of planes goes
 };

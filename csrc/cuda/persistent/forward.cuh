@@ -391,8 +391,8 @@ class ForwardPass
   Weights<S, G, Tile::chunks> weights_;
   Words masks_;
   uint32_t kept_units_ = 0;
-  float state_[kElements] = {}, h_[kElements] = {},
-        bias_[kElements] = {};  // state: c where the cell has one, else h
+  float state_[kElements] = {};  // c where the cell has one, else h
+  float h_[kElements] = {}, bias_[kElements] = {};
   float gates_[kElements][G] = {}, saved_[kElements] = {};
   Input input_;
 };

@@ -56,7 +56,7 @@ constexpr double microseconds(double cycles, const Rates& r) {
 
 // A unit tile of a batch tile sends 128 elements of four gates through MUFU, 10 results each, 16 a
 // cycle.
-inline constexpr double kCells = 80;
+inline constexpr double kElementCycles = 80;
 // The sum over warps costs a barrier and the latency of its loads, beside its bytes.
 inline constexpr double kSums = 76;
 inline constexpr double kSharedBytes = 128;  // a cycle
@@ -76,7 +76,8 @@ constexpr double work(Engine engine, Pass pass, const Tiling& t, const CellTrait
   const Rates& r = rates(device);
   const int gates = cell.gates;
   const int chunks = t.unit_tiles * t.k_warps * t.chunks, products = chunks * gates;
-  double cycles = kCells * t.unit_tiles * gates / 4 + (2 * r.mma_cycles + kOperand) * products;
+  double cycles =
+      kElementCycles * t.unit_tiles * gates / 4 + (2 * r.mma_cycles + kOperand) * products;
   const SharedLayout layout = shared_layout(pass, t, cell, untied);
   const int sum_bytes = 4 * layout.buffer * layout.sum;  // stored, and then loaded
   cycles += 2 * sum_bytes / kSharedBytes + (sum_bytes > 0 ? kSums : 0);

@@ -329,12 +329,13 @@ std::string engine_names() {
 }
 
 const char* name(Precision precision) {
-  const char* name = "tf32";
+  if (precision == Precision::tf32) return "tf32";
+  const char* found = nullptr;
   for_each_dtype([&](auto s) {
-    if (precision_of(DtypeOf<decltype(s)>::id, false) == precision)
-      name = DtypeOf<decltype(s)>::name;
+    using D = DtypeOf<decltype(s)>;
+    if (precision_of(D::id, false) == precision) found = D::name;
   });
-  return name;
+  return found;
 }
 
 Plan plan(const Problem& problem, const Device& device, const std::string& wanted) {

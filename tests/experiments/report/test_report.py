@@ -235,7 +235,7 @@ def test_without_matplotlib_the_tables_and_a_note(report, tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_run(tmp_path / "runs" / "p", "ptb-small-naive", language_records([150.0]))
     lines = report()
-    assert "Not drawn, for a reason that the command has told: ptb-small-curves.png." in lines
+    assert "Not drawn (the command said why): ptb-small-curves.png." in lines
     assert not any(line.startswith("![") for line in lines)
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.md"]
     assert "matplotlib is missing" in capsys.readouterr().err

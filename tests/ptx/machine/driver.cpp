@@ -117,7 +117,7 @@ struct Scratch {
     scratch_bytes = bytes;
     if (ptx::runtime().dry) return;
     memory = std::aligned_alloc(512, (bytes + 1023) / 512 * 512);
-    // NaN in every type, but not 0xFF, which the slots of a grid must be given, nor 0, as its
+    // NaN in every type, but not 0xFF, which the stages of a grid must be given, nor 0, as its
     // flags.
     std::fill_n(static_cast<uint16_t*>(memory), (bytes + 1) / 2, uint16_t{0x7FFF});
     ptx::add_memory(memory, bytes, "scratch");

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 HERE = Path(__file__).parent
 THREADS = 8
+TORCH_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 # Enough work for two threads inside each call.
 T, B, I, H = 10, 16, 48, 64  # noqa: E741
 
@@ -279,6 +280,18 @@ def test_no_memory_is_torchs_own_error(cell):
     no_memory(lambda: torch.func.grad(loss)(weights))
     no_memory(lambda: ours.sample_masks(2**44))
     no_memory(lambda: brnn.LockedDropout(0.5)(torch.zeros(1, 1, 1).expand(1, 2**46, 1)))
+
+
+@pytest.mark.skipif(
+    TORCH_VERSION < (2, 13), reason="torch does not tell why it made no tensor before"
+)
+def test_what_is_no_want_of_memory_is_not_called_so():
+    """Who halves a batch where memory is short must not do so for ever."""
+    layer = brnn.BayesianLSTM(1, 16)
+    x = torch.zeros(1, 1, 1).expand(2**50, 2**10, 1)  # y has 2^64 elements
+    with pytest.raises(RuntimeError, match=r"^torch could not make .*: .*overflow") as caught:
+        layer(x)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")

@@ -230,7 +230,7 @@ def test_errors(arguments, message):
         ({4: -1}, r"H: expected at least 0, got -1"),
         ({5: 1.5}, r"p_x: expected a probability of dropping in \[0, 1\], got 1.5"),
         ({6: float("nan")}, r"p_h: expected a probability .*, got nan"),
-        ({4: 2**62}, r"memory: expected room"),
+        ({4: 2**56}, r"memory: expected room"),
     ],
 )
 def test_errors_of_layers(changed, message):

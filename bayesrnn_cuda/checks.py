@@ -24,6 +24,11 @@ class ArgumentError(ValueError, RuntimeError):
     """
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32", as torch names it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def check_tensor(name: str, value: Any, *, optional: bool = False) -> None:
     """TypeError unless `value` is a tensor, or None where that is an answer too; dense as well."""
     if value is None and optional:
@@ -80,7 +85,7 @@ def check_probabilities(name: str, p: float | Sequence[float], count: int) -> tu
 def shown(value: Any) -> str:
     """`value` in a message: as it is written, or its kind where that would be long."""
     if hasattr(value, "shape") and hasattr(value, "dtype") and math.prod(value.shape) > 1:
-        dtype = str(value.dtype).removeprefix("torch.")
+        dtype = dtype_name(value.dtype)
         return f"{type(value).__name__} of {dtype} {list(value.shape)}"
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{type(value).__name__} {text[:_SHOWN]}..."

@@ -10,7 +10,8 @@ import torch
 import bayesrnn_cuda as brnn
 
 from .cells import CELLS
-from .engines import CUDA_DTYPES, dtype_name
+from .checks import dtype_name
+from .engines import CUDA_DTYPES
 
 USER_ERROR = 2
 _DTYPES = tuple(map(dtype_name, CUDA_DTYPES))

@@ -14,6 +14,7 @@ from .checks import (
     check_probability,
     check_size,
     check_tensor,
+    dtype_name,
 )
 from .masks import apply_mask, sample_keep
 from .settings import Settings
@@ -122,7 +123,7 @@ class BayesianEmbedding(Settings, DropoutModule):
             return leaf  # type: ignore[return-value]
         check_tensor("tokens", tokens)
         if tokens.dtype not in (torch.int64, torch.int32):
-            dtype = str(tokens.dtype).removeprefix("torch.")
+            dtype = dtype_name(tokens.dtype)
             raise ArgumentError(f"tokens: expected dtype int64 or int32, got {dtype}")
         if tokens.dim() not in (1, 2):
             raise ArgumentError(f"tokens: expected 1 or 2 dimensions, got {tokens.dim()}")
@@ -221,8 +222,7 @@ class LockedDropout(Settings, DropoutModule):
             return leaf  # type: ignore[return-value]
         check_tensor("x", x)
         if not (x.is_floating_point() or x.is_complex()):
-            name = str(x.dtype).removeprefix("torch.")
-            raise ArgumentError(f"x: expected a floating-point dtype, got {name}")
+            raise ArgumentError(f"x: expected a floating-point dtype, got {dtype_name(x.dtype)}")
         if x.dim() != 3:
             # [B, F] and [T, F] look alike; taking one for the other would share a mask silently.
             raise ArgumentError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import ops
 from .cells import CELLS
-from .checks import check_size
+from .checks import check_size, dtype_name
 
 ON_CUDA = tuple(torch.ops.bayesrnn.cuda_engines().split(", ")[1:])  # without auto
 ENGINES = ("auto", "cpu", *ON_CUDA, "reference")
@@ -178,11 +178,6 @@ def _device(device: torch.device | str) -> torch.device | str:
             f"device: expected cpu, cuda, cuda:N or one of {', '.join(known)}, got {device!r}"
         )
     return device
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """ "float32", as torch names it."""
-    return str(dtype).removeprefix("torch.")
 
 
 def info() -> dict[str, Any]:

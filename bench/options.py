@@ -6,7 +6,8 @@ from typing import NoReturn
 
 import torch
 
-from bayesrnn_cuda.engines import CUDA_DTYPES, dtype_name
+from bayesrnn_cuda.checks import dtype_name
+from bayesrnn_cuda.engines import CUDA_DTYPES
 
 from .layers import LAYERS
 

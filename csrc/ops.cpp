@@ -274,9 +274,9 @@ void implement(auto& library) {
 // Writes JSON for bayesrnn_cuda.plan: what the CPU engine would do.
 std::string cpu_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t H,
                      StringHandle dtype) {
-  const std::string type = taken(dtype);
+  const std::string name = taken(cell), type = taken(dtype);
   const cpu::Isa& isa = cpu::isa();
-  const Cell which = checks::cell_of(taken(cell));
+  const Cell which = checks::cell_of(name);
   checks::check_sizes(T, B, I, H);
   const int threads = cpu::host(cpu::forward_flop(T, B, I, H, traits(which).gates)).threads;
   std::ostringstream out;
@@ -349,7 +349,10 @@ const cuda::Device& device_of(const std::string& gpu) {
 std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_t H,
                       StringHandle dtype, StringHandle gpu, bool allow_tf32, bool untied, bool save,
                       StringHandle engine) {
-  const Cell which = checks::cell_of(taken(cell));
+  // All are taken before anything is checked: an error would leak the others.
+  const std::string name = taken(cell), type = taken(dtype), where = taken(gpu);
+  const std::string wanted = taken(engine);
+  const Cell which = checks::cell_of(name);
   checks::check_sizes(T, B, I, H);
   checks::check_cuda_rows("T", T, B);
   cuda::Problem problem{.cell = which,
@@ -360,10 +363,10 @@ std::string cuda_plan(StringHandle cell, int64_t T, int64_t B, int64_t I, int64_
                         .precision = {},
                         .untied_h = untied,
                         .save = save};
-  checks::with_dtype(taken(dtype), false, [&](auto s) {
+  checks::with_dtype(type, false, [&](auto s) {
     problem.precision = cuda::precision_of(DtypeOf<decltype(s)>::id, allow_tf32);
   });
-  return cuda::describe(cuda::plan(problem, device_of(taken(gpu)), taken(engine)));
+  return cuda::describe(cuda::plan(problem, device_of(where), wanted));
 }
 
 // Lists the storage types that the fused engines for a device have.
